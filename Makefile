@@ -1,0 +1,29 @@
+# make demo: a small Italian dataset, made by a local model. make test: all tests. make lab: JupyterLab.
+# Each does its own set-up, with uv where it is installed, else with venv and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lab readme clean
+demo: .venv/ready
+	$(BIN)/llmdata translate_and_judge --language it
+
+test: .venv/ready
+	$(BIN)/pytest
+
+lab: .venv/ready
+	$(BIN)/jupyter lab nbs/pipelines/translate_and_judge.ipynb
+
+readme: .venv/ready
+	$(BIN)/python tests/render_readme.py
+
+.venv/ready: settings.ini pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("llmdata_nb needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@if command -v uv >/dev/null 2>&1; then \
+	  test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv && uv pip install -q --python $(BIN)/python -e '.[dev]'; \
+	else \
+	  test -x $(BIN)/python || $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q -e '.[dev]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache
