@@ -1,0 +1,122 @@
+"The folder of a run is a dataset that loads, with a card that is valid whatever the rows say, and true."
+import json
+from importlib.resources import files
+
+import datasets
+import mistune
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard
+
+from llmdata_nb.export import dataset_card, escaped, fenced, read_folder, reason_groups, write_card
+
+NASTY = ["---\nlicense: mit\n---", "a | b |\n| --- |", "```\n# heading\n````", "<script>alert(1)</script><img src=x onerror=alert(1)>", "![x](http://x.y/z.png) [a](javascript:b)",
+         "שלום \u202eevil\u202c عربي", "👩‍🚀 emoji", "\x00\x1b[31m", "two\r\nlines\rand\u2028more", "~~~\n</details>\n\n# heading", "$$\\frac{1}{2}$$ `code` **bold**", "# heading", ""]
+
+
+def make_row(i, text="ciao", **columns):
+    return dict(id=f"d{i}", messages=[dict(role="user", content=text), dict(role="assistant", content=text)], instruction_label="high",
+                instruction_rationale=text, response_score=4, **columns)
+
+
+def make_manifest(kept=0, reasons=(), **changes):
+    lost = {state: sum(r["rows"] for r in reasons if r["state"] == state) for state in ("dropped", "failed")}
+    return dict(dict(recipe="translate_and_judge", language="it", source="demo", models=dict(default="embedded"), arguments=dict(min_score=3), seed=0,
+                     rows={"in": kept + sum(lost.values()), "kept": kept, **lost}, reasons=list(reasons),
+                     calls=[dict(step="translate", model="embedded", calls=1, replayed=0, retries=0, failed=0, prompt_tokens=9, completion_tokens=3, seconds=1.5, usd=0.0)],
+                     seconds=2.5, created="2026-11-21T10:00:00+00:00", versions=dict(llmdata_nb="0.1.0")), **changes)
+
+
+def write_run(folder, kept=(), dropped=(), failed=(), **changes):
+    reasons = [dict(state=state, reason=row["reason"], rows=1) for state, rows in (("dropped", dropped), ("failed", failed)) for row in rows]
+    (folder / "data").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(list(kept)), folder / "data/train-00000.parquet")
+    for state, rows in (("dropped", dropped), ("failed", failed)):
+        if rows: pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"{state}.parquet")
+    (folder / "manifest.json").write_text(json.dumps(make_manifest(len(kept), reasons, **changes)), encoding="utf-8")
+    return folder
+
+
+def html(card): return mistune.create_markdown(escape=False, plugins=["table", "url", "strikethrough", "math"])(card.split("\n---\n", 1)[1])
+
+
+def test_load_dataset_gives_the_kept_rows(tmp_path):
+    kept = [make_row(i) for i in range(3)]
+    folder = write_run(tmp_path / "language=it", kept, [make_row(3, reason="instruction: judged low")], [dict(id="d4", reason="load: line 4: not JSON")])
+    write_card(folder)
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["train"] and list(loaded["train"]) == kept
+    assert "language" not in read_folder(folder).kept[0]
+
+
+def test_no_row_kept_is_a_valid_card_that_says_so(tmp_path):
+    folder = write_run(tmp_path / "run", dropped=[make_row(0, reason="instruction: judged low")])
+    card = write_card(folder).read_text(encoding="utf-8")
+    assert "0 of 1 rows kept" in card and "No row was kept." in card and "nothing to load yet" in card
+    assert DatasetCard(card).data.size_categories == ["n<1K"] and read_folder(folder).kept == []
+
+
+def test_folders_of_run_are_read(tmp_path):
+    from llmdata_nb.run import Outcome, write_folder
+    about = {k: v for k, v in make_manifest(source=None).items() if k not in ("rows", "reasons", "calls")}
+    for kept in ([make_row(0)], []):
+        outcome = Outcome(kept=kept, dropped=[make_row(1, reason="response: wrong language (en, 0.9)")], failed=[dict(id="d2", reason="load: line 3: not JSON")], ledger=[], about=about)
+        write_folder(outcome, tmp_path)
+        found = read_folder(tmp_path)
+        assert (found.kept, found.dropped, found.failed) == (outcome.kept, outcome.dropped, outcome.failed)
+        assert DatasetCard.load(write_card(tmp_path)).data.pretty_name == "Italian rows, by translate_and_judge"
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_of_strangers_is_only_shown(text):
+    dull = html(dataset_card(make_manifest(1, [dict(state="failed", reason="x: y", rows=1)]), [make_row(0)]))
+    manifest = make_manifest(1, [dict(state="failed", reason=f"x: {text}", rows=1)], source=f"s{text}", models={"default": "embedded", f"r{text}": text}, arguments=dict(a=text))
+    manifest["calls"][0].update(step=f"s {text}", model=text)
+    card = dataset_card(manifest, [make_row(0, text)], prompts={f"p{text}": text})
+    data = DatasetCard(card).data
+    assert (data.language, data.license, data.configs[0]["data_files"]) == (["it"], None, [dict(split="train", path="data/*.parquet")])
+    found = html(card)
+    for tag in ("<script", "<img", "<a ", "<details", "<h1", "<h2", "<hr", "<strong", "<em", "<del", "math"): assert found.count(tag) == dull.count(tag), tag
+    assert found.count("<tr>") == dull.count("<tr>") + 3 and "\u202e" not in card and "\x00" not in card  # a role more, and the prompts' table
+    card.encode("utf-8")
+
+
+def test_lone_surrogates_can_be_written():
+    for shown in (escaped("a\ud800b"), fenced("a\ud800b")): shown.encode("utf-8")
+
+
+@pytest.mark.parametrize("code", ["it", "no", "ar"])
+def test_metadata_is_what_the_hub_knows(code):
+    known = {name: json.loads(files("datasets.utils.resources").joinpath(f"{name}.json").read_text()) for name in ("size_categories", "languages")}
+    data = DatasetCard(dataset_card(make_manifest(language=code), [], license="apache-2.0")).data
+    assert data.language == [code] and code in known["languages"]
+    assert data.size_categories[0] in known["size_categories"] and data.license == "apache-2.0" and "synthetic" in data.tags
+
+
+def test_licence_not_stated_is_said():
+    sentence = "Licence of the source: not stated"
+    assert sentence in dataset_card(make_manifest(), []) and sentence not in dataset_card(make_manifest(), [], license="mit")
+
+
+def test_unknown_price_is_never_zero():
+    manifest = make_manifest()
+    manifest["calls"].append(dict(manifest["calls"][0], step="judge", model="openai:x", usd=None, prompt_tokens=None))
+    lines = dataset_card(manifest, []).splitlines()
+    assert next(line for line in lines if line.startswith("| judge")).endswith("| unknown | 3 | 1.5 | price unknown |")
+    assert next(line for line in lines if line.startswith("| **all**")).endswith(r"| unknown | 6 | 3.0 | price unknown for 1 of 2 steps, the others \$0.00 |")
+
+
+def test_counts_that_disagree_are_an_error(tmp_path):
+    kept = [make_row(0), make_row(1)]
+    with pytest.raises(ValueError, match="2 rows kept, but 1 were found"): dataset_card(make_manifest(2), kept[:1])
+    with pytest.raises(ValueError, match="5 rows in, but kept"): dataset_card(make_manifest(2, rows={"in": 5, "kept": 2, "dropped": 0, "failed": 0}), kept)
+    folder = write_run(tmp_path / "run", kept, failed=[dict(id="d2", reason="x: y")])
+    (folder / "data/train-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"data/\*\.parquet.*2 rows kept, but 0 were found"): read_folder(folder)
+    with pytest.raises(FileNotFoundError, match="manifest.json: no such file"): write_card(tmp_path)
+
+
+def test_reasons_are_grouped_and_none_is_lost():
+    reasons = [dict(state="dropped", reason=f"dedup: same request as d{i}", rows=1) for i in range(50)] + [dict(state="failed", reason="load: a.jsonl line 7: not JSON", rows=2)]
+    assert reason_groups(make_manifest(0, reasons)) == [("dropped", "dedup: same request as …", 50), ("failed", "load: a.jsonl line …: not JSON", 2)]

