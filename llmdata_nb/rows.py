@@ -10,12 +10,12 @@ import bz2, csv, glob, gzip, hashlib, io, json, lzma, re, zlib
 from itertools import chain, islice
 from pathlib import Path
 
-# %% ../nbs/02a_rows.ipynb #f9476da1
+# %% ../nbs/02a_rows.ipynb #e4872dbf
 ROLES = dict.fromkeys(["system", "developer"], "system") | dict.fromkeys(["user", "human", "prompter"], "user") | dict.fromkeys(
     ["assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model"], "assistant")
 
 class Unreadable(ValueError):
-    "A record that is not an object, or whose columns have no known shape"
+    "A record that is not an object of a known shape"
 
 # %% ../nbs/02a_rows.ipynb #35fd4ef9
 def _text(content, what):
@@ -234,7 +234,19 @@ def _json(path):
     if isinstance(value, dict): value = value["data"] if isinstance(value.get("data"), list) else [value]
     for n, item in enumerate(value if isinstance(value, list) else [value], 1): yield f"item {n}", item, item
 
-# %% ../nbs/02a_rows.ipynb #fbd258a6
+# %% ../nbs/02a_rows.ipynb #7a78c0f4
+def _cells(cells):
+    "The next cells of the CSV reader, none for a blank line and at the end"
+    try: return [_check_bytes(c) for c in next(cells, [])]
+    except csv.Error as e: raise Unreadable(f"not CSV ({e})") from None
+
+def _record(cells, names):
+    "The next record of the CSV reader `cells`, whose columns are `names`"
+    row = _cells(cells)
+    if row and len(row) != len(names): raise Unreadable(f"{len(row)} cells, but the header names {len(names)} columns")
+    return dict(zip(names, row))
+
+# %% ../nbs/02a_rows.ipynb #1bc8a460
 def _csv(path):
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long answer
     taken = []
@@ -253,17 +265,6 @@ def _csv(path):
         place, record = f"line {cells.line_num + 1}", _attempt(_record, cells, names)
         if not taken: return
         if record: yield place, "".join(taken), record
-
-def _cells(cells):
-    "The next cells of the CSV reader, none for a blank line and at the end"
-    try: return [_check_bytes(c) for c in next(cells, [])]
-    except csv.Error as e: raise Unreadable(f"not CSV ({e})") from None
-
-def _record(cells, names):
-    "The next record of the CSV reader `cells`, whose columns are `names`"
-    row = _cells(cells)
-    if row and len(row) != len(names): raise Unreadable(f"{len(row)} cells, but the header names {len(names)} columns")
-    return dict(zip(names, row))
 
 # %% ../nbs/02a_rows.ipynb #3b6c0d8a
 def _txt(path):
@@ -388,13 +389,13 @@ def _matching(path):
     if not found: raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
     return found
 
-# %% ../nbs/02a_rows.ipynb #dd2a9228
+# %% ../nbs/02a_rows.ipynb #58df622e
 def _check(name, records):
     "Raise `ValueError` when there are no `records` or none of them is readable"
     if not records: raise ValueError(f"{name} is empty: no rows in it")
     problems = [p for _, _, r in records if (p := _problem(r))]
     if len(problems) == len(records):
-        raise ValueError(f"{name}: none of the first {len(records)} rows can be read. {records[0][0]}: {problems[0]}")
+        raise ValueError(f"{name}: not one of the first records ({len(records)}) can be read. {records[0][0]}: {problems[0]}")
 
 def _problem(record):
     try: _read(record)

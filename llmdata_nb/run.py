@@ -133,7 +133,7 @@ def _column(pa, values):
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         return pa.array([v if v is None else json.dumps(v, ensure_ascii=True, default=str) for v in values])
 
-# %% ../nbs/06_run.ipynb #f420c09e
+# %% ../nbs/06_run.ipynb #773a1256
 def write_folder(outcome: Outcome, out) -> None:
     "Write the dataset folder of `outcome`: kept, dropped and failed rows, and `manifest.json`"
     out = Path(out)
@@ -141,7 +141,7 @@ def write_folder(outcome: Outcome, out) -> None:
     write_parquet(outcome.dropped, out/"dropped.parquet")
     write_parquet(outcome.failed, out/"failed.parquet")
     part = out/"manifest.json.new"
-    part.write_text(json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    part.write_bytes(json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str).encode("utf-8", "replace"))
     part.replace(out/"manifest.json")
 
 # %% ../nbs/06_run.ipynb #a66405df

@@ -1,0 +1,97 @@
+"The pipeline notebooks, through papermill and the `llmdata` command, on the real small model."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill as pm
+import pytest
+from datasets import load_dataset
+from scripted_server import serve, translator_and_judge
+
+from llmdata_nb.cli import main
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
+PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "out_dir", "seed", "concurrency", "budget"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "An empty folder to work in, with a store of its own"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLMDATA_STORE", raising=False)
+    return tmp_path
+
+
+def manifest(folder): return json.loads((folder / "manifest.json").read_text())
+
+
+def test_parameters_have_types_and_defaults():
+    found = pm.inspect_notebook(str(NOTEBOOK))
+    assert list(found) == PARAMETERS and all(p["inferred_type_name"] in ("str", "int", "bool") for p in found.values())
+
+
+def test_papermill_on_the_real_small_model(project):
+    "SmolLM2 knows no Italian, so the checks have work to do; the whole pipeline runs all the same"
+    out = project / "made"
+    pm.execute_notebook(str(NOTEBOOK), str(project / "run.ipynb"), progress_bar=False, kernel_name="python3",
+                        parameters=dict(model="embedded:smollm2-135m", limit=11, out_dir=str(out)))
+    rows = manifest(out)["rows"]
+    assert rows["in"] == 11 == rows["kept"] + rows["dropped"] + rows["failed"]
+    reasons = {r["id"]: r["reason"] for r in load_dataset("parquet", data_files=str(out / "dropped.parquet"), split="train")}
+    assert reasons["demo-06"] == "dedup: same request as demo-01" and reasons["demo-11"].startswith("dedup: near-duplicate of demo-07")
+    (broken,) = [r for r in load_dataset("parquet", data_files=str(out / "failed.parquet"), split="train") if r["reason"].startswith("load:")]
+    assert "demo.jsonl line 9" in broken["reason"]
+    assert (out / "README.md").read_text().startswith("---\n") and (out / "plots" / "funnel.png").stat().st_size > 5000
+    assert (project / "outputs" / "store.sqlite").exists()
+    calls = manifest(out)["calls"]
+    assert sum(c["calls"] for c in calls) > 8 and all(c["usd"] == 0 for c in calls)
+
+
+def progress_outputs(notebook):
+    cells = [c for c in nbformat.read(notebook, 4).cells if c.cell_type == "code" and "outcome = run(" in c.source]
+    return [o for o in cells[0].outputs if "rows" in o.get("data", {}).get("text/plain", "")]
+
+
+def test_command_makes_a_dataset_for_each_language(project, capsys):
+    "Two languages, one store; the folder is a dataset, the executed notebook has one line of progress"
+    source = project / "rows.jsonl"
+    source.write_text("\n".join(json.dumps({"instruction": f"Please tell me about the number {i} and why people like it", "output": f"People like the number {i} because of its many friends {i}"}) for i in range(6)))
+    with serve(translator_and_judge, seconds=0.2) as (model, bodies):
+        options = ["-p", f"source={source}", "-p", f"model={model}", "-p", "limit=0", "-p", "concurrency=2"]
+        assert main(["translate_and_judge", "--language", "it,Spanish", *options]) == 0
+    it, es = project / "outputs" / "it" / "translate_and_judge", project / "outputs" / "es" / "translate_and_judge"
+    assert manifest(it)["rows"]["kept"] == 6 and manifest(es)["rows"] == {"in": 6, "kept": 0, "dropped": 6, "failed": 0}  # the server knows only Italian
+    assert all("wrong language (it" in r for r in load_dataset("parquet", data_files=str(es / "dropped.parquet"), split="train")["reason"])
+    kept = load_dataset(str(it), split="train")
+    assert len(kept) == 6 and kept[0]["messages"][0]["content"].startswith("Questa è la traduzione")
+    assert len(progress_outputs(it / "run.ipynb")) == 2  # the line of progress and the outcome
+    assert "6 rows kept of 6" in capsys.readouterr().out
+    assert "language: it" in (it / "README.md").read_text().split("---")[1]
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["translate_and_judge", "--language", "xx"], "unknown language 'xx'"),
+    (["translate_and_judge", "-p", "min_scor=4"], "no parameter 'min_scor', did you mean 'min_score'?"),
+    (["translate_and_judge", "-p", "limit=few"], "parameter limit: expected int, got 'few'"),
+    (["translate_and_judge", "-p", "limit"], "expected name=value"),
+    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: translate_and_judge"),
+    (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only")])
+def test_wrong_arguments_are_one_line(project, capsys, argv, message):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and not list(project.iterdir())
+
+
+def test_a_run_that_fails_says_why_in_one_line(project, capsys):
+    assert main(["translate_and_judge", "-p", "source=nowhere.jsonl"]) == 1
+    err = capsys.readouterr().err
+    assert "nowhere.jsonl" in err and "Traceback" not in err
+
+
+def test_python_m(project):
+    done = subprocess.run([sys.executable, "-m", "llmdata_nb", "translate_and_judge", "--language", "klingonish"], capture_output=True, text=True)
+    assert done.returncode == 2 and "unknown language 'klingonish'" in done.stderr and "Traceback" not in done.stderr

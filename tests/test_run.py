@@ -1,0 +1,179 @@
+"Rows are never lost or doubled, calls never paid twice: under kill -9, failures, interrupts, budgets."
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scripted_server import said, serve, translator_and_judge
+
+from llmdata_nb.run import drop, run
+from llmdata_nb.translate import translate_and_judge
+
+ROOT = Path(__file__).parents[1]
+
+
+def conversations(n):
+    return [{"id": f"r{i:03}", "messages": [{"role": "user", "content": f"Please tell me something about the number {i}"},
+                                            {"role": "assistant", "content": f"Here is what I can tell you about the number {i}"}]} for i in range(n)]
+
+
+def paid(bodies): return [json.dumps(b, sort_keys=True) for b in bodies]
+
+
+async def echo(row, ask):
+    reply = await ask(f"Say {row['id']}", step="say")
+    row["said"] = reply.text
+    return row
+
+
+def test_kill_9_in_mid_run(tmp_path):
+    "What was answered before the kill is not asked again, and the rows are those of a run without a kill"
+    rows, store, out = conversations(60), tmp_path / "store.sqlite", tmp_path / "out"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    script = ("import json, sys; from llmdata_nb.run import run; from llmdata_nb.translate import translate_and_judge\n"
+              "rows = json.load(open(sys.argv[1])); run(rows, translate_and_judge, model=sys.argv[2], store=sys.argv[3], out=sys.argv[4], language='it', concurrency=8)")
+    with serve(translator_and_judge, seconds=0.03) as (model, bodies):
+        command = [sys.executable, "-c", script, tmp_path / "rows.json", model, store, out]
+        first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while len(bodies) < 110: time.sleep(0.01)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        time.sleep(0.2)
+        before = len(bodies)
+        assert 110 <= before < 240 and not out.exists()
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        assert len(bodies) - len(set(paid(bodies))) <= 8  # only those in flight at the kill
+        assert len(set(paid(bodies))) == 240
+    kept = pd.read_parquet(out / "data")
+    assert list(kept["id"]) == [r["id"] for r in rows]
+
+
+def test_second_run_calls_nothing_and_writes_the_same_bytes(tmp_path):
+    rows, options = conversations(5), dict(store=tmp_path / "store.sqlite", language="it")
+    with serve(translator_and_judge) as (model, bodies):
+        first = run(rows, translate_and_judge, model=model, out=tmp_path / "a", **options)
+        count = len(bodies)
+        second = run(rows, translate_and_judge, model=model, out=tmp_path / "b", **options)
+        assert count == 20 and len(bodies) == count
+    assert first.kept == second.kept and len(first.kept) == 5
+    for name in ("data/train-00000.parquet", "dropped.parquet", "failed.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sum(line["replayed"] for line in second.ledger) == 20 and sum(line["prompt_tokens"] for line in second.ledger) == 400
+
+
+@pytest.mark.parametrize("verdict", ["I would rather not say.", '{"rationale": "x", "score": 9}', '{"rationale": "x", "score": null}', "", '{"rationale": "8/10'])
+def test_a_failed_judgement_is_never_a_pass(tmp_path, verdict):
+    "Unjudged rows fail, and the next run asks again"
+    broken = [True]
+    def answer(body, n):
+        text = translator_and_judge(body)
+        return verdict if broken[0] and '"score"' in text else text
+    with serve(answer) as (model, bodies):
+        options = dict(model=model, store=tmp_path / "store.sqlite", language="it")
+        outcome = run(conversations(2), translate_and_judge, **options)
+        assert not outcome.kept and not outcome.dropped and len(outcome.failed) == 2
+        assert all(r["reason"].startswith("judge response: unjudged") and "response_score" not in r or r["response_score"] is None for r in outcome.failed)
+        broken[0], before = False, len(bodies)
+        again = run(conversations(2), translate_and_judge, **options)
+        assert len(again.kept) == 2 and len(bodies) - before == 2  # only the judgements are paid again
+
+
+def test_every_row_ends_in_one_state(tmp_path):
+    "500s and 429s are retried, 400s fail their row, a settled row passes through, an error of the recipe stays with its row"
+    async def recipe(row, ask):
+        if row["id"] == "bug": return {}["nothing"]
+        if row["id"] == "none": return None
+        if row["id"] == "drop": drop("too short")
+        return await echo(row, ask)
+    def answer(body, n):
+        name = body["messages"][0]["content"].split()[-1]
+        if name == "flaky" and n < 2: return 503, {"error": {"message": "busy"}}, {"Retry-After": "0"}
+        if name == "limited" and n < 1: return 429, {"error": "slow down"}, {"Retry-After": "1"}
+        if name == "filtered": return 400, {"error": {"message": "content filter"}}
+        if name == "moved": return 307, {}, {"Location": "http://127.0.0.1:9/v1/chat/completions"}
+        return "fine"
+    names = ["good", "flaky", "limited", "filtered", "moved", "bug", "none", "drop"]
+    rows = [{"id": n} for n in names] + [{"id": "dup", "dropped": "dedup: same request as good"}, {"id": "line 9", "failed": "load: not JSON"}]
+    with serve(answer) as (model, bodies):
+        outcome = run(rows, recipe, model=model, store=tmp_path / "s.sqlite")
+    assert [r["id"] for r in outcome.kept] == ["good", "flaky", "limited"]
+    assert {r["id"]: r["reason"] for r in outcome.dropped} == {"drop": "too short", "dup": "dedup: same request as good"}
+    failed = {r["id"]: r["reason"] for r in outcome.failed}
+    assert failed["filtered"] == "say: refused (400 content filter)" and failed["moved"].startswith("say: refused (307")
+    assert failed["bug"] == "KeyError: 'nothing'" and "returned None" in failed["none"] and failed["line 9"] == "load: not JSON"
+    assert outcome.manifest()["rows"] == {"in": 10, "kept": 3, "dropped": 2, "failed": 5}
+    assert [sum(line[k] for line in outcome.ledger) for k in ("calls", "retries", "failed")] == [3, 3, 2]
+
+
+def test_budget_stops_before_it_is_passed(tmp_path):
+    with serve(lambda body, n: "fine") as (model, bodies):
+        outcome = run([{"id": str(i)} for i in range(20)], echo, model=model, store=tmp_path / "s.sqlite", budget="7 calls", concurrency=3)
+        assert len(bodies) == 7 and len(outcome.kept) == 7 and len(outcome.failed) == 13
+        assert all("over budget" in r["reason"] for r in outcome.failed)
+        rest = run([{"id": str(i)} for i in range(20)], echo, model=model, store=tmp_path / "s.sqlite")
+        assert len(rest.kept) == 20 and len(bodies) == 20
+
+
+def test_interrupt_keeps_what_was_answered(tmp_path):
+    "Ctrl-C ends the run within two seconds, leaves no thread behind, and the next run goes on"
+    rows = [{"id": str(i)} for i in range(200)]
+    with serve(lambda body, n: "fine", seconds=0.1) as (model, bodies):
+        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        before, started = threading.active_count(), time.monotonic()
+        with pytest.raises(KeyboardInterrupt): run(rows, echo, model=model, store=tmp_path / "s.sqlite", concurrency=4)
+        assert time.monotonic() - started < 3 and threading.active_count() <= before
+        done = len(bodies)
+        assert 4 < done < 100
+        outcome = run(rows, echo, model=model, store=tmp_path / "s.sqlite", concurrency=50)
+        assert len(outcome.kept) == 200 and len(bodies) <= 200 + 4
+
+
+def test_the_store_is_checked_before_anything_is_paid(tmp_path):
+    from llmdata_nb.store import StoreError
+    bad = tmp_path / "bad.sqlite"
+    bad.write_bytes(b"not a database" * 100)
+    with serve(lambda body, n: "fine") as (model, bodies):
+        with pytest.raises(StoreError, match="bad.sqlite"): run([{"id": "a"}], echo, model=model, store=bad)
+        assert not bodies
+
+
+@pytest.mark.parametrize("how, message", [
+    (dict(model="gpt-5"), "expected embedded"), (dict(model="openai:gpt-5"), "OPENAI_API_KEY"), (dict(model={"judge": "embedded"}), "default"),
+    (dict(concurrency=0), "concurrency 0"), (dict(budget="lots"), "budget 'lots'"), (dict(langage="it"), "no argument 'langage'"),
+    (dict(language="xx"), "unknown language 'xx'"), ({}, "needs 'language'"), (dict(language="it", english=1), "it takes language")])
+def test_bad_arguments_are_one_line_before_any_call(tmp_path, monkeypatch, how, message):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve(translator_and_judge) as (model, bodies):
+        with pytest.raises(ValueError, match=message) as e: run(conversations(1), translate_and_judge, **dict(model=model, store=tmp_path / "s.sqlite") | how)
+        assert not bodies and "\n" not in str(e.value)
+
+
+def test_two_models_by_role_and_keys_stay_home(tmp_path, monkeypatch):
+    "The judge is another endpoint; the key goes to the server and nowhere else"
+    monkeypatch.setenv("LLMDATA_API_KEY", "sk-very-secret")
+    with serve(translator_and_judge) as (model, translated), serve(translator_and_judge) as (judge, judged):
+        outcome = run(conversations(2), translate_and_judge, model={"default": model, "judge": judge}, store=tmp_path / "s.sqlite", out=tmp_path / "out", language="it")
+    assert len(outcome.kept) == 2 and len(translated) == len(judged) == 4
+    for p in tmp_path.rglob("*"):
+        if p.is_file(): assert b"sk-very-secret" not in p.read_bytes(), p
+
+
+def test_code_that_gets_lost_is_asked_for_once_more(tmp_path):
+    row = {"id": "a", "messages": [{"role": "user", "content": "What does `len(x)` give for a list of words?"}, {"role": "assistant", "content": "The function `len(x)` gives the number of words in it."}]}
+    def answer(body, n):
+        if "score" in str(body.get("response_format")) or "label" in str(body.get("response_format")): return translator_and_judge(body)
+        if len(body["messages"]) > 1: return json.dumps({"translation": "Che cosa restituisce `len(x)` per una lista di parole?"})
+        if "What does" in body["messages"][0]["content"]: return json.dumps({"translation": "Che cosa restituisce la funzione per una lista di parole?"})
+        return json.dumps({"translation": "La funzione restituisce il numero di parole che contiene."})
+    with serve(answer) as (model, bodies):
+        outcome = run([row], translate_and_judge, model=model, store=tmp_path / "s.sqlite", language="it")
+    again = [b for b in bodies if len(b["messages"]) > 1]
+    assert len(again) == 2 and "len(x)" in again[0]["messages"][-1]["content"]
+    assert outcome.kept or "len(x)" in outcome.dropped[0]["reason"] or outcome.dropped[0]["reason"].startswith("response:")
+    assert outcome.dropped[0]["messages"][0]["content"].startswith("Che cosa restituisce `len(x)`")
