@@ -1,11 +1,11 @@
 """How well the rules of `llmdata_nb.checks` do on real text. Usage: python bench/checks_accuracy.py [-v]; reads ../shared/data beside the repository
 
 Published translations should pass, untranslated, half-translated and answered ones should not."""
-import json, sys, time
+import json, sys, time, zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from llmdata_nb.checks import (_detectors, _fast_votes, _add_up, answered, detect_language, length_ratio, lost_numbers, refusal, repetition, template_leak,
+from llmdata_nb.checks import (TOLD_APART, _ASKS, _add_up, _density, _detectors, _fast_votes, answered, detect_language, length_ratio, lost_numbers, main_script, prose, refusal, repetition, template_leak,
                                translation_problem, truncated, wrong_language, wrong_script)
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
@@ -105,6 +105,27 @@ def bad_translations():
         rows.append([name, len(pairs), f"{percent(alone, len(pairs))} by `answered`, {percent(both, len(pairs))} with `length_ratio`"])
     table("Wrong translations that are found", ["what is wrong", "texts", "found"], rows)
 
+def neighbours():
+    texts = defaultdict(list)
+    for _, code, text in detection(): texts[code].append(text)
+    rows = []
+    for a, b in sorted(map(sorted, TOLD_APART)):
+        if texts[a] and texts[b]:
+            own = [bool(wrong_language(t, x)) for x in (a, b) for t in texts[x]]
+            other = [bool(wrong_language(t, x)) for x, y in ((a, b), (b, a)) for t in texts[y] if len(prose(t)) > 30]
+            rows.append([f"{a}, {b}", len(own), sum(own), len(other), percent(sum(other), len(other))])
+    table("Neighbours told apart", ["pair", "right texts", "called wrong", "texts of the other language, over 30 characters", "called wrong"], rows)
+
+def bounds():
+    questions = [t for _, _, s, t in parallel() if s.rstrip().endswith("?")]
+    ratios = sorted(len(t) / len(s) / _density(main_script(t)) for _, _, s, t in parallel() if len(s) >= 30)
+    squeezed = [len(zlib.compress(t[i : i + 400].encode())) / 400 for _, _, t in monolingual() for t in [" ".join(prose(t).split())] for i in range(0, len(t) - 399, 200)]
+    table("What the bounds rest on", ["what", "number", "value"], [
+        ["translations of questions without any sign of asking", len(questions), sum(not _ASKS.search(t) for t in questions)],
+        ["length ratio of translations of at least 30 characters: least, most", len(ratios), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"],
+        ["the same without the outermost thousandth", "", f"{ratios[len(ratios) // 1000]:.2f}, {ratios[-1 - len(ratios) // 1000]:.2f}"],
+        ["zlib bytes per character of 400 characters of native text: least", len(squeezed), f"{min(squeezed):.2f}"]])
+
 def speed():
     source = ("How can I sort a list of dictionaries by the value of a key in Python? I would also like to know when `sorted()` is the better choice and when the method is. " * 4)[:490]
     text = ("Come posso ordinare una lista di dizionari in base al valore di una chiave in Python? Vorrei anche sapere quando conviene `sorted()` e quando il metodo. " * 4)[:490]
@@ -117,4 +138,4 @@ def speed():
           [["`translation_problem`, 500 characters", *(f"{1000 * times[i]:.2f} ms" for i in (200, 1000))], ["`detect_language`, 30 characters", *(f"{1 / short[i]:,.0f}/s" for i in (200, 1000))]])
 
 if __name__ == "__main__":
-    for part in (detector_accuracy, good_translations, native_text, bad_translations, speed): part()
+    for part in (detector_accuracy, good_translations, native_text, bad_translations, neighbours, bounds, speed): part()

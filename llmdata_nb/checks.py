@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import NamedTuple
 from .languages import language as find_language
 
-# %% ../nbs/01_checks.ipynb #8e61e81f
+# %% ../nbs/01_checks.ipynb #501c1271
 PROTECTED = dict(  # tried in this order at each character
     fence=r"^[ \t>]*+(?P<fence>`{3,}+|~{3,}+)[^\n`]*+(?:\n(?s:.*?)(?:^[ \t>]*+(?P=fence)[`~]*+[ \t]*+$|\Z)|\Z)",
     code=r"`(?<!``)(?P<ticks>`{0,2}+)[^`\n](?:[^\n]{0,300}?[^`\n])??`(?P=ticks)(?!`)",
@@ -27,14 +27,14 @@ PROTECTED = dict(  # tried in this order at each character
     url=r"[hfw](?<![A-Za-z0-9].)(?:(?:ttps?|tp)://|ww\.)[!#-;=?-_a-z|~]+",
     email=r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}+@(?:[A-Za-z0-9-]{1,63}+\.){1,4}+[A-Za-z]{2,20}",
     gap=r"\{\{[^{}\n]{1,80}\}\}|\{%[^%\n]{1,200}%\}|\$?\{[A-Za-z_][\w.]{0,40}(?:\[\w{0,20}\])?(?:![rsa])?(?::[^{}\s]{0,20})?\}"
-        r"|\{\d{0,2}\}|%\(\w{1,40}\)[sdifr]|(?<![\w%])%(?:\d\$)?[sd](?!\w)",
+        r"|\{\d{0,2}\}|%\(\w{1,40}\)[sdifr]|%(?<![\w%]%)(?:\d\$)?[sd](?!\w)",
     tag=r"</?[A-Za-z][\w-]{0,30}(?:\s{1,3}[\w:-]{1,30}=(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}'))*\s?/?>",
 )
 _PROTECTED = re.compile("|".join(PROTECTED.values()), re.M)
 _NO_EMAIL = re.compile("|".join(p for name, p in PROTECTED.items() if name != "email"), re.M)  # five times as fast, and enough without an @
 _SIGN = re.compile(r"[`~$\\{%<@]|://|www\.")  # without one of these there is nothing to protect
 
-# %% ../nbs/01_checks.ipynb #df56859d
+# %% ../nbs/01_checks.ipynb #db7562ba
 def _trim_url(url):
     "`url` without the punctuation of the sentence around it"
     url = url.rstrip(".,;:!?*_")
@@ -48,6 +48,7 @@ def _apart(text):
     rest = (_PROTECTED if "@" in text else _NO_EMAIL).sub(lambda m: spans.append(_trim_url(m[0]) if m[0][0] in "hfw" else m[0]) or " ", text)
     return tuple(spans), rest
 
+# %% ../nbs/01_checks.ipynb #b73c646c
 def protected_spans(text: str) -> list[str]:  # in order of appearance, repeats included
     "Code, URLs, emails, LaTeX and template placeholders in `text`: what a translation must keep unchanged"
     return list(_apart(text)[0])
@@ -57,7 +58,7 @@ def prose(text: str) -> str:
     "`text` with every protected span replaced by a space"
     return _apart(text)[1]
 
-# %% ../nbs/01_checks.ipynb #fa871c5b
+# %% ../nbs/01_checks.ipynb #9f52aac3
 SCRIPTS = dict(LATIN="Latn", CYRILLIC="Cyrl", GREEK="Grek", ARABIC="Arab", HEBREW="Hebr", CJK="Hani", HIRAGANA="Hira", KATAKANA="Kana",
     HANGUL="Hang", DEVANAGARI="Deva", BENGALI="Beng", GURMUKHI="Guru", GUJARATI="Gujr", ORIYA="Orya", TAMIL="Taml", TELUGU="Telu",
     KANNADA="Knda", MALAYALAM="Mlym", SINHALA="Sinh", THAI="Thai", LAO="Laoo", TIBETAN="Tibt", MYANMAR="Mymr", GEORGIAN="Geor",
@@ -73,11 +74,13 @@ def _script(char):
 
 @lru_cache(maxsize=256)
 def _letters(text):
+    "`letters`, remembered"
     found = Counter()
     for char, n in Counter(text).items():
         if script := _script(char): found[script] += n
     return found
 
+# %% ../nbs/01_checks.ipynb #37153953
 def letters(text: str) -> Counter:  # ISO 15924 code -> number of letters
     "How many letters of each script `text` has"
     return _letters(text).copy()
@@ -93,7 +96,7 @@ def main_script(text: str) -> str | None:  # ISO 15924; "Jpan" for Chinese chara
     del found["Hira"], found["Kana"]
     return max(found, key=lambda s: found[s] / DENSITY.get(s, 1), default=None)
 
-# %% ../nbs/01_checks.ipynb #400424aa
+# %% ../nbs/01_checks.ipynb #43d12434
 VARIETIES = dict(vec="it", lij="it", lmo="it", nap="it", scn="it", eml="it", pms="it", als="de", bar="de", nds="de", pfl="de", ext="es",
     an="es", gcr="fr", gcf="fr", wa="fr", frr="de", vls="nl", li="nl", sco="en", pcm="en", wuu="zh", arz="ar", ary="ar", azb="az",
     pnb="pa", sh="hr", rue="uk", bh="hi", hbo="he", grc="el", nb="no", iw="he", fil="tl")
@@ -107,24 +110,28 @@ def _detectors():
     return fast, LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 def _add_up(pairs, asked):
-    "Probability of each language in `pairs`; varieties not in `asked` count for their standard language"
+    "Probability of each language in `pairs`, from 0.001 up; varieties not in `asked` count for their standard language"
     total = Counter()
-    for code, p in pairs: total[code if code in asked else VARIETIES.get(code, code)] += p
+    for code, p in pairs:
+        if p > 0.001: total[code if code in asked else VARIETIES.get(code, code)] += p
     return total
 
 def _fast_votes(text, asked=(), k=200):
     "fastText's probability of the `k` likeliest languages for `text`"
-    return _add_up(((found["lang"], found["score"]) for found in _detectors()[0].detect(text, k=k)), asked)
+    return _add_up(((found["lang"], found["score"]) for found in _detectors()[0].detect(text, k=k, threshold=0.001)), asked)
 
+# %% ../nbs/01_checks.ipynb #3dc7d5a1
 def _votes(text, asked=()):
     "Mean probability of each language for `text` over the two detectors"
     fast, slow = _fast_votes(text, asked), _add_up(_detectors()[1].rank(text), asked)
-    return Counter({code: (fast[code] + slow[code]) / 2 for code in fast | slow})
+    return Counter({code: (fast[code] + slow[code]) / 2 for code in {*fast, *slow}})
 
-# %% ../nbs/01_checks.ipynb #ed44c2b8
+# %% ../nbs/01_checks.ipynb #754669d5
 WRITTEN_IN = dict(Telu="te", Taml="ta", Knda="kn", Mlym="ml", Gujr="gu", Guru="pa", Orya="or", Sinh="si", Thai="th", Laoo="lo", Khmr="km",
     Mymr="my", Geor="ka", Armn="hy", Grek="el", Hang="ko", Jpan="ja", Hani="zh ja", Hebr="he yi", Beng="bn as", Deva="hi mr ne sa",
     Tibt="bo dz", Ethi="am ti", Thaa="dv", Cher="chr", Cans="iu", Nkoo="nqo", Tfng="zgh", Syrc="syr", Java="jv")  # Latin, Cyrillic, Arabic: too many
+
+# %% ../nbs/01_checks.ipynb #6ba6ae04
 PARTS = dict(Hans={"Hani", "Bopo"}, Hant={"Hani", "Bopo"}, Jpan={"Jpan", "Hani", "Hira", "Kana"}, Kore={"Hang", "Hani"}, Aran={"Arab"})  # a language's script -> what it is made of
 ALSO = dict(sr={"Latn"}, bs={"Cyrl"}, az={"Cyrl", "Arab"}, uz={"Cyrl"}, kk={"Latn", "Arab"}, ku={"Arab"}, tk={"Cyrl"}, mn={"Mong"}, pa={"Arab"},
     sd={"Deva"}, ks={"Deva"}, tg={"Arab"}, tt={"Latn"}, ha={"Arab"}, sa={"Latn"}, jv={"Java"}, ber={"Latn"})  # languages with a second script
@@ -135,6 +142,7 @@ def _scripts_of(code):
     script = find_language(code).script
     return PARTS.get(script, {script}) | ALSO.get(code, set())
 
+# %% ../nbs/01_checks.ipynb #d9247f91
 def _sample(text, size=300):
     "At most about `size` characters from the start, the middle and the end of `text`, on one line, not in capitals"
     if len(text) > size:
@@ -143,7 +151,7 @@ def _sample(text, size=300):
     text = " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split())
     return text.lower() if text.isupper() else text
 
-# %% ../nbs/01_checks.ipynb #3274b193
+# %% ../nbs/01_checks.ipynb #07fbb758
 def _weight(text, scripts=None):
     "Letters of `text`, or only those in `scripts`, by what they say: about as many as an English translation has"
     return sum(n / DENSITY.get(script, 1) for script, n in _letters(text).items() if not scripts or script in scripts)
@@ -152,10 +160,12 @@ def _share(text, scripts):
     "The share of what `text` says that is written in `scripts`; 0 where there are no letters"
     return _weight(text, scripts) / (_weight(text) or 1)
 
+# %% ../nbs/01_checks.ipynb #7bd6d9f9
 def _mass(votes, code):
     "What `votes` give to `code`, or to the language it is counted with"
     return min(1.0, votes[code] or votes[VARIETIES.get(code, code)])
 
+# %% ../nbs/01_checks.ipynb #5aae793a
 def detect_language(
     text: str,
     candidates: list[str] | None = None,  # codes of the only languages to consider; all by default
@@ -170,7 +180,7 @@ def detect_language(
     best = max(possible or votes, key=lambda code: _mass(votes, code))
     return best, _mass(votes, best)
 
-# %% ../nbs/01_checks.ipynb #7b53e9c3
+# %% ../nbs/01_checks.ipynb #1255d724
 TOLD_APART = [{"es", "pt"}, {"ja", "zh"}, {"da", "sv"}, {"nb", "sv"}, {"nn", "sv"}, {"no", "sv"}, {"ru", "uk"}, {"fa", "ur"}, {"hi", "mr"}]
 
 @lru_cache(maxsize=1000)
@@ -179,6 +189,7 @@ def _family(code):
     codes = {code, *(c for c in find_language(code).confusable if {code, c} not in TOLD_APART)}
     return codes | {VARIETIES.get(c, c) for c in codes}
 
+# %% ../nbs/01_checks.ipynb #ff05f135
 @lru_cache(maxsize=1)
 def _detectable():
     "Codes of the languages that at least one detector knows"
@@ -204,19 +215,30 @@ def _surely_other(sample, language, suspects):
     if code in own or confidence < 0.5 or sum(votes[c] for c in own) > 0.15: return None
     return (code, confidence) if code in suspects or own & _detectable() else None
 
-# %% ../nbs/01_checks.ipynb #8982b1bc
-_QUOTED = re.compile(r'"[^"\n]{1,80}"|“[^”\n]{1,80}”|„[^“”\n]{1,80}[“”]|«[^»\n]{1,80}»|「[^」\n]{1,80}」|『[^』\n]{1,80}』')
+# %% ../nbs/01_checks.ipynb #cb3b5f62
+_QUOTED = re.compile(r"""  "[^"\n]{1,80}" | (?<!\w)'[^'\n]{1,80}'(?!\w) | “[^”\n]{1,80}” | ‘[^’\n]{1,80}’ | „[^“”\n]{1,80}[“”] | «[^»\n]{1,80}»
+    | 「[^」\n]{1,80}」 | 『[^』\n]{1,80}』  """, re.X)
 _SENTENCE_END = re.compile(r"\n+|[.!?…][\"”»)]?\s+|[。！？।]")
 
 def _is_running(text):
     "Whether `text` has running words, and not only names and titles"
     return sum(word[0].islower() for word in text.split()) >= 4 or main_script(text) not in ("Latn", None)
 
-def _doubtful_sentences(text, language):
-    "Whole sentences of `text`, outside quotations, that are `_doubtful`"
-    parts = map(_sample, _SENTENCE_END.split(_QUOTED.sub(" ", text)))
-    return [part for part in parts if len(part) > 6 and _doubtful(part, language) and _weight(part) >= 20 and _is_running(part)]
+# %% ../nbs/01_checks.ipynb #c9e4d818
+def _is_title(text):
+    "Whether `text` has at most eight words and at least half of them start with a capital"
+    words = text.split()
+    return len(words) <= 8 and 2 * sum(word[0].isupper() for word in words) >= len(words) and not _is_running(text)
 
+# %% ../nbs/01_checks.ipynb #071c8532
+def _doubtful_sentences(text, language, source):
+    "Sentences of `text` that are `_doubtful` and, if there is a `source`, share half of their words with it"
+    known = set(source.split()) if source else None
+    def copied(part): return known is None or 2 * sum(word in known for word in part.split()) >= part.count(" ") or part.count(" ") < len(part) / 20
+    parts = [part for part in _SENTENCE_END.split(text) if len(part) > 6 and copied(part)]
+    return [part for part in map(_sample, parts) if _weight(part) >= 20 and _is_running(part) and _doubtful(part, language)]
+
+# %% ../nbs/01_checks.ipynb #b7b6b849
 def wrong_language(
     text: str,
     language: str,  # code of the language that it should be in
@@ -224,8 +246,9 @@ def wrong_language(
 ) -> str | None:
     "Say so when `text`, or a good part of it, is surely not in `language`"
     text, language = prose(text), find_language(language).code
+    if letters(outside := _QUOTED.sub(" ", text)): text = outside
     if (weight := _weight(text)) < (12 if len(text.split()) > 1 else 40): return None
-    doubtful, sentences = _doubtful(sample := _sample(text), language), _doubtful_sentences(text, language)
+    doubtful, sentences = not _is_title(text) and _doubtful(sample := _sample(text), language), _doubtful_sentences(text, language, source)
     if not doubtful and not sentences: return None
     suspects = {"en", detect_language(source)[0] if source else "en"} - _family(language)
     if doubtful and (found := _surely_other(sample, language, suspects)): return f"wrong language ({found[0]}, {found[1]:.2f})"
@@ -252,7 +275,7 @@ def wrong_script(
 ONE_LETTER_WORDS = {"Hani", "Hira", "Kana", "Hang"}  # elsewhere a lone letter is a symbol: π, א
 _ASIDE = re.compile(r"\([^()\n]{1,80}\)|（[^（）\n]{1,80}）")
 
-# %% ../nbs/01_checks.ipynb #97b03de0
+# %% ../nbs/01_checks.ipynb #2b3ed925
 _WORDS_IN_FORMULA = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|operatorname)\{[^{}]{0,200}\}")
 
 def _squeeze(text):
@@ -265,6 +288,7 @@ def _code_lines(block):
     if len(lines) > 1 and lines[-1].strip(" \t>") [:3] in ("```", "~~~"): lines.pop()
     return [line for line in lines[1:] if line]
 
+# %% ../nbs/01_checks.ipynb #561d9bce
 def lost_spans(source: str, text: str) -> str | None:
     "Name the first protected span of `source` that `text` does not have"
     spans = protected_spans(source)
@@ -274,6 +298,7 @@ def lost_spans(source: str, text: str) -> str | None:
         kept = _code_lines(span) in blocks if _is_fence(span) else _squeeze(span) in squeezed
         if not kept: return f"lost {_name_span(span)}"
 
+# %% ../nbs/01_checks.ipynb #da4d2d20
 def _is_fence(span):
     "Whether `span` is a fenced block"
     return "\n" in span and span.lstrip(" \t>")[:3] in ("```", "~~~")
@@ -283,7 +308,7 @@ def _name_span(span):
     if _is_fence(span): return "code block `" + _short((_code_lines(span) or [""])[0].strip()) + "`"
     return f"`{_short(span.strip('`'))}`"
 
-# %% ../nbs/01_checks.ipynb #fea04d18
+# %% ../nbs/01_checks.ipynb #69c8a4df
 _NUMBER = re.compile(r"\d++(?:[.,]\d++)*+")
 _JOINT = re.compile(r"(?<=\d)[.,'’ \u00a0\u202f\u2009٬٫](?=\d)")
 _LET_GO = re.compile(r"\d{1,2}:(?:00|15|30|45)|\d[\d.,:]{0,12}[\s-]?(?:st|nd|rd|th|[ap]\.?m|hundred|thousand|[mb]illion|trillion|lakh|crore|[kmb]n?|['’]?s"
@@ -294,6 +319,7 @@ def _ascii_digits(text):
     "`text` with the numerals of any script as 0-9"
     return text if text.isascii() else re.sub(r"\d", lambda digit: str(int(digit[0])), text)
 
+# %% ../nbs/01_checks.ipynb #b18cdce5
 def _runs(text):
     "The numbers of `text`, taken apart at their separators and also joined across them, without leading zeros"
     return {run.lstrip("0") for run in re.findall(r"\d+", text) + re.findall(r"\d+", _JOINT.sub("", text))}
@@ -308,24 +334,25 @@ def lost_numbers(source: str, text: str) -> str | None:
         if len(digits) < 2 or digits in ("10", "11", "12") or len(digits) > 4 and _TEN_THOUSANDS.search(text): continue
         if not {digits, digits.rstrip("0"), digits + "0", digits.removesuffix("000")} & there: return f"lost {_short(number)}"
 
-# %% ../nbs/01_checks.ipynb #27ef05fd
+# %% ../nbs/01_checks.ipynb #21d90a30
 def _overlap(a, b):
     "Share of the words of `a` and `b` (pairs of characters where there are no spaces) that they have in common, 0-1"
     x, y = (Counter(t.split() if t.count(" ") > 3 else zip(t, t[1:])) for t in (a, b))
     return 2 * (x & y).total() / max(1, x.total() + y.total())
 
+# %% ../nbs/01_checks.ipynb #44ba6d45
 def echo(source: str, text: str) -> str | None:
     "Say so when `text` is `source` again, though it had something to translate"
-    ours, theirs = (" ".join(prose(t).split()) for t in (source, text))
-    if _weight(ours) < 20 or not _is_running(ours): return None
-    if not 0.8 < (len(theirs) + 1) / (len(ours) + 1) < 1.25 or _overlap(ours.casefold(), theirs.casefold()) < 0.9: return None
-    return "echo of the source"
+    ours, theirs = (prose(t).casefold().strip() for t in (source, text))
+    if not 0.8 < (len(theirs) + 1) / (len(ours) + 1) < 1.25 or _overlap(ours, theirs) < 0.9: return None
+    return "echo of the source" if _weight(prose(source)) >= 20 and _is_running(prose(source)) else None
 
-# %% ../nbs/01_checks.ipynb #c5b3baab
+# %% ../nbs/01_checks.ipynb #c7480b85
 def _density(script):
     "Characters that `script` needs for one of English"
-    return DENSITY.get(script, 1)
+    return DENSITY.get({"Hans": "Hani", "Hant": "Hani", "Kore": "Hang"}.get(script, script), 1)
 
+# %% ../nbs/01_checks.ipynb #7aefe1e2
 def length_ratio(
     source: str,
     text: str,
@@ -333,36 +360,40 @@ def length_ratio(
 ) -> str | None:
     "Say so when `text` is far too short or too long to be a translation of `source`"
     if not text.strip(): return "empty" if source.strip() else None
-    own = find_language(language).script if language else main_script(text)
-    expected = len(prose(source).strip()) * _density({"Hans": "Hani", "Hant": "Hani", "Kore": "Hang"}.get(own, own)) / _density(main_script(source))
-    length = len(prose(text).strip())
+    ours, theirs = prose(source).strip(), prose(text).strip()
+    expected = len(ours) / _density(main_script(ours)) * _density(find_language(language).script if language else main_script(theirs))
+    length = len(theirs)
     if expected * 0.45 - 10 <= length <= expected * 2.2 + 20: return None
     return f"length ratio {length / max(1, expected):.1f}"
 
-# %% ../nbs/01_checks.ipynb #de5ccc24
+# %% ../nbs/01_checks.ipynb #e0174c20
 _YES = re.compile(
     r"\W*(?:\w+(?: \w+)?[!.]\W*)?(?:(?:sure(?: thing)?|certainly|of course|absolutely|definitely|ok(?:ay)?|yes|great|alright|right|fine"
     r"|certo|certamente|assolutamente|volentieri|claro(?: que s[ií])?|por supuesto|desde luego|com certeza|bien s[uû]r|certainement|avec plaisir"
     r"|natürlich|selbstverständlich|natuurlijk|zeker|oczywiście|jasne|конечно|بالتأكيد|بالطبع|ज़रूर|बिल्कुल|बेशक|తప్పకుండా|ఖచ్చితంగా"
     r"|물론(?:입니다|이죠)?)\s*[!,.:]|[当當]然(?:可以)?[，！。,!]|もちろん(?:です)?[。、！,!]|承知(?:いた)?しました[。、！])", re.I)
+
+# %% ../nbs/01_checks.ipynb #21a4d64d
 _HERE = re.compile(r"\W*(?:\w+(?: \w+)?[!.,]\W*)?(?:here(?:'s| is| are)|below|the following|th(?:is|ese) (?:is|are)|ecco|di seguito|aquí (?:te|le|tienes|hay|está)|aqui (?:está|estão|vai)"
                    r"|a continuación|voici|hier (?:ist|sind|is|zijn)|oto\b|вот\b|以下|こちら|यहाँ|यहां|ఇక్కడ|إليك|다음)", re.I)
 _ASKS = re.compile("[?？؟;՞፧]|か[。\\s」）]|か$|[吗嗎呢]")
 _ITEM = re.compile(r"^\s{0,6}(?:[-*•]|\d{1,3}[.)、])\s", re.M)
 _NO_QUESTION_MARK = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts that ask with words alone
 
+# %% ../nbs/01_checks.ipynb #c32cf4f6
 def answered(source: str, text: str) -> str | None:
     "Say how `text` shows that the request in `source` was answered instead of translated"
+    if not text.strip(): return None  # `length_ratio` has a word for that
     if (yes := _YES.match(text)) and not _YES.match(source): return f"answered: starts with {_short(yes[0])}"
-    longer = (_weight(text) + 1) / (_weight(source) + 1)
+    longer = (_weight(prose(text)) + 1) / (_weight(prose(source)) + 1)
     if longer > 1.4 and (here := _HERE.match(text)) and not _HERE.match(source): return f"answered: starts with {_short(here[0])}"
     if "```" in text and "```" not in source: return "answered: code that the source does not have"
     if longer > 1.6 and len(_ITEM.findall(text)) >= 3 and not _ITEM.search(source): return "answered: a list that the source does not have"
-    if not source.rstrip().endswith(("?", "？", "؟")) or _ASKS.search(text) or main_script(text) in _NO_QUESTION_MARK: return None
+    if not source.rstrip().endswith(("?", "？", "؟")) or _ASKS.search(text) or main_script(prose(text)) in _NO_QUESTION_MARK: return None
     new_numbers = _runs(_ascii_digits(text)) - _runs(_ascii_digits(source))
     if longer > 1.6 or longer < 0.5 or new_numbers: return "answered: the question is gone"
 
-# %% ../nbs/01_checks.ipynb #74c1191c
+# %% ../nbs/01_checks.ipynb #86365bf4
 REFUSALS = dict(
     en=r"(?:(?:i'm |i am )?(?:very |so |really |truly )?(?:sorry|afraid)[,.]? (?:but )?(?:that )?|unfortunately,? |i apologi[sz]e,? (?:but )?)?(?:i|we)(?: can't| cannot| won't"
        r"| will not| must decline to|(?:'m| am) (?:not able|unable) to) (?:\w+ ){0,2}(?:assist|help|fulfil|comply|provide|answer|generate|create|discuss|translate|do that"
@@ -394,6 +425,7 @@ REFUSALS = dict(
 )
 _REFUSAL = re.compile("|".join(REFUSALS.values()), re.I)
 
+# %% ../nbs/01_checks.ipynb #95424b92
 def refusal(text: str, source: str | None = None) -> str | None:
     "Say so when `text` opens with a refusal that its `source` does not open with"
     found = _REFUSAL.match(_opening(text))
@@ -403,10 +435,12 @@ def _opening(text, size=300):
     "The start of `text` on one line, without marks before the first letter, apostrophes straight"
     return re.sub(r"^\W+", "", " ".join(text[:size].split()).replace("’", "'"))
 
-# %% ../nbs/01_checks.ipynb #0a0be859
+# %% ../nbs/01_checks.ipynb #01d2d9f7
 _TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|</?think(?:ing)?>|^<s>|</s>\s*\Z"
                     r"|^#{2,3} ?(?:Instruction|Response|Input|Human|Assistant) ?:", re.M)
 _ROLE = re.compile(r"\s*(?:assistant|user|system)\s*\n")
+
+# %% ../nbs/01_checks.ipynb #62d0d7f8
 _PREAMBLE = re.compile(r"(?:\w+[,!.]? )?(?:" + "|".join([
     r"here(?:'s| is| are) (?:the|your|my|an?) (?:\w+ )?(?:translat|text)", r"(?:the )?translat(?:ion|ed text)(?: (?:in)?to \w+)?\s?:",
     r"ecco (?:la|il|una) (?:\w+ )?(?:tradu|testo tradotto)", r"(?:testo )?trad(?:uzione|otto)(?: in \w+)?\s?:",
@@ -418,6 +452,7 @@ _PREAMBLE = re.compile(r"(?:\w+[,!.]? )?(?:" + "|".join([
     r"(?:以下|こちら)(?:が|は).{0,8}(?:翻訳|訳)", r"(?:日本語)?(?:翻訳|訳)[:：]", r"अनुवाद\s?:", r"यहाँ.{0,12}अनुवाद", r"అనువాదం\s?:", r"الترجمة\s?:", r"(?:هذه|إليك) .{0,8}الترجمة"
     ]) + ")", re.I)
 
+# %% ../nbs/01_checks.ipynb #9041acb2
 def _is_json(text):
     "Whether the whole `text`, or the one fenced block that it is, is a JSON object"
     inner = re.sub(r"\A```(?:json)?\s*|\s*```\Z", "", text.strip())
@@ -425,11 +460,14 @@ def _is_json(text):
     try: return isinstance(json.loads(inner), dict)
     except (ValueError, RecursionError): return False
 
+# %% ../nbs/01_checks.ipynb #7fc951ba
 def _leak(text):
+    "Name the first thing in `text` that belongs to the conversation with the model"
     if (found := _ROLE.match(text)) or re.search(r"[<\[]|##", text) and (found := _TOKEN.search(text)): return f"template token {_short(found[0])}"
     if found := _PREAMBLE.match(_opening(text)): return f"preamble: {_short(found[0])}"
     return "JSON around the text" if _is_json(text) else None
 
+# %% ../nbs/01_checks.ipynb #d0e80802
 def template_leak(text: str, source: str | None = None) -> str | None:
     "Name what is left in `text` of a chat template, of a preamble or of the JSON it came in, unless `source` has such a thing too"
     leak = _leak(text)
@@ -444,8 +482,8 @@ def truncated(
     if finish_reason == "length": return "truncated (finish_reason length)"
     if len(re.findall(r"^[ \t>]*```", text, re.M)) % 2: return "truncated (code block not closed)"
 
-# %% ../nbs/01_checks.ipynb #4af026bf
-WINDOWS = [(400, 0.27), (1600, 0.18)]  # characters, and the share of their bytes that zlib needs at the least where nothing loops
+# %% ../nbs/01_checks.ipynb #21b218e0
+WINDOWS = [(400, 0.27), (1600, 0.18)]  # characters, and how many bytes of zlib each of them takes at the least where nothing loops
 
 def _loops(text):
     "The first window of `text` that zlib squeezes further than any real text"
@@ -453,21 +491,21 @@ def _loops(text):
     for size, least in WINDOWS:
         for start in range(0, len(text) - size + 1, size // 2):
             window = text[start : start + size].encode("utf-8", "replace")
-            if len(zlib.compress(window)) < least * len(window): return f"repeats {_short(text[start:])}"
+            if len(zlib.compress(window)) < least * size: return f"repeats {_short(text[start:])}"
 
-# %% ../nbs/01_checks.ipynb #66642499
+# %% ../nbs/01_checks.ipynb #25ef9601
 def repetition(text: str) -> str | None:
     "Show the start of a loop in `text`: a letter, a word, a line or a passage over and over"
     text = prose(text)
     if found := re.search(r"([^\W\d_])\1{29}", text): return f"repeats {_short(found[0], 12)}"
     for word, run in groupby(text.split()):
-        if sum(1 for _ in run) >= 8 and any(map(str.isalpha, word)): return f"repeats {_short(word)}"
+        if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats {_short(word)}"
     lines = Counter(line.strip() for line in text.splitlines())
     for line, n in lines.items():
         if n >= 5 and n > lines.total() / 4 and _weight(line) >= 8: return f"repeats {_short(line)}"
     return _loops(text)
 
-# %% ../nbs/01_checks.ipynb #6a9ef33a
+# %% ../nbs/01_checks.ipynb #478e3f63
 class Translation(NamedTuple):
     "What a translation rule is shown"
     source: str
@@ -476,6 +514,7 @@ class Translation(NamedTuple):
     finish_reason: str | None = None
     role: str = "user"  # of the message: "system", "user" or "assistant"
 
+# %% ../nbs/01_checks.ipynb #c6c0ddc9
 TRANSLATION_RULES = [  # in this order; the first that has something to say is the reason
     lambda t: truncated(t.text, t.finish_reason),
     lambda t: template_leak(t.text, t.source),
@@ -490,6 +529,7 @@ TRANSLATION_RULES = [  # in this order; the first that has something to say is t
     lambda t: lost_numbers(t.source, t.text),
 ]
 
+# %% ../nbs/01_checks.ipynb #1d856c36
 def translation_problem(
     source: str,
     text: str,

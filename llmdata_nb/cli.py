@@ -42,26 +42,25 @@ def read_parameter(
     try: return name, _READ[takes[name]["type"]](value)
     except (ValueError, KeyError): raise ValueError(f"parameter {name}: expected {takes[name]['type']}, got {value!r}") from None
 
-# %% ../nbs/40_cli.ipynb #4b791574
+# %% ../nbs/40_cli.ipynb #b9c2b36f
 def run_notebook(notebook, out: Path, values: dict) -> None:
     "Run `notebook` with the parameter `values`, and keep the executed copy as `out/run.ipynb`"
     import papermill
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        line = Path(folder)/"line"
-        stop, thread = threading.Event(), None
-        os.environ["LLMDATA_PROGRESS"] = str(line)
-        thread = threading.Thread(target=_relay, args=(line, stop))
+        line, stop = Path(folder)/"line", threading.Event()
+        thread = threading.Thread(target=_relay, args=(line, stop, Progress()))
         thread.start()
+        os.environ["LLMDATA_PROGRESS"] = str(line)
         try: papermill.execute_notebook(str(notebook), str(out/"run.ipynb"), parameters=values, progress_bar=False, cwd=os.getcwd(), kernel_name="python3")
         finally:
             del os.environ["LLMDATA_PROGRESS"]
             stop.set()
             thread.join()
 
-def _relay(line, stop):
+def _relay(line, stop, progress):
     "Show what the kernel writes to the file `line`, until `stop`"
-    progress, text = Progress(), ""
+    text = ""
     while not stop.wait(0.3):
         if line.exists() and (new := line.read_text(encoding="utf-8")): progress.show(text := new)
     if text: progress.show(line.read_text(encoding="utf-8"), last=True)

@@ -143,9 +143,7 @@ def verdict_schema(rubric: Rubric) -> dict:
         else {"type": "integer", "enum": list(range(rubric.scale[0], rubric.scale[1] + 1))}
     return object_schema(rationale={"type": "string"}, **{"label" if rubric.labels else "score": answer})
 
-# %% ../nbs/07_judge.ipynb #42982c4a
-_REASK = (0.0, 0.7)  # the second time, a temperature: at 0 a judge would say the same again
-
+# %% ../nbs/07_judge.ipynb #6ae54b2a
 async def judge(
     rubric: Rubric,
     texts: list,          # what is judged, one text for each of the rubric's headings
@@ -153,17 +151,13 @@ async def judge(
     *, step: str = "judge",
     max_tokens: int = 700,
 ) -> Verdict:
-    "Ask the model in the role `judge` for a verdict, a second time when the first answer holds none; then it is `unjudged`"
+    "Ask the model in the role `judge` for a verdict, once more when the first answer holds none; then it is `unjudged`"
     def parse(text):
         verdict = parse_verdict(text, rubric.scale, rubric.labels, rubric.language)
         if verdict.status != "ok": raise ValueError(f"no verdict in {text[:200]!r}")
         return verdict
-    for sample, temperature in enumerate(_REASK):
-        try:
-            reply = await ask(judge_prompt(rubric, *texts), schema=verdict_schema(rubric), temperature=temperature, max_tokens=max_tokens,
-                              sample=sample, step=step, role="judge", parse=parse)
-            return reply.parsed
-        except CallFailed as e:
-            if e.kind != "unparseable": raise
-            raw = e.message
-    return Verdict(raw=raw)
+    try: reply = await ask(judge_prompt(rubric, *texts), schema=verdict_schema(rubric), max_tokens=max_tokens, step=step, role="judge", parse=parse)
+    except CallFailed as e:
+        if e.kind != "unparseable": raise
+        return Verdict(raw=e.message)
+    return reply.parsed

@@ -202,7 +202,7 @@ def read_budget(budget) -> tuple[float, str] | None:
     if not m: raise ValueError(f"budget {budget!r}: expected an amount such as 2.50 (US dollars), '300 calls' or '1e6 tokens'")
     return float(m[1]), m[2] or "usd"
 
-# %% ../nbs/04_models.ipynb #1caf5d30
+# %% ../nbs/04_models.ipynb #53e7b9f5
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -226,7 +226,7 @@ class Ask:
         sample: int = 0,           # another number, another answer to the same question
         step: str = "ask",         # the ledger's line
         role: str = "default",     # which of the run's models
-        parse=None,                # text → value, or ValueError: the call then fails as unparseable, and is asked again on the next run
+        parse=None,                # text → value, or ValueError: the model is asked once more, then the call fails as unparseable
     ) -> Reply:
         "Ask a chat model"
         if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
@@ -244,21 +244,30 @@ class Ask:
         body = dict(prompt=prompt, temperature=temperature, max_tokens=max_tokens, seed=seed) | ({"stop": stop} if stop else {})
         return await _call(self, "/completions", body, None, sample, step, role, parse)
 
-# %% ../nbs/04_models.ipynb #9077ac5e
+# %% ../nbs/04_models.ipynb #a95946bc
 async def _call(ask, path, body, schema, sample, step, role, parse):
     endpoint = ask.models.get(role, ask.models["default"])
-    key = call_key(endpoint.identity, path, body, schema, sample)
-    while key in ask.flying: await asyncio.wait([ask.flying[key]])
-    flight = ask.flying[key] = asyncio.get_running_loop().create_future()
-    try: return _replay(ask, endpoint, key, schema, step, parse) or await _pay(ask, endpoint, path, body, schema, step, parse, key)
+    bodies = [body, body | {"temperature": max(body["temperature"], 0.7), "seed": body["seed"] + 1_000_003}][:2 if parse or schema else 1]
+    tries = [(b, call_key(endpoint.identity, path, b, schema, sample)) for b in bodies]
+    first = tries[0][1]
+    while first in ask.flying: await asyncio.wait([ask.flying[first]])
+    flight = ask.flying[first] = asyncio.get_running_loop().create_future()
+    try: return _replay(ask, endpoint, tries, schema, step, parse) or await _pay(ask, endpoint, path, tries, schema, step, parse)
     except CallFailed as e: raise CallFailed(e.kind, e.message, step) from e
     finally:
-        del ask.flying[key]
+        del ask.flying[first]
         flight.set_result(None)
 
-# %% ../nbs/04_models.ipynb #fb7f8a3a
-def _replay(ask, endpoint, key, schema, step, parse):
-    if not (stored := ask.store.get(key)): return None
+async def _pay(ask, endpoint, path, tries, schema, step, parse):
+    for body, key in tries:
+        try: return await _pay_once(ask, endpoint, path, body, schema, step, parse, key)
+        except CallFailed as e:
+            if e.kind != "unparseable" or key == tries[-1][1]: raise
+
+# %% ../nbs/04_models.ipynb #a19a89ef
+def _replay(ask, endpoint, tries, schema, step, parse):
+    stored = next((found for _, key in tries if (found := ask.store.get(key))), None)
+    if not stored: return None
     usage = {k: stored[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens")}
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True)
     try: reply.parsed = _parse(reply, schema, parse)
@@ -274,8 +283,8 @@ def _parse(reply, schema, parse):
         if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
         raise
 
-# %% ../nbs/04_models.ipynb #87c744b7
-async def _pay(ask, endpoint, path, body, schema, step, parse, key):
+# %% ../nbs/04_models.ipynb #83cbabd2
+async def _pay_once(ask, endpoint, path, body, schema, step, parse, key):
     _check_budget(ask)
     about = dict(step=step, model=endpoint.name)
     async with ask.slots[endpoint.identity]:

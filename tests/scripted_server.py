@@ -64,7 +64,7 @@ def translator_and_judge(body, n=0):
     schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {})
     if "score" in schema: return json.dumps({"rationale": "Va bene.", "score": 4})
     if "label" in schema: return json.dumps({"rationale": "Va bene.", "label": schema["label"]["enum"][-1]})
-    text = prompt.split("Message:\n", 1)[1]
+    text = prompt.split("<message>\n", 1)[1].removesuffix("\n</message>")
     return json.dumps({"translation": ITALIAN[text] if text in ITALIAN else f"Questa è la traduzione italiana del messaggio che segue, numero {text.split()[-1]}"})
 
 

@@ -144,8 +144,9 @@ def test_the_store_is_checked_before_anything_is_paid(tmp_path):
 
 
 @pytest.mark.parametrize("how, message", [
-    (dict(model="gpt-5"), "expected embedded"), (dict(model="openai:gpt-5"), "OPENAI_API_KEY"), (dict(model={"judge": "embedded"}), "default"),
-    (dict(concurrency=0), "concurrency 0"), (dict(budget="lots"), "budget 'lots'"), (dict(langage="it"), "no argument 'langage'"),
+    (dict(model="gpt-5", language="it"), "expected embedded"), (dict(model="openai:gpt-5", language="it"), "OPENAI_API_KEY"),
+    (dict(model={"judge": "embedded"}, language="it"), "default"), (dict(model="http://127.0.0.1:9/v1#m", language="it"), "cannot be reached"),
+    (dict(concurrency=0, language="it"), "concurrency 0"), (dict(budget="lots", language="it"), "budget 'lots'"), (dict(langage="it"), "no argument 'langage'"),
     (dict(language="xx"), "unknown language 'xx'"), ({}, "needs 'language'"), (dict(language="it", english=1), "it takes language")])
 def test_bad_arguments_are_one_line_before_any_call(tmp_path, monkeypatch, how, message):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
