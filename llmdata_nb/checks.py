@@ -514,7 +514,7 @@ class Translation(NamedTuple):
     finish_reason: str | None = None
     role: str = "user"  # of the message: "system", "user" or "assistant"
 
-# %% ../nbs/01_checks.ipynb #c6c0ddc9
+# %% ../nbs/01_checks.ipynb #5567bb7a
 TRANSLATION_RULES = [  # in this order; the first that has something to say is the reason
     lambda t: truncated(t.text, t.finish_reason),
     lambda t: template_leak(t.text, t.source),
@@ -523,9 +523,9 @@ TRANSLATION_RULES = [  # in this order; the first that has something to say is t
     lambda t: wrong_language(t.text, t.language, t.source),
     lambda t: wrong_script(t.text, t.language, t.source),
     lambda t: answered(t.source, t.text) if t.role != "assistant" else None,
+    lambda t: lost_spans(t.source, t.text),
     lambda t: length_ratio(t.source, t.text, t.language),
     lambda t: (loop := repetition(t.text)) and not repetition(t.source) and loop,
-    lambda t: lost_spans(t.source, t.text),
     lambda t: lost_numbers(t.source, t.text),
 ]
 

@@ -6,8 +6,8 @@
 __all__ = ['normalise', 'shingles', 'jaccard', 'candidate_probability', 'lsh_bands', 'near_duplicates', 'request',
            'mark_duplicates']
 
-# %% ../nbs/02_dedup.ipynb #aa8b10da
-import unicodedata
+# %% ../nbs/02_dedup.ipynb #ac771ad4
+import re, unicodedata
 
 # %% ../nbs/02_dedup.ipynb #24c14ca1
 def normalise(text):
@@ -98,7 +98,7 @@ def request(
     system = next((m["content"] for m in messages[:1] if m["role"] == "system"), "")
     return system, next((m["content"] for m in messages if m["role"] == "user"), "")
 
-# %% ../nbs/02_dedup.ipynb #8ac59c93
+# %% ../nbs/02_dedup.ipynb #1f44334e
 def mark_duplicates(
     rows,                # dicts with `id` and `messages`; those with `dropped` or `failed` are passed through and compared with nothing
     threshold=0.8,       # as in `near_duplicates`
@@ -109,7 +109,7 @@ def mark_duplicates(
     for row in rows:
         if row.get("dropped") or row.get("failed"): continue
         system, user = request(row)
-        groups.setdefault(normalise(system), []).append((row, user))
+        groups.setdefault((normalise(system), *re.findall(r"\d+", normalise(user))), []).append((row, user))
     for group in groups.values(): _mark(group, threshold, engine)
     return rows
 

@@ -109,7 +109,7 @@ def title(manifest):
     source = manifest["source"] and Path(manifest["source"])
     return f"{language(manifest['language']).name} rows" + (f" from {source.name if source.is_absolute() else source}" if source else "")
 
-# %% ../nbs/21_export.ipynb #f5d60de2
+# %% ../nbs/21_export.ipynb #0080d724
 def front_matter(
     manifest, # the run's numbers, as in manifest.json
     license=None # an identifier the Hub knows, such as "apache-2.0"; left out when None
@@ -117,8 +117,7 @@ def front_matter(
     "The YAML block that opens the card"
     from huggingface_hub import DatasetCardData
     data = DatasetCardData(language=[manifest["language"]], license=license, pretty_name=visible(f"{title(manifest)}, by {manifest['recipe']}"), task_categories=["text-generation"],
-        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", "llmdata_nb", manifest["recipe"]],
-        configs=[dict(config_name="default", data_files=[dict(split="train", path="data/*.parquet")])])
+        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", "llmdata_nb", manifest["recipe"]])
     return f"---\n{data.to_yaml()}\n---"
 
 # %% ../nbs/21_export.ipynb #b13c780b

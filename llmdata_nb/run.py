@@ -138,11 +138,11 @@ def _column(pa, values):
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         return pa.array([v if v is None else json.dumps(v, ensure_ascii=True, default=str) for v in values])
 
-# %% ../nbs/06_run.ipynb #773a1256
+# %% ../nbs/06_run.ipynb #d8e75375
 def write_folder(outcome: Outcome, out) -> None:
     "Write the dataset folder of `outcome`: kept, dropped and failed rows, and `manifest.json`"
     out = Path(out)
-    write_parquet(outcome.kept, out/"data"/"train-00000.parquet")
+    write_parquet(outcome.kept, out/"data"/"train-00000-of-00001.parquet")
     write_parquet(outcome.dropped, out/"dropped.parquet")
     write_parquet(outcome.failed, out/"failed.parquet")
     part = out/"manifest.json.new"

@@ -59,13 +59,10 @@ def serve(answer, seconds=0.0):
 
 
 def translator_and_judge(body, n=0):
-    "A model that 'translates' by looking up, and judges all as good: enough for the shape of a whole run"
-    prompt = body["messages"][-1]["content"]
+    "A model that 'translates' all into one Italian sentence and judges all as good: enough for the shape of a whole run"
+    prompt = body["messages"][0]["content"]
     schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {})
     if "score" in schema: return json.dumps({"rationale": "Va bene.", "score": 4})
     if "label" in schema: return json.dumps({"rationale": "Va bene.", "label": schema["label"]["enum"][-1]})
     text = prompt.split("<message>\n", 1)[1].removesuffix("\n</message>")
-    return json.dumps({"translation": ITALIAN[text] if text in ITALIAN else f"Questa è la traduzione italiana del messaggio che segue, numero {text.split()[-1]}"})
-
-
-ITALIAN = {}
+    return json.dumps({"translation": f"Questa è la traduzione italiana del messaggio che segue, numero {text.split()[-1]}"})

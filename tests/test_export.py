@@ -31,7 +31,7 @@ def make_manifest(kept=0, reasons=(), **changes):
 def write_run(folder, kept=(), dropped=(), failed=(), **changes):
     reasons = [dict(state=state, reason=row["reason"], rows=1) for state, rows in (("dropped", dropped), ("failed", failed)) for row in rows]
     (folder / "data").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(list(kept)), folder / "data/train-00000.parquet")
+    pq.write_table(pa.Table.from_pylist(list(kept)), folder / "data/train-00000-of-00001.parquet")
     for state, rows in (("dropped", dropped), ("failed", failed)):
         if rows: pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"{state}.parquet")
     (folder / "manifest.json").write_text(json.dumps(make_manifest(len(kept), reasons, **changes)), encoding="utf-8")
@@ -48,6 +48,16 @@ def test_load_dataset_gives_the_kept_rows(tmp_path):
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"] and list(loaded["train"]) == kept
     assert "language" not in read_folder(folder).kept[0]
+
+
+def test_folders_of_one_name_load_their_own_rows_and_new_rows(tmp_path):
+    "What load_dataset caches must not be found again under another language, or after another run"
+    def load(folder): return datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))["id"][:]
+    it, es = tmp_path / "it" / "made", tmp_path / "es" / "made"
+    for folder, rows in ((it, [make_row(0)]), (es, [make_row(1), make_row(2)])): write_card(write_run(folder, rows))
+    assert (load(it), load(es)) == ([make_row(0)["id"]], [make_row(1)["id"], make_row(2)["id"]])
+    write_card(write_run(it, [make_row(i) for i in range(3)]))
+    assert len(load(it)) == 3
 
 
 def test_no_row_kept_is_a_valid_card_that_says_so(tmp_path):
@@ -75,7 +85,7 @@ def test_text_of_strangers_is_only_shown(text):
     manifest["calls"][0].update(step=f"s {text}", model=text)
     card = dataset_card(manifest, [make_row(0, text)], prompts={f"p{text}": text})
     data = DatasetCard(card).data
-    assert (data.language, data.license, data.configs[0]["data_files"]) == (["it"], None, [dict(split="train", path="data/*.parquet")])
+    assert (data.language, data.license, data.configs) == (["it"], None, None)
     found = html(card)
     for tag in ("<script", "<img", "<a ", "<details", "<h1", "<h2", "<hr", "<strong", "<em", "<del", "math"): assert found.count(tag) == dull.count(tag), tag
     assert found.count("<tr>") == dull.count("<tr>") + 3 and "\u202e" not in card and "\x00" not in card  # a role more, and the prompts' table
@@ -112,7 +122,7 @@ def test_counts_that_disagree_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="2 rows kept, but 1 were found"): dataset_card(make_manifest(2), kept[:1])
     with pytest.raises(ValueError, match="5 rows in, but kept"): dataset_card(make_manifest(2, rows={"in": 5, "kept": 2, "dropped": 0, "failed": 0}), kept)
     folder = write_run(tmp_path / "run", kept, failed=[dict(id="d2", reason="x: y")])
-    (folder / "data/train-00000.parquet").unlink()
+    (folder / "data/train-00000-of-00001.parquet").unlink()
     with pytest.raises(ValueError, match=r"data/\*\.parquet.*2 rows kept, but 0 were found"): read_folder(folder)
     with pytest.raises(FileNotFoundError, match="manifest.json: no such file"): write_card(tmp_path)
 

@@ -62,7 +62,7 @@ def test_second_run_calls_nothing_and_writes_the_same_bytes(tmp_path):
         second = run(rows, translate_and_judge, model=model, out=tmp_path / "b", **options)
         assert count == 20 and len(bodies) == count
     assert first.kept == second.kept and len(first.kept) == 5
-    for name in ("data/train-00000.parquet", "dropped.parquet", "failed.parquet"):
+    for name in ("data/train-00000-of-00001.parquet", "dropped.parquet", "failed.parquet"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert sum(line["replayed"] for line in second.ledger) == 20 and sum(line["prompt_tokens"] for line in second.ledger) == 400
 
@@ -165,16 +165,39 @@ def test_two_models_by_role_and_keys_stay_home(tmp_path, monkeypatch):
         if p.is_file(): assert b"sk-very-secret" not in p.read_bytes(), p
 
 
-def test_code_that_gets_lost_is_asked_for_once_more(tmp_path):
-    row = {"id": "a", "messages": [{"role": "user", "content": "What does `len(x)` give for a list of words?"}, {"role": "assistant", "content": "The function `len(x)` gives the number of words in it."}]}
+def test_code_that_gets_lost_is_asked_for_once_more_then_dropped(tmp_path):
+    row = {"id": "a", "messages": [{"role": "user", "content": "What does `len(x)` give for a list of words?"},
+                                   {"role": "assistant", "content": "The function `len(x)` gives the number of words in it."}]}
     def answer(body, n):
-        if "score" in str(body.get("response_format")) or "label" in str(body.get("response_format")): return translator_and_judge(body)
-        if len(body["messages"]) > 1: return json.dumps({"translation": "Che cosa restituisce `len(x)` per una lista di parole?"})
-        if "What does" in body["messages"][0]["content"]: return json.dumps({"translation": "Che cosa restituisce la funzione per una lista di parole?"})
-        return json.dumps({"translation": "La funzione restituisce il numero di parole che contiene."})
+        prompt = body["messages"][0]["content"]
+        if "<message>" not in prompt: return translator_and_judge(body)
+        if "What does" not in prompt: return json.dumps({"translation": "La funzione restituisce il numero di parole che contiene."})
+        code = "`len(x)`" if len(body["messages"]) > 1 else "la funzione"
+        return json.dumps({"translation": f"Che cosa restituisce {code} per una lista di parole?"})
     with serve(answer) as (model, bodies):
         outcome = run([row], translate_and_judge, model=model, store=tmp_path / "s.sqlite", language="it")
-    again = [b for b in bodies if len(b["messages"]) > 1]
-    assert len(again) == 2 and "len(x)" in again[0]["messages"][-1]["content"]
-    assert outcome.kept or "len(x)" in outcome.dropped[0]["reason"] or outcome.dropped[0]["reason"].startswith("response:")
-    assert outcome.dropped[0]["messages"][0]["content"].startswith("Che cosa restituisce `len(x)`")
+    again = [b["messages"][-1]["content"] for b in bodies if len(b["messages"]) > 1]
+    assert len(again) == 2 and all("lost `len(x)`" in text for text in again)
+    (dropped,) = outcome.dropped
+    assert dropped["reason"] == "response: lost `len(x)`" and dropped["bad_translation"].startswith("La funzione restituisce il numero")
+    assert dropped["messages"][0]["content"] == "Che cosa restituisce `len(x)` per una lista di parole?" and dropped["instruction_label"] == "high"
+    assert len(bodies) == 5  # the judge of the response was never paid
+
+
+def test_multi_turn_translates_every_turn(tmp_path):
+    turns = [("system", "You are a kind helper for people with questions about number 1"), ("user", "Tell me about the number that comes after 2"),
+             ("assistant", "The number that you are looking for is the number 3"), ("user", "And which number would then come next after 4"), ("assistant", "That would then be the next number which is 5")]
+    row = {"id": "a", "messages": [{"role": r, "content": c} for r, c in turns]}
+    with serve(translator_and_judge) as (model, bodies):
+        one = run([row], translate_and_judge, model=model, store=tmp_path / "s.sqlite", language="it")
+        all_turns = run([row], translate_and_judge, model=model, store=tmp_path / "s.sqlite", language="it", multi_turn=True, fidelity=True)
+    assert [m["role"] for m in one.kept[0]["messages"]] == ["system", "user", "assistant"]
+    assert [m["role"] for m in all_turns.kept[0]["messages"]] == [r for r, _ in turns]
+    assert all_turns.kept[0]["fidelity_score"] == 4 and len(all_turns.kept[0]["source_messages"]) == 5
+
+
+def test_a_conversation_without_a_response_fails_and_says_so(tmp_path):
+    rows = [{"id": "a", "messages": [{"role": "user", "content": "Hello?"}]}, {"id": "b", "messages": []}, {"id": "c", "text": "no conversation"}]
+    with serve(translator_and_judge) as (model, bodies):
+        outcome = run(rows, translate_and_judge, model=model, store=tmp_path / "s.sqlite", language="it")
+    assert not bodies and len(outcome.failed) == 3 and "this one has user" in outcome.failed[0]["reason"]
