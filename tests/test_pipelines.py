@@ -70,7 +70,7 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     assert len(kept) == 6 and kept[0]["messages"][0]["content"].startswith("Questa è la traduzione")
     assert len(progress_outputs(it / "run.ipynb")) == 2  # the line of progress and the outcome
     assert "6 rows kept of 6" in capsys.readouterr().out
-    assert "language: it" in (it / "README.md").read_text().split("---")[1]
+    assert (it / "README.md").read_text().startswith("---\nlanguage:\n- it\n")
 
 
 @pytest.mark.parametrize("argv, message", [
