@@ -42,7 +42,7 @@ def read_parameter(
     try: return name, _READ[takes[name]["type"]](value)
     except (ValueError, KeyError): raise ValueError(f"parameter {name}: expected {takes[name]['type']}, got {value!r}") from None
 
-# %% ../nbs/40_cli.ipynb #b9c2b36f
+# %% ../nbs/40_cli.ipynb #aa2a8f73
 def run_notebook(notebook, out: Path, values: dict) -> None:
     "Run `notebook` with the parameter `values`, and keep the executed copy as `out/run.ipynb`"
     import papermill
@@ -52,7 +52,9 @@ def run_notebook(notebook, out: Path, values: dict) -> None:
         thread = threading.Thread(target=_relay, args=(line, stop, Progress()))
         thread.start()
         os.environ["LLMDATA_PROGRESS"] = str(line)
-        try: papermill.execute_notebook(str(notebook), str(out/"run.ipynb"), parameters=values, progress_bar=False, cwd=os.getcwd(), kernel_name="python3")
+        quiet = ["--IPKernelApp.log_level=40"]  # errors only: without it, each run starts with a warning about kernels in general
+        try: papermill.execute_notebook(str(notebook), str(out/"run.ipynb"), parameters=values, progress_bar=False, cwd=os.getcwd(),
+                                        kernel_name="python3", extra_arguments=quiet)
         finally:
             del os.environ["LLMDATA_PROGRESS"]
             stop.set()
