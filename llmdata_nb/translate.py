@@ -32,7 +32,7 @@ def needs_translation(text: str) -> bool:
     for span in protected_spans(text): text = text.replace(span, " ")
     return any(c.isalpha() for c in text)
 
-# %% ../nbs/10_translate.ipynb #fe42e035
+# %% ../nbs/10_translate.ipynb #8f618d58
 _SCHEMA = object_schema(translation={"type": "string"})
 
 async def translate(
@@ -45,15 +45,16 @@ async def translate(
 ) -> str:
     "`text` in `language`, checked; asked for once more when a check finds a fault, and then dropped with the reason"
     if not needs_translation(text): return text
-    code, name = find_language(language).code, find_language(language).name
+    target = find_language(language)
+    limit = 256 + len(text) * (1 if target.script == "Latn" else 3)
     messages = [{"role": "user", "content": translation_prompt(text, language)}]
     for attempt in range(2):
-        reply = await ask(messages, schema=_SCHEMA, max_tokens=256 + 3 * len(text), temperature=0.2, step=f"translate {part}", role="translator")
+        reply = await ask(messages, schema=_SCHEMA, max_tokens=limit, temperature=0.2, step=f"translate {part}", role="translator")
         found = str(reply.parsed["translation"]).strip() if reply.parsed else ""
-        problem = translation_problem(text, found, code, reply.finish_reason, role)
+        problem = translation_problem(text, found, target.code, reply.finish_reason, role)
         if not problem: return found
         if reply.finish_reason == "length": break  # it would be cut off again
-        messages = messages[:1] + [{"role": "assistant", "content": reply.text}, {"role": "user", "content": AGAIN.format(problem=problem, language=name)}]
+        messages = messages[:1] + [{"role": "assistant", "content": reply.text}, {"role": "user", "content": AGAIN.format(problem=problem, language=target.name)}]
     if row is not None: row["bad_translation"] = found
     drop(f"{part}: {problem}")
 
