@@ -67,7 +67,7 @@ def _relay(line, stop, progress):
         if line.exists() and (new := line.read_text(encoding="utf-8")): progress.show(text := new)
     if text: progress.show(line.read_text(encoding="utf-8"), last=True)
 
-# %% ../nbs/40_cli.ipynb #1de82b65
+# %% ../nbs/40_cli.ipynb #1e64de7d
 def _arguments(argv):
     p = argparse.ArgumentParser("llmdata", description="Make a dataset: run the notebook of a recipe, once for each language.",
                                 epilog="Recipes: " + ", ".join(pipelines()))
@@ -83,12 +83,14 @@ def plan(args) -> list:
     takes = parameters(notebook)
     values = dict(read_parameter(text, takes) for text in args.parameters)
     names = (args.language or values.get("language") or ast.literal_eval(takes["language"]["default"])).split(",")
-    codes = {find_language(name.strip()).code: name.strip() for name in names}
+    found = {name.strip(): find_language(name.strip()) for name in names}
+    codes = {language.code: name for name, language in found.items()}
+    if len(codes) < len(set(found.values())): raise ValueError(f"language {args.language}: two of them share a folder; run one, move its folder, then run the other")
     if values.get("out_dir") and len(codes) > 1: raise ValueError("out_dir: give it for one language only, or the runs would overwrite each other")
-    folders = {code: Path(values.get("out_dir") or outputs_folder()/code/args.recipe) for code in codes}
+    folders = {code: Path(values["out_dir"]).expanduser() if values.get("out_dir") else outputs_folder()/code/args.recipe for code in codes}
     return [(notebook, folders[code], values | {"language": name, "out_dir": str(folders[code])}) for code, name in codes.items()]
 
-# %% ../nbs/40_cli.ipynb #a9b34cde
+# %% ../nbs/40_cli.ipynb #cd63b4c9
 def main(argv=None) -> int:
     "The `llmdata` command; 0 when all runs worked, 1 when one failed, 2 when the arguments are wrong"
     try: runs = plan(_arguments(argv))
@@ -103,6 +105,9 @@ def _run_one(notebook, out, values):
     try: run_notebook(notebook, out, values)
     except PapermillExecutionError as e:
         print(f"llmdata: {e.ename}: {e.evalue}\nllmdata: the notebook stopped at the cell marked in {_short(out/'run.ipynb')}", file=sys.stderr)
+        return 1
+    except (OSError, RuntimeError) as e:  # no such folder, a kernel that died
+        print(f"llmdata: {type(e).__name__}: {e}", file=sys.stderr)
         return 1
     rows = json.loads((out/"manifest.json").read_text(encoding="utf-8"))["rows"]
     print(f"{rows['kept']} rows kept of {rows['in']} ({rows['dropped']} dropped, {rows['failed']} failed). Card, plots and executed notebook: {_short(out)}")

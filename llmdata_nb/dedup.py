@@ -89,12 +89,12 @@ def near_duplicates(
         if copy is not None: first[text] = first[distinct[copy]]
     return [None if first.get(t, i) == i else first[t] for i, t in enumerate(texts)]
 
-# %% ../nbs/02_dedup.ipynb #f534e8b7
+# %% ../nbs/02_dedup.ipynb #e3a691fc
 def request(
     row: dict,
 ) -> tuple: # system message ("" when there is none) and first user message
-    "What `row` asks"
-    messages = row["messages"]
+    "What `row` asks; of a row without a conversation, its `text`"
+    messages = row.get("messages") or [{"role": "user", "content": row.get("text", "")}]
     system = next((m["content"] for m in messages[:1] if m["role"] == "system"), "")
     return system, next((m["content"] for m in messages if m["role"] == "user"), "")
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RUBRICS', 'Rubric', 'rubric', 'Verdict', 'parse_verdict', 'judge_prompt', 'verdict_schema', 'judge']
 
-# %% ../nbs/07_judge.ipynb #a9ed6278
-import re, unicodedata
+# %% ../nbs/07_judge.ipynb #bb9a5d74
+import json, re, unicodedata
 from dataclasses import dataclass
 from .languages import language as find_language, pack, packs
-from .models import CallFailed, after_thinking, json_objects, object_schema
+from .models import CallFailed, after_thinking, object_schema
 
 # %% ../nbs/07_judge.ipynb #ceb4aad2
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def _label(value, labels):
     word = str(value).strip(" \t\n\"'*_.:").casefold()
     return next((label for label, words in labels.items() if word in {w.casefold() for w in [label, *words]}), None)
 
-# %% ../nbs/07_judge.ipynb #3086bdb8
-_NUMBER = r"(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of|su|de|sur|von|van|z|से|में से)\s*(\d+))?"
+# %% ../nbs/07_judge.ipynb #32fe9b60
+_NUMBER = r"(\d{1,3}(?:[.,]\d{1,2})?)(?:\s*(?:/|out of|su|de|sur|von|van|z|से|में से)\s*(\d+))?"
 
 def _score(value, scale):
     "The number that `value` stands for, within `scale`, or None"
@@ -77,39 +77,66 @@ def _plain_digits(text):
     text = re.sub("[\ufeff\u200b\u200e\u200f\u2060]", "", text)
     return "".join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in text)
 
-# %% ../nbs/07_judge.ipynb #2387cf88
+# %% ../nbs/07_judge.ipynb #82b10fe8
+def _json_values(text):
+    "The JSON objects and lists in `text`, in order, and the text from a broken object on"
+    decoder, found, i = json.JSONDecoder(strict=False), [], 0
+    while m := re.search(r"[\[{]", text[i:]):
+        start = i + m.start()
+        try:
+            value, i = decoder.raw_decode(text, start)
+            found.append(value)
+        except (ValueError, RecursionError):
+            if text[start] == "{": return found, text[start:]
+            i = start + 1
+    return found, ""
+
+# %% ../nbs/07_judge.ipynb #465f62b3
+_OTHER_SCALE = ("out_of", "max", "max_score", "maximum", "scale")
+
+def _named(value, keys):
+    "The pairs (verdict, the object it is in) in a JSON `value`"
+    if isinstance(value, dict):
+        named = {str(k).strip().casefold(): v for k, v in value.items()}
+        if own := [named[k] for k in keys if k in named]: return [(own[0], named)]
+        value = value.values()
+    elif not isinstance(value, list): return []
+    return [pair for part in value for pair in _named(part, keys)]
+
+def _read(value, scale, labels): return _label(value, labels) if labels else _score(value, scale)
+
+def _verdict(values, scale, labels, rationale=None):
+    "The verdict on which all `values` agree, or an unjudged one"
+    found = {_read(v, scale, labels) for v in values}
+    if len(found) != 1 or None in found: return Verdict()
+    (it,) = found
+    return Verdict(None if labels else it, it if labels else None, rationale, "", "ok")
+
+# %% ../nbs/07_judge.ipynb #41058ee5
 def _from_json(text, scale, labels, keys, reasons):
-    objects = json_objects(text) or _repaired(text)
-    for found in reversed([o for value in objects for o in _flat(value)]):
-        values = {k.strip().casefold(): v for k, v in found.items()}
-        key = next((k for k in keys if k in values), None)
-        if key: return _verdict(values[key], scale, labels, next((str(values[k]) for k in reasons if k in values), None))
+    values, broken = _json_values(text)
+    if broken: return _verdict(_from_broken(broken, keys), scale, labels)
+    pairs = next((found for value in reversed(values) if (found := _named(value, keys))), None)
+    if not pairs: return None
+    if any(o.get(k) not in (None, scale[1], str(scale[1])) for _, o in pairs for k in _OTHER_SCALE): return Verdict()
+    return _verdict([v for v, _ in pairs], scale, labels, next((str(o[k]) for _, o in pairs for k in reasons if k in o), None))
 
-def _flat(value):
-    "The objects in `value`, an inner one before the one around it"
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [o for v in inner for o in _flat(v)] + ([value] if isinstance(value, dict) else [])
+# %% ../nbs/07_judge.ipynb #b515bc9a
+def _from_broken(text, keys):
+    "The values of verdict keys in a broken JSON object; none where in doubt"
+    quote, names = "[\"'“”‘’]", "|".join(map(re.escape, keys))
+    key = rf"(?:^\{{\s*{quote}?|{quote})(?:{names}){quote}?\s*[:：]"
+    found = re.findall(rf"{key}\s*{quote}?([^\"'“”‘’,}}\]\n]*?){quote}?\s*[,}}\]\n]", text, flags=re.I)
+    whole = text.rstrip("` \n]").endswith("}") or re.match(rf"\{{\s*{quote}?(?:{names}){quote}?\s*[:：]", text, flags=re.I)
+    return found if whole and len(re.findall(key, text, flags=re.I)) == 1 else []
 
-def _repaired(text):
-    from json_repair import loads
-    start = text.find("{")
-    if start < 0 or re.search(r"\d$", text.strip()): return []
-    return [loads(text[start:])]
-
-def _verdict(value, scale, labels, rationale):
-    score, label = (None, _label(value, labels)) if labels else (_score(value, scale), None)
-    return Verdict(score, label, rationale, "", "unjudged" if score is None and label is None else "ok")
-
-# %% ../nbs/07_judge.ipynb #884a462f
+# %% ../nbs/07_judge.ipynb #dfb662da
 def _from_words(text, scale, labels, keys, reasons):
-    if "{" in text: return None  # it was JSON, and broken where it mattered
-    answer = "|".join(re.escape(w) for words in labels.items() for w in [words[0], *words[1]]) if labels else _NUMBER
-    named = rf"(?:^|[^\w])(?:{'|'.join(map(re.escape, keys))})\b[\s*_\"']*[:：=]?[\s*_\"']*({answer})(?![\w%/.,]*\d|\w)"
-    found = [m[1] for m in re.finditer(named, text, flags=re.I)]
-    if not found and (_label(text, labels) if labels else _score(text, scale)) is None: return None
-    if len({str(_label(f, labels) if labels else _score(f, scale)) for f in found}) > 1: return None  # two different ones: which is meant?
-    reason = re.search(rf"(?:{'|'.join(map(re.escape, reasons))})[\s*_]*[:：]\s*(.+)", text, flags=re.I)
-    return _verdict(found[-1] if found else text, scale, labels, reason and reason[1].strip())
+    if "{" in text: return None
+    line = rf"[\W_]*(?:{'|'.join(map(re.escape, keys))})[\s*_\"']*[:：=][\s*_\"']*(.+)"
+    found = [m[1] for l in text.splitlines() if (m := re.fullmatch(line, l.strip(), flags=re.I))]
+    reason = re.search(rf"^[\W_]*(?:{'|'.join(map(re.escape, reasons))})[\s*_]*[:：]\s*(.+)", text, flags=re.I | re.M)
+    return _verdict(found or [text], scale, labels, reason and reason[1].strip())
 
 # %% ../nbs/07_judge.ipynb #25e4b206
 def parse_verdict(
@@ -143,7 +170,7 @@ def verdict_schema(rubric: Rubric) -> dict:
         else {"type": "integer", "enum": list(range(rubric.scale[0], rubric.scale[1] + 1))}
     return object_schema(rationale={"type": "string"}, **{"label" if rubric.labels else "score": answer})
 
-# %% ../nbs/07_judge.ipynb #6ae54b2a
+# %% ../nbs/07_judge.ipynb #ad7beed7
 async def judge(
     rubric: Rubric,
     texts: list,          # what is judged, one text for each of the rubric's headings
@@ -154,7 +181,7 @@ async def judge(
     "Ask the model in the role `judge` for a verdict, once more when the first answer holds none; then it is `unjudged`"
     def parse(text):
         verdict = parse_verdict(text, rubric.scale, rubric.labels, rubric.language)
-        if verdict.status != "ok": raise ValueError(f"no verdict in {text[:200]!r}")
+        if verdict.status != "ok" or isinstance(verdict.score, float): raise ValueError(f"no verdict in {text[:200]!r}")
         return verdict
     try: reply = await ask(judge_prompt(rubric, *texts), schema=verdict_schema(rubric), max_tokens=max_tokens, step=step, role="judge", parse=parse)
     except CallFailed as e:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Endpoint', 'endpoint', 'Reply', 'CallFailed', 'after_thinking', 'json_objects', 'read_json', 'post', 'price',
-           'read_reply', 'Ledger', 'object_schema', 'read_budget', 'Ask', 'check_endpoint', 'load_rows']
+           'read_reply', 'Ledger', 'object_schema', 'read_budget', 'Budget', 'Ask', 'check_endpoint', 'load_rows']
 
 # %% ../nbs/04_models.ipynb #865ed501
 import asyncio, json, os, random, re, time
@@ -31,9 +31,13 @@ class Endpoint:
     def __post_init__(self):
         if not self.identity: object.__setattr__(self, "identity", f"{self.url}#{self.model}")
 
-# %% ../nbs/04_models.ipynb #2603bf3e
+# %% ../nbs/04_models.ipynb #b4bb5556
 _PROVIDERS = {"hf": ("https://router.huggingface.co/v1", "HF_TOKEN"), "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
               "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"), "ollama": ("http://localhost:11434/v1", None)}
+
+def _key_name(host):
+    "The environment variable with the key for `host`: no other host gets it"
+    return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", host.rpartition("@")[2]).upper()
 
 def endpoint(
     reference: str, # such as `hf:meta-llama/Llama-3.3-70B-Instruct` or `http://host:8000/v1#model`
@@ -42,7 +46,9 @@ def endpoint(
     if re.match(r"https?://", reference):
         url, _, model = reference.partition("#")
         if not model: raise ValueError(f"model {reference!r}: add the model's name after '#', as in http://host:8000/v1#name")
-        return Endpoint(reference, url.rstrip("/"), model, os.environ.get("LLMDATA_API_KEY"))
+        host = re.match(r"https?://([^/]*)", url)[1]
+        if "@" in host: raise ValueError(f"model {url.replace(host, host.rpartition('@')[2])!r}: no password in an address, it would be written to the card; set {_key_name(host)} instead")
+        return Endpoint(reference, url.rstrip("/"), model, os.environ.get(_key_name(host)))
     provider, _, model = reference.partition(":")
     if provider not in _PROVIDERS or not model:
         raise ValueError(f"model {reference!r}: expected embedded, {', '.join(p + ':NAME' for p in _PROVIDERS)} or http://host:port/v1#NAME")
@@ -69,11 +75,14 @@ class CallFailed(Exception):
         super().__init__(f"{step}: {kind} ({message})" if step else f"{kind} ({message})")
         self.kind, self.message, self.step = kind, message, step
 
-# %% ../nbs/04_models.ipynb #f435c6b9
+# %% ../nbs/04_models.ipynb #a83d4b3a
+_OPEN, _CLOSE = (rf"(?:<{s}(?:think|thinking|thought|reasoning|analysis)>|\[{s}THINK\]|◁{s}think▷)" for s in ("", "/"))
+
 def after_thinking(text: str) -> str:
-    "`text` without `<think>` blocks; what follows an unclosed one is thinking, not answer"
-    text = re.sub(r"<(think|thinking|reasoning)>.*?</\1>", "", text, flags=re.S | re.I)
-    return re.split(r"<(?:think|thinking|reasoning)>", text.rpartition("</think>")[2], flags=re.I)[0]
+    "`text` without its thinking, in any of the usual marks; what follows an unclosed one is thinking, not answer"
+    if "<|channel|>" in text: text = text.rpartition("<|channel|>final<|message|>")[2] if "<|channel|>final" in text else ""
+    text = re.sub(_OPEN + ".*?" + _CLOSE, "", text, flags=re.S | re.I)
+    return re.split(_OPEN, re.split(_CLOSE, text, flags=re.I)[-1], flags=re.I)[0]
 
 # %% ../nbs/04_models.ipynb #ae0e122d
 def json_objects(text: str) -> list[dict]:
@@ -153,15 +162,18 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
     try: return float(calc_price(counted, model, provider_id=provider).total_price)
     except LookupError: return None
 
-# %% ../nbs/04_models.ipynb #f5669e51
+# %% ../nbs/04_models.ipynb #0db810ac
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
-    "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`"
+    "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
     choice, told = answer["choices"][0], answer.get("usage") or {}
     text = (choice.get("message") or {}).get("content") if "message" in choice else choice.get("text")
+    if isinstance(text, list): text = "".join(part.get("text", "") for part in text)
+    reason = choice.get("finish_reason")
+    if reason in ("content_filter", "error") or text is None: raise CallFailed("refused", f"no text; finish_reason {reason!r}")
     usage = {"prompt_tokens": told.get("prompt_tokens"), "completion_tokens": told.get("completion_tokens"),
              "cached_tokens": (told.get("prompt_tokens_details") or {}).get("cached_tokens")}
-    cost = price(endpoint, usage | {"usd": told.get("cost")})
-    return Reply((text or "").encode("utf-8", "replace").decode(), None, usage, cost, choice.get("finish_reason"))
+    usage = {k: None if n is None else int(n) for k, n in usage.items()}
+    return Reply(text.encode("utf-8", "replace").decode(), None, usage, price(endpoint, usage | {"usd": told.get("cost")}), reason)
 
 # %% ../nbs/04_models.ipynb #c911ac1a
 class Ledger:
@@ -202,7 +214,34 @@ def read_budget(budget) -> tuple[float, str] | None:
     if not m: raise ValueError(f"budget {budget!r}: expected an amount such as 2.50 (US dollars), '300 calls' or '1e6 tokens'")
     return float(m[1]), m[2] or "usd"
 
-# %% ../nbs/04_models.ipynb #53e7b9f5
+# %% ../nbs/04_models.ipynb #a594df11
+class Budget:
+    "What a run may newly spend, as in `read_budget`: for calls under way, as much is set aside as the dearest one so far cost"
+    def __init__(self, text=None):
+        self.limit, self.unit = read_budget(text) or (float("inf"), "calls")
+        self.spent, self.under_way, self.dearest = 0.0, 0, 1.0 if self.unit == "calls" else None
+
+    @asynccontextmanager
+    async def admit(self):
+        "Let a call through, or raise CallFailed; gives a function to book its reply with"
+        while self.dearest is None and self.under_way: await asyncio.sleep(0.02)  # the first call goes alone, to learn what one costs
+        if self.spent is None: raise CallFailed("over budget", f"the {self.unit} of a call are not known here, so the budget cannot be kept: give it in calls")
+        if self.spent + (self.dearest or 0) * (self.under_way + 1) > self.limit + 1e-9 or self.spent >= self.limit:
+            raise CallFailed("over budget", f"{self.spent:g} of {self.limit:g} {self.unit} spent, and {self.under_way} calls under way")
+        self.under_way += 1
+        try: yield self._book
+        finally:
+            self.under_way -= 1
+            if self.unit == "calls": self.spent += 1
+
+    def _book(self, reply):
+        if self.unit == "calls": return
+        counted = [reply.usage["prompt_tokens"], reply.usage["completion_tokens"]]
+        cost = reply.cost if self.unit == "usd" else None if None in counted else sum(counted)
+        self.spent = None if cost is None or self.spent is None else self.spent + cost
+        self.dearest = max(self.dearest or 0, cost or 0)
+
+# %% ../nbs/04_models.ipynb #5249df3e
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -212,9 +251,8 @@ class Ask:
         seed: int = 0,    # sent with each call, with the number of the sample added
         budget=None,      # as in `read_budget`
     ):
-        self.models, self.store, self.session, self.seed, self.budget = models, store, session, seed, read_budget(budget)
+        self.models, self.store, self.session, self.seed, self.budget = models, store, session, seed, Budget(budget)
         self.ledger, self.flying, self.forms = Ledger(), {}, {}
-        self.spent = {"calls": 0, "tokens": 0, "usd": 0.0}
         self.slots = {e.identity: asyncio.Semaphore(e.slots or 10_000) for e in models.values()}
 
     async def __call__(self,
@@ -264,37 +302,44 @@ async def _pay(ask, endpoint, path, tries, schema, step, parse):
         except CallFailed as e:
             if e.kind != "unparseable" or key == tries[-1][1]: raise
 
-# %% ../nbs/04_models.ipynb #a19a89ef
+# %% ../nbs/04_models.ipynb #7dc5e13a
 def _replay(ask, endpoint, tries, schema, step, parse):
-    stored = next((found for _, key in tries if (found := ask.store.get(key))), None)
-    if not stored: return None
-    usage = {k: stored[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens")}
-    reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True)
-    try: reply.parsed = _parse(reply, schema, parse)
-    except ValueError: return None
-    ask.ledger.add(step, endpoint, usage, reply.cost, stored["seconds"], replayed=1)
-    return reply
+    for _, key in tries:
+        if not (stored := ask.store.get(key)): continue
+        usage = {k: stored[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens")}
+        reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True)
+        try: reply.parsed = _parse(reply, schema, parse)
+        except ValueError: continue
+        ask.ledger.add(step, endpoint, usage, reply.cost, stored["seconds"], replayed=1)
+        return reply
+
+def _typed(value, schema):
+    "`value`; ValueError when a property that should be a string is something else"
+    for k, spec in schema["properties"].items():
+        if spec.get("type") == "string" and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
+    return value
 
 def _parse(reply, schema, parse):
     if parse: return parse(reply.text)
     if not schema: return None
-    try: return read_json(reply.text, schema["required"])
+    try: return _typed(read_json(reply.text, schema["required"]), schema)
     except ValueError:
         if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
         raise
 
-# %% ../nbs/04_models.ipynb #83cbabd2
+# %% ../nbs/04_models.ipynb #e5bc0a31
 async def _pay_once(ask, endpoint, path, body, schema, step, parse, key):
-    _check_budget(ask)
     about = dict(step=step, model=endpoint.name)
-    async with ask.slots[endpoint.identity]:
+    async with ask.slots[endpoint.identity], ask.budget.admit() as spend:
         started = time.monotonic()
-        try: answer, retries = await _send(ask, endpoint, path, body, schema)
+        try:
+            answer, retries = await _send(ask, endpoint, path, body, schema)
+            reply, seconds = _read(answer, endpoint), time.monotonic() - started
+            spend(reply)
         except CallFailed as e:
             ask.store.fail(key, kind=e.kind, message=e.message, **about)
             ask.ledger.add(step, endpoint, {}, 0.0, failed=1)
             raise
-        reply, seconds = read_reply(answer, endpoint), time.monotonic() - started
     about |= dict(usd=reply.cost, seconds=seconds, **reply.usage)
     booked = _book(ask, reply, step, endpoint, seconds, retries)
     try: reply.parsed = _parse(reply, schema, parse)
@@ -305,27 +350,21 @@ async def _pay_once(ask, endpoint, path, body, schema, step, parse, key):
     ask.store.put(key, text=reply.text, finish_reason=reply.finish_reason, **about)
     return reply
 
-# %% ../nbs/04_models.ipynb #931b7924
+# %% ../nbs/04_models.ipynb #7fd2f73e
+def _read(answer, endpoint):
+    try: return read_reply(answer, endpoint)
+    except (AttributeError, KeyError, TypeError, ValueError) as e: raise CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}") from e
+
 def _book(ask, reply, step, endpoint, seconds, retries):
-    ask.spent["tokens"] += (reply.usage["prompt_tokens"] or 0) + (reply.usage["completion_tokens"] or 0)
-    ask.spent["usd"] = None if reply.cost is None or ask.spent["usd"] is None else ask.spent["usd"] + reply.cost
     return ask.ledger.add(step, endpoint, reply.usage, reply.cost, seconds, calls=1, retries=retries)
 
-def _check_budget(ask):
-    if not ask.budget: return
-    amount, unit = ask.budget
-    spent = ask.spent[unit]
-    if spent is None: raise CallFailed("over budget", f"the price is unknown, so {amount:g} usd cannot be kept to: give the budget in calls or tokens")
-    if spent >= amount: raise CallFailed("over budget", f"{spent:g} of {amount:g} {unit} spent")
-    if unit == "calls": ask.spent[unit] += 1
-
-# %% ../nbs/04_models.ipynb #6028215c
+# %% ../nbs/04_models.ipynb #de27a9b9
 async def _send(ask, endpoint, path, body, schema):
     body = {"model": endpoint.model} | body
     for form in _FORMS[ask.forms.get(endpoint.identity, 0):] if schema else (None,):
         try: answer = await post(ask.session, endpoint, path, _with_form(body, schema, form))
         except CallFailed as e:
-            if e.kind != "refused" or form is None: raise
+            if e.kind != "refused" or form is None or not re.search("response_format|schema|json|grammar|structured", e.message, re.I): raise
         else:
             if schema: ask.forms[endpoint.identity] = _FORMS.index(form)
             return answer

@@ -28,20 +28,22 @@ def drop(
     "End this row: it is dropped for `reason`"
     raise Dropped(reason)
 
-# %% ../nbs/06_run.ipynb #854991ce
+# %% ../nbs/06_run.ipynb #f49680cd
 async def _settle(row, recipe, ask, args):
     "The state of `row` after `recipe`, and its columns"
     for state in ("dropped", "failed"):
-        if isinstance(row.get(state), str):
+        if row.get(state) and isinstance(row[state], str):
             return state, {k: v for k, v in row.items() if k != state} | {"reason": row[state]}
-    row = copy.deepcopy(row)
-    try: result = await recipe(row, ask, **args)
+    row = dict(row)
+    try:
+        row = copy.deepcopy(row)
+        result = await recipe(row, ask, **args)
     except Dropped as e: return "dropped", row | {"reason": str(e)}
     except CallFailed as e: return "failed", row | {"reason": str(e)}
     except StoreError: raise
     except Exception as e: return "failed", row | {"reason": f"{type(e).__name__}: {e}"}
-    if isinstance(result, dict): return "kept", result
-    return "failed", row | {"reason": f"the recipe {recipe.__name__} returned {result!r} for this row: return the row, or call drop(reason)"}
+    if isinstance(result, dict) and result.get("id") == row["id"]: return "kept", result
+    return "failed", row | {"reason": f"the recipe did not return this row, but {str(result)[:200]!r}: return the row, or call drop(reason)"}
 
 # %% ../nbs/06_run.ipynb #a7cf71a8
 def reason_group(reason: str) -> str:
@@ -122,7 +124,7 @@ def _status(name, states, ask, started, last=False):
     clock = duration(seconds) + (f", about {duration(left)} left" if left and not last else "")
     return " · ".join([*parts, calls, tokens, money(ledger.total("usd")), clock])
 
-# %% ../nbs/06_run.ipynb #7c366df5
+# %% ../nbs/06_run.ipynb #7318e8d2
 def write_parquet(rows: list, path) -> None:
     "Write `rows` (dicts) to the Parquet file at `path`, with the columns of all rows in order of appearance"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -134,9 +136,10 @@ def write_parquet(rows: list, path) -> None:
     part.replace(path)
 
 def _column(pa, values):
-    try: return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
-        return pa.array([v if v is None else json.dumps(v, ensure_ascii=True, default=str) for v in values])
+    try: array = pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError): array = None
+    if array is not None and "struct<>" not in str(array.type): return array  # Parquet cannot hold an object without fields
+    return pa.array([v if v is None else json.dumps(v, ensure_ascii=True, default=str) for v in values])
 
 # %% ../nbs/06_run.ipynb #d8e75375
 def write_folder(outcome: Outcome, out) -> None:
@@ -149,32 +152,37 @@ def write_folder(outcome: Outcome, out) -> None:
     part.write_bytes(json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str).encode("utf-8", "replace"))
     part.replace(out/"manifest.json")
 
-# %% ../nbs/06_run.ipynb #a66405df
-def _check(recipe, args, concurrency):
-    takes = list(inspect.signature(recipe).parameters)[2:]
-    if unknown := [k for k in args if k not in takes]:
-        raise ValueError(f"{recipe.__name__} has no argument {unknown[0]!r}; it takes {', '.join(takes) or 'none'}")
-    needed = [k for k in takes if inspect.signature(recipe).parameters[k].default is inspect.Parameter.empty and k not in args]
-    if needed: raise ValueError(f"{recipe.__name__} needs {needed[0]!r}: give it to run, as in run(rows, {recipe.__name__}, …, {needed[0]}=…)")
+# %% ../nbs/06_run.ipynb #268283d4
+def _check(recipe, args, concurrency, budget):
+    if not inspect.iscoroutinefunction(recipe): raise ValueError(f"recipe {recipe!r}: expected an async function of a row and ask")
+    takes = dict(list(inspect.signature(recipe).parameters.items())[2:])
+    named = [k for k, p in takes.items() if p.kind is not p.VAR_KEYWORD]
+    if len(named) == len(takes) and (unknown := [k for k in args if k not in takes]):
+        raise ValueError(f"{_name(recipe)} has no argument {unknown[0]!r}; it takes {', '.join(named) or 'none'}")
+    needed = [k for k in named if takes[k].default is inspect.Parameter.empty and k not in args]
+    if needed: raise ValueError(f"{_name(recipe)} needs {needed[0]!r}: give it to run, as in run(rows, {_name(recipe)}, …, {needed[0]}=…)")
+    read_budget(budget)
     if concurrency < 1: raise ValueError(f"concurrency {concurrency}: expected 1 or more")
 
 def _with_ids(rows):
     rows = list(rows)
     for i, row in enumerate(rows):
         if not isinstance(row, dict): raise ValueError(f"row {i} is {type(row).__name__}, expected a dict (load_rows gives such rows)")
-    rows = [row if isinstance(row.get("id"), str) else {**row, "id": str(row.get("id", f"row-{i}"))} for i, row in enumerate(rows)]
+    rows = [row if isinstance(row.get("id"), str) else {**row, "id": f"row-{i}" if row.get("id") is None else str(row["id"])} for i, row in enumerate(rows)]
     double = [i for i, n in Counter(row["id"] for row in rows).items() if n > 1]
     if double: raise ValueError(f"id {double[0]!r} stands on more than one row: ids must be unique (load_rows makes them so)")
     return rows
 
-# %% ../nbs/06_run.ipynb #a9d4e717
+# %% ../nbs/06_run.ipynb #42cb51c1
+def _name(recipe): return getattr(recipe, "__name__", None) or recipe.func.__name__  # the latter of a functools.partial
+
 def _about(recipe, args, models, seed, source):
     language = {"language": find_language(args["language"]).code} if "language" in args else {}
-    return dict(recipe=recipe.__name__, **language, source=source and str(source), models={role: m.name for role, m in models.items()},
+    return dict(recipe=_name(recipe), **language, source=source and str(source), models={role: m.name for role, m in models.items()},
                 arguments={k: v if isinstance(v, (str, int, float, bool, type(None))) else str(v) for k, v in args.items()}, seed=seed,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"), versions={"llmdata_nb": __version__})
 
-# %% ../nbs/06_run.ipynb #4b246412
+# %% ../nbs/06_run.ipynb #3ce927c3
 def run(
     rows,                   # row dicts, as from `load_rows`
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -190,13 +198,12 @@ def run(
 ) -> Outcome:
     "Send `rows` through `recipe`; ValueError, before any call, when an argument is wrong or a model cannot be reached"
     rows, models = _with_ids(rows), model if isinstance(model, dict) else {"default": model}
-    _check(recipe, recipe_args, concurrency)
+    _check(recipe, recipe_args, concurrency, budget)
     if "default" not in models: raise ValueError(f"model {models!r}: one must be the 'default'")
-    read_budget(budget)
     about = _about(recipe, recipe_args, models := {role: connect(m) for role, m in models.items()}, seed, source)
     store = Store(store or store_path())
     ask, states, progress, started = Ask(models, store, seed=seed, budget=budget), [None] * len(rows), Progress(), time.monotonic()
-    name = f"{recipe.__name__} {about.get('language', '')}".strip()
+    name = f"{about['recipe']} {about.get('language', '')}".strip()
     try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, states), lambda: progress.show(_status(name, states, ask, started)))
     finally: store.close()
     progress.show(_status(name, states, ask, started, last=True), last=True)

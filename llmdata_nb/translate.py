@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translate', 'translate_and_judge']
 
-# %% ../nbs/10_translate.ipynb #54d2effa
-from .checks import detect_language, protected_spans, translation_problem
+# %% ../nbs/10_translate.ipynb #8136ce81
+from .checks import detect_language, prose, translation_problem
 from .judge import judge, rubric
 from .languages import language as find_language
 from .models import CallFailed, object_schema
@@ -26,13 +26,12 @@ def translation_prompt(text: str, language: str) -> str:
     "The prompt that asks for `text` in `language` (a code or name)"
     return TASK.format(language=find_language(language).name) + f"\n\n<message>\n{text}\n</message>"
 
-# %% ../nbs/10_translate.ipynb #c6069129
+# %% ../nbs/10_translate.ipynb #2e2e444c
 def needs_translation(text: str) -> bool:
     "Whether `text` holds letters outside code, URLs, formulas and placeholders"
-    for span in protected_spans(text): text = text.replace(span, " ")
-    return any(c.isalpha() for c in text)
+    return any(c.isalpha() for c in prose(text))
 
-# %% ../nbs/10_translate.ipynb #8f618d58
+# %% ../nbs/10_translate.ipynb #d772fe3c
 _SCHEMA = object_schema(translation={"type": "string"})
 
 async def translate(
@@ -46,11 +45,11 @@ async def translate(
     "`text` in `language`, checked; asked for once more when a check finds a fault, and then dropped with the reason"
     if not needs_translation(text): return text
     target = find_language(language)
-    limit = 256 + len(text) * (1 if target.script == "Latn" else 3)
+    limit = min(256 + len(text) * (1 if target.script == "Latn" else 3), 8192)
     messages = [{"role": "user", "content": translation_prompt(text, language)}]
     for attempt in range(2):
         reply = await ask(messages, schema=_SCHEMA, max_tokens=limit, temperature=0.2, step=f"translate {part}", role="translator")
-        found = str(reply.parsed["translation"]).strip() if reply.parsed else ""
+        found = reply.parsed["translation"].strip() if reply.parsed else ""
         problem = translation_problem(text, found, target.code, reply.finish_reason, role)
         if not problem: return found
         if reply.finish_reason == "length": break  # it would be cut off again
@@ -66,7 +65,7 @@ def _take(row, part, verdict):
     if verdict.status != "ok": raise CallFailed("unjudged", f"twice no verdict: {verdict.raw[:200]}", f"judge {part}")
     return getattr(verdict, kind)
 
-# %% ../nbs/10_translate.ipynb #8487376f
+# %% ../nbs/10_translate.ipynb #f228c159
 async def translate_and_judge(
     row: dict,                   # `messages`: a request, with or without a system message, and a response
     ask,                         # models in the roles `translator` and `judge`
@@ -77,7 +76,8 @@ async def translate_and_judge(
     fidelity: bool = False,      # also judge each whole translation against its source, and keep it from `min_score` up
 ) -> dict:
     "Translate a conversation and keep it when the judge finds it good; adds `source_messages`, the verdicts and the language found"
-    source = _conversation(row["messages"], multi_turn)
+    if not 1 <= min_score <= 5: raise ValueError(f"min_score {min_score}: expected 1 to 5")
+    source = _conversation(row.get("messages", []), multi_turn)
     row["source_messages"], row["messages"] = source, []
     rubrics = {name: rubric(name, language, english_rubrics) for name in ("instruction", "response", "fidelity")}
     start = next(i for i, m in enumerate(source) if m["role"] == "assistant")
@@ -94,12 +94,13 @@ async def translate_and_judge(
     row["detected_language"], row["detected_confidence"] = detect_language(_text(row["messages"]))
     return row
 
-# %% ../nbs/10_translate.ipynb #b58e139b
+# %% ../nbs/10_translate.ipynb #33c10ba0
 def _text(messages): return "\n\n".join(m["content"] for m in messages)
 
 def _conversation(messages, multi_turn):
     "The turns to translate: from the first message to the last response; ValueError when there is no request or no response"
     messages = messages if multi_turn else single_turn(messages)
+    while messages and messages[0]["role"] == "assistant": messages = messages[1:]  # a greeting
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
     if not last or not any(m["role"] == "user" for m in messages[:last]):
         raise ValueError(f"a conversation needs a user message and a response after it; this one has {', '.join(m['role'] for m in messages) or 'nothing'}")

@@ -13,6 +13,10 @@ def said(text, finish_reason="stop"):
             "usage": {"prompt_tokens": 20, "completion_tokens": 5}}
 
 
+class Body(dict):
+    "The body of a request, with its `headers`"
+
+
 @contextmanager
 def serve(answer, seconds=0.0):
     """A server on a free port, in a thread; yields its model reference and the list of the bodies it was sent.
@@ -20,7 +24,8 @@ def serve(answer, seconds=0.0):
     bodies, seen, loop, ready = [], {}, asyncio.new_event_loop(), threading.Event()
 
     async def handle(request):
-        body = await request.json()
+        body = Body(await request.json())
+        body.headers = request.headers
         key = json.dumps(body, sort_keys=True)
         n = seen[key] = seen.get(key, -1) + 1
         bodies.append(body)

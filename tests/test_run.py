@@ -78,7 +78,7 @@ def test_a_failed_judgement_is_never_a_pass(tmp_path, verdict):
         options = dict(model=model, store=tmp_path / "store.sqlite", language="it")
         outcome = run(conversations(2), translate_and_judge, **options)
         assert not outcome.kept and not outcome.dropped and len(outcome.failed) == 2
-        assert all(r["reason"].startswith("judge response: unjudged") and "response_score" not in r or r["response_score"] is None for r in outcome.failed)
+        assert all(r["reason"].startswith("judge response: unjudged") and r["response_score"] is None for r in outcome.failed)
         broken[0], before = False, len(bodies)
         again = run(conversations(2), translate_and_judge, **options)
         assert len(again.kept) == 2 and len(bodies) - before == 2  # only the judgements are paid again
@@ -106,7 +106,7 @@ def test_every_row_ends_in_one_state(tmp_path):
     assert {r["id"]: r["reason"] for r in outcome.dropped} == {"drop": "too short", "dup": "dedup: same request as good"}
     failed = {r["id"]: r["reason"] for r in outcome.failed}
     assert failed["filtered"] == "say: refused (400 content filter)" and failed["moved"].startswith("say: refused (307")
-    assert failed["bug"] == "KeyError: 'nothing'" and "returned None" in failed["none"] and failed["line 9"] == "load: not JSON"
+    assert failed["bug"] == "KeyError: 'nothing'" and "did not return this row, but 'None'" in failed["none"] and failed["line 9"] == "load: not JSON"
     assert outcome.manifest()["rows"] == {"in": 10, "kept": 3, "dropped": 2, "failed": 5}
     assert [sum(line[k] for line in outcome.ledger) for k in ("calls", "retries", "failed")] == [3, 3, 2]
 
@@ -156,13 +156,74 @@ def test_bad_arguments_are_one_line_before_any_call(tmp_path, monkeypatch, how, 
 
 
 def test_two_models_by_role_and_keys_stay_home(tmp_path, monkeypatch):
-    "The judge is another endpoint; the key goes to the server and nowhere else"
-    monkeypatch.setenv("LLMDATA_API_KEY", "sk-very-secret")
+    "The judge is another endpoint; each gets its own key, and no key is written anywhere"
     with serve(translator_and_judge) as (model, translated), serve(translator_and_judge) as (judge, judged):
+        port = model.split(":")[2].split("/")[0]
+        monkeypatch.setenv(f"LLMDATA_API_KEY_127_0_0_1_{port}", "sk-very-secret")
         outcome = run(conversations(2), translate_and_judge, model={"default": model, "judge": judge}, store=tmp_path / "s.sqlite", out=tmp_path / "out", language="it")
     assert len(outcome.kept) == 2 and len(translated) == len(judged) == 4
+    assert {b.headers.get("Authorization") for b in translated} == {"Bearer sk-very-secret"} and {b.headers.get("Authorization") for b in judged} == {None}
     for p in tmp_path.rglob("*"):
         if p.is_file(): assert b"sk-very-secret" not in p.read_bytes(), p
+
+
+@pytest.mark.parametrize("budget, usage, sent", [("2.5 usd", {"cost": 1.0}, 2), ("100 tokens", {}, 4), ("0.01 usd", {"cost": None}, 1), ("10 tokens", None, 1), ("7 calls", {}, 7)])
+def test_budget_is_never_passed_however_many_are_under_way(tmp_path, budget, usage, sent):
+    "The first call goes alone where its cost is not known before; one whose cost is not told is the last"
+    def answer(body, n):
+        data = said("fine")
+        data["usage"] = {**data["usage"], **usage} if usage is not None else None
+        return 200, data
+    with serve(answer, seconds=0.02) as (model, bodies):
+        outcome = run([{"id": str(i)} for i in range(100)], echo, model=model, store=tmp_path / "s.sqlite", budget=budget)
+    assert len(bodies) == sent == len(outcome.kept) and all("over budget" in r["reason"] for r in outcome.failed)
+
+
+@pytest.mark.parametrize("choice", [{"message": {"content": None}, "finish_reason": "content_filter"}, {"message": {"content": "half"}, "finish_reason": "error"}, None, {"message": []}])
+def test_an_answer_without_text_is_a_failure_and_not_stored(tmp_path, choice):
+    good = [False]
+    def answer(body, n): return "fine" if good[0] else (200, {"choices": [choice]})
+    with serve(answer) as (model, bodies):
+        first = run([{"id": "a"}], echo, model=model, store=tmp_path / "s.sqlite")
+        good[0] = True
+        second = run([{"id": "a"}], echo, model=model, store=tmp_path / "s.sqlite")
+    assert first.failed[0]["reason"].startswith("say: ") and first.ledger[0]["failed"] == 1 and second.kept[0]["said"] == "fine"
+
+
+@pytest.mark.parametrize("translation", [None, {"text": "Come stai oggi, amico mio?"}, 4])
+def test_a_translation_that_is_no_text_is_never_kept(tmp_path, translation):
+    with serve(lambda body, n: json.dumps({"translation": translation})) as (model, bodies):
+        outcome = run(conversations(1), translate_and_judge, model=model, store=tmp_path / "s.sqlite", language="it")
+    assert outcome.failed[0]["reason"].startswith("translate instruction: unparseable")
+
+
+def test_a_stricter_parse_pays_once(tmp_path):
+    async def recipe(row, ask):
+        def parse(text):
+            if text != "good": raise ValueError(text)
+            return text
+        await ask("hello")
+        row["said"] = (await ask("hello", parse=parse)).parsed
+        return row
+    with serve(lambda body, n: "good" if body["temperature"] else "bad") as (model, bodies):
+        for _ in range(3): assert run([{"id": "a"}], recipe, model=model, store=tmp_path / "s.sqlite").kept
+    assert len(bodies) <= 3
+
+
+def test_any_row_can_be_written(tmp_path):
+    rows = [{"id": "a", "meta": {}, "n": 2**70, "x": float("nan")}, {"id": "b", "meta": {"k": []}, "n": "text", "x": b"bytes"}]
+    async def keep(row, ask): return row
+    with serve(lambda body, n: "") as (model, bodies): outcome = run(rows, keep, model=model, store=tmp_path / "s.sqlite", out=tmp_path / "out")
+    assert list(pd.read_parquet(tmp_path / "out" / "data")["id"]) == ["a", "b"] and len(outcome.kept) == 2
+
+
+def test_a_recipe_must_be_async_and_return_its_row(tmp_path):
+    def plain(row, ask): return row
+    async def other(row, ask): return {"id": "x"}
+    with serve(lambda body, n: "") as (model, bodies):
+        with pytest.raises(ValueError, match="expected an async function"): run([{"id": "a"}], plain, model=model, store=tmp_path / "s.sqlite")
+        outcome = run([{"id": "a"}, {"id": None}], other, model=model, store=tmp_path / "s.sqlite")
+    assert len(outcome.failed) == 2 and "did not return this row" in outcome.failed[0]["reason"]
 
 
 def test_code_that_gets_lost_is_asked_for_once_more_then_dropped(tmp_path):
