@@ -255,7 +255,7 @@ def wrong_language(
     left = [part for part in sentences if (_surely_other(part, language, suspects) or ("", 0))[0] in suspects]
     if len(left) >= 3 or sum(map(_weight, left)) > weight / 5: return f"left in another language: {_short(left[0])}"
 
-# %% ../nbs/01_checks.ipynb #d2485c31
+# %% ../nbs/01_checks.ipynb #19f954a2
 LATIN_SHARE = 0.6  # of what a text in another script says: names, terms and abbreviations are often left in Latin letters
 
 def wrong_script(
@@ -266,7 +266,8 @@ def wrong_script(
     "Name letters of `text` that its `language` is not written with"
     text, own = prose(text), _scripts_of(find_language(language).code)
     if "Zzzz" in own: return None  # nobody knows how it is written
-    if "Latn" not in own and letters(text)["Latn"] >= 20 and (latin := _share(text, {"Latn"})) > LATIN_SHARE: return f"wrong script (Latn, {latin:.2f})"
+    long = letters(text)["Latn"] >= 20 or len(text.split()) >= 3 and not _share(text, own)  # "What is this?", unchanged
+    if "Latn" not in own and long and (latin := _share(text, {"Latn"})) > LATIN_SHARE: return f"wrong script (Latn, {latin:.2f})"
     foreign = re.escape("".join(c for c in set(text) if (script := _script(c)) and script not in own and script != "Latn"))
     runs = re.findall(f"[{foreign}]+", _ASIDE.sub(" ", _QUOTED.sub(" ", text))) if foreign else []
     leaks = [run for run in runs if (len(run) > 1 or _script(run) in ONE_LETTER_WORDS) and run not in (source or "")]
@@ -288,14 +289,16 @@ def _code_lines(block):
     if len(lines) > 1 and lines[-1].strip(" \t>") [:3] in ("```", "~~~"): lines.pop()
     return [line for line in lines[1:] if line]
 
-# %% ../nbs/01_checks.ipynb #561d9bce
+# %% ../nbs/01_checks.ipynb #36a0fcca
 def lost_spans(source: str, text: str) -> str | None:
     "Name the first protected span of `source` that `text` does not have"
     spans = protected_spans(source)
     if not spans: return None
     blocks, squeezed = [_code_lines(s) for s in protected_spans(text) if _is_fence(s)], _squeeze(text)
     for span in spans:
-        kept = _code_lines(span) in blocks if _is_fence(span) else _squeeze(span) in squeezed
+        if _is_fence(span): kept = _code_lines(span) in blocks
+        elif "://" in span: kept = re.search(re.escape(span) + "(?![A-Za-z0-9_/])", text)  # /x is not in /xyz
+        else: kept = _squeeze(span) in squeezed
         if not kept: return f"lost {_name_span(span)}"
 
 # %% ../nbs/01_checks.ipynb #da4d2d20

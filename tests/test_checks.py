@@ -83,3 +83,12 @@ def test_detectors_never_download(monkeypatch):
 @pytest.mark.parametrize("code, text", [("ja", "東京でおすすめの観光地を教えてください。"), ("zh", "请解释这句话的意思。"), ("zh", "請解釋這句話的意思。"), ("ko", "안녕하세요"), ("th", "สวัสดีครับ"),
                                         ("el", "Πού είναι ο σταθμός;"), ("it", "COME SI PREPARA IL CAFFÈ CON LA MOKA?"), ("und", "3.14 + 2 = ?"), ("und", "https://example.org"), ("und", "")])
 def test_detect_language(code, text): assert detect_language(text)[0] == code
+
+
+def test_an_address_is_lost_when_it_goes_elsewhere():
+    assert lost_spans("See https://a.b/x for it.", "Vedi https://a.b/xyz per questo.") and not lost_spans("See https://a.b/x.", "https://a.b/xを見てください。")
+
+
+@pytest.mark.parametrize("language", ["te", "ja", "ar", "hi"])
+def test_a_short_text_left_in_latin_script(language):
+    assert wrong_script("What is this?", language) and not wrong_script("Python 3", language)
