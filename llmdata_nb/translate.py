@@ -31,8 +31,12 @@ def needs_translation(text: str) -> bool:
     "Whether `text` holds letters outside code, URLs, formulas and placeholders"
     return any(c.isalpha() for c in prose(text))
 
-# %% ../nbs/10_translate.ipynb #d772fe3c
+# %% ../nbs/10_translate.ipynb #6872b581
 _SCHEMA = object_schema(translation={"type": "string"})
+
+def _unmarked(text):
+    "`text` without the marks around the message in our prompt, which weak models copy"
+    return text.strip().removeprefix("<message>").removesuffix("</message>").strip()
 
 async def translate(
     text: str,
@@ -49,7 +53,7 @@ async def translate(
     messages = [{"role": "user", "content": translation_prompt(text, language)}]
     for attempt in range(2):
         reply = await ask(messages, schema=_SCHEMA, max_tokens=limit, temperature=0.2, step=f"translate {part}", role="translator")
-        found = reply.parsed["translation"].strip() if reply.parsed else ""
+        found = _unmarked(reply.parsed["translation"]) if reply.parsed else ""
         problem = translation_problem(text, found, target.code, reply.finish_reason, role)
         if not problem: return found
         if reply.finish_reason == "length": break  # it would be cut off again
