@@ -113,14 +113,15 @@ def _in_thread(work, tick):
     if "error" in result: raise result["error"]
     return result["value"]
 
-# %% ../nbs/06_run.ipynb #611914f2
-def _status(name, states, ask, started, last=False):
+# %% ../nbs/06_run.ipynb #3753d8b1
+def _status(name, states, ask, started, settled=0, last=False):
+    "`settled` rows came in dropped or failed: they say nothing of how long a row takes"
     counts = Counter(s[0] for s in states if s)
     done, ledger, seconds = sum(counts.values()), ask.ledger, time.monotonic() - started
     parts = [f"{name}  {done}/{len(states)} rows"] + [f"{counts[s]} {s}" for s in ("kept", "dropped", "failed") if counts[s]]
     calls = f"{ledger.total('calls')} calls" + (f" + {n} replayed" if (n := ledger.total("replayed")) else "")
     tokens = f"{ledger.total('prompt_tokens') + ledger.total('completion_tokens'):,} tokens"
-    left = seconds / done * (len(states) - done) if done else None
+    left = seconds / (done - settled) * (len(states) - done) if done > settled else None
     clock = duration(seconds) + (f", about {duration(left)} left" if left and not last else "")
     return " · ".join([*parts, calls, tokens, money(ledger.total("usd")), clock])
 
@@ -152,7 +153,7 @@ def write_folder(outcome: Outcome, out) -> None:
     part.write_bytes(json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str).encode("utf-8", "replace"))
     part.replace(out/"manifest.json")
 
-# %% ../nbs/06_run.ipynb #268283d4
+# %% ../nbs/06_run.ipynb #961e91bb
 def _check(recipe, args, concurrency, budget):
     if not inspect.iscoroutinefunction(recipe): raise ValueError(f"recipe {recipe!r}: expected an async function of a row and ask")
     takes = dict(list(inspect.signature(recipe).parameters.items())[2:])
@@ -161,6 +162,7 @@ def _check(recipe, args, concurrency, budget):
         raise ValueError(f"{_name(recipe)} has no argument {unknown[0]!r}; it takes {', '.join(named) or 'none'}")
     needed = [k for k in named if takes[k].default is inspect.Parameter.empty and k not in args]
     if needed: raise ValueError(f"{_name(recipe)} needs {needed[0]!r}: give it to run, as in run(rows, {_name(recipe)}, …, {needed[0]}=…)")
+    if "language" in args: find_language(args["language"])
     read_budget(budget)
     if concurrency < 1: raise ValueError(f"concurrency {concurrency}: expected 1 or more")
 
@@ -182,7 +184,7 @@ def _about(recipe, args, models, seed, source):
                 arguments={k: v if isinstance(v, (str, int, float, bool, type(None))) else str(v) for k, v in args.items()}, seed=seed,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"), versions={"llmdata_nb": __version__})
 
-# %% ../nbs/06_run.ipynb #3ce927c3
+# %% ../nbs/06_run.ipynb #0d2f5018
 def run(
     rows,                   # row dicts, as from `load_rows`
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -203,8 +205,9 @@ def run(
     about = _about(recipe, recipe_args, models := {role: connect(m) for role, m in models.items()}, seed, source)
     store = Store(store or store_path())
     ask, states, progress, started = Ask(models, store, seed=seed, budget=budget), [None] * len(rows), Progress(), time.monotonic()
+    settled = sum(bool(row.get("dropped") or row.get("failed")) for row in rows)
     name = f"{about['recipe']} {about.get('language', '')}".strip()
-    try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, states), lambda: progress.show(_status(name, states, ask, started)))
+    try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, states), lambda: progress.show(_status(name, states, ask, started, settled)))
     finally: store.close()
     progress.show(_status(name, states, ask, started, last=True), last=True)
     outcome = _sort(states, ask.ledger, about | {"seconds": round(time.monotonic() - started, 1)})
