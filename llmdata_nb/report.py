@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'MARKS', 'to_png', 'new_figure', 'label', 'plot_funnel', 'plot_scores', 'plot_labels', 'plot_lengths',
-           'plot_languages', 'plot_calls', 'run_plots', 'save_plots']
+           'plot_languages', 'plot_calls', 'run_plots', 'save_plots', 'table']
 
 # %% ../nbs/22_report.ipynb #2fe998d1
 from collections import Counter
@@ -297,3 +297,15 @@ def save_plots(
         if any(ax.has_data() for ax in figure.axes): written.append(path), path.write_bytes(to_png(figure))
         else: print(f"no plots/{name}.png: {figure.axes[0].texts[0].get_text()}")
     return written
+
+# %% ../nbs/22_report.ipynb #5c48f4c2
+def table(
+    records: list # dicts with the same keys, which become the head
+):
+    "`records` as an HTML table that Jupyter shows; its texts are escaped"
+    from html import escape
+    from IPython.display import HTML
+    cell = '<td dir="auto" style="text-align:start; vertical-align:top; white-space:pre-wrap; max-width:45em">{}</td>'
+    head = "".join(f'<th style="text-align:start">{escape(str(k))}</th>' for k in (records[0] if records else ["none"]))
+    body = "".join("<tr>" + "".join(cell.format(escape(str(v))) for v in r.values()) + "</tr>" for r in records)
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
