@@ -389,7 +389,7 @@ def _matching(path):
     if not found: raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
     return found
 
-# %% ../nbs/02a_rows.ipynb #58df622e
+# %% ../nbs/02a_rows.ipynb #e28d1830
 def _check(name, records):
     "Raise `ValueError` when there are no `records` or none of them is readable"
     if not records: raise ValueError(f"{name} is empty: no rows in it")
@@ -410,6 +410,7 @@ def load_rows(
 ) -> list: # of rows, in the order of the source
     """The rows of `source`: dicts with an `id` and `messages`; a record that cannot be read has `failed`, with the reason, and `raw` (up to 2,000 characters).
     Raises FileNotFoundError, ConnectionError (Hub), or ValueError when the source as a whole is wrong."""
+    if isinstance(source, str) and not source.strip(): raise ValueError("source is empty: expected a path, a Hub name (owner/name) or \"demo\"")
     if limit is not None and limit < 1: raise ValueError(f"limit={limit}: expected at least 1, or None for all rows")
     name, records = _records(source, split, subset, limit)
     records = iter(records)

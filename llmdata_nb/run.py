@@ -113,7 +113,7 @@ def _in_thread(work, tick):
     if "error" in result: raise result["error"]
     return result["value"]
 
-# %% ../nbs/06_run.ipynb #3753d8b1
+# %% ../nbs/06_run.ipynb #d2aaa2e7
 def _status(name, states, ask, started, settled=0, last=False):
     "`settled` rows came in dropped or failed: they say nothing of how long a row takes"
     counts = Counter(s[0] for s in states if s)
@@ -123,7 +123,7 @@ def _status(name, states, ask, started, settled=0, last=False):
     tokens = f"{ledger.total('prompt_tokens') + ledger.total('completion_tokens'):,} tokens"
     left = seconds / (done - settled) * (len(states) - done) if done > settled else None
     clock = duration(seconds) + (f", about {duration(left)} left" if left and not last else "")
-    return " · ".join([*parts, calls, tokens, money(ledger.total("usd")), clock])
+    return " · ".join([parts[0], clock, *parts[1:], calls, tokens, money(ledger.total("usd"))])  # a narrow terminal cuts the end
 
 # %% ../nbs/06_run.ipynb #7318e8d2
 def write_parquet(rows: list, path) -> None:
@@ -184,7 +184,14 @@ def _about(recipe, args, models, seed, source):
                 arguments={k: v if isinstance(v, (str, int, float, bool, type(None))) else str(v) for k, v in args.items()}, seed=seed,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"), versions={"llmdata_nb": __version__})
 
-# %% ../nbs/06_run.ipynb #0d2f5018
+# %% ../nbs/06_run.ipynb #6286871d
+def _check_folder(out, source):
+    if not (out/"manifest.json").exists(): return
+    made_from = json.loads((out/"manifest.json").read_text(encoding="utf-8")).get("source")
+    if made_from != (source and str(source)):
+        raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
+
+# %% ../nbs/06_run.ipynb #07211c49
 def run(
     rows,                   # row dicts, as from `load_rows`
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -201,13 +208,16 @@ def run(
     "Send `rows` through `recipe`; ValueError, before any call, when an argument is wrong or a model cannot be reached"
     rows, models = _with_ids(rows), model if isinstance(model, dict) else {"default": model}
     _check(recipe, recipe_args, concurrency, budget)
+    if out: _check_folder(Path(out), source)
     if "default" not in models: raise ValueError(f"model {models!r}: one must be the 'default'")
     about = _about(recipe, recipe_args, models := {role: connect(m) for role, m in models.items()}, seed, source)
     store = Store(store or store_path())
     ask, states, progress, started = Ask(models, store, seed=seed, budget=budget), [None] * len(rows), Progress(), time.monotonic()
     settled = sum(bool(row.get("dropped") or row.get("failed")) for row in rows)
     name = f"{about['recipe']} {about.get('language', '')}".strip()
-    try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, states), lambda: progress.show(_status(name, states, ask, started, settled)))
+    def tick():
+        if ask.ledger.lines: progress.show(_status(name, states, ask, started, settled))
+    try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, states), tick)
     finally: store.close()
     progress.show(_status(name, states, ask, started, last=True), last=True)
     outcome = _sort(states, ask.ledger, about | {"seconds": round(time.monotonic() - started, 1)})

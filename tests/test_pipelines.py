@@ -1,8 +1,11 @@
 "The pipeline notebooks, through papermill and the `llmdata` command, on the real small model."
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -62,14 +65,15 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     source.write_text("\n".join(json.dumps({"instruction": f"Please tell me about the number {i} and why people like it", "output": f"People like the number {i} because of its many friends {i}"}) for i in range(6)))
     with serve(translator_and_judge, seconds=0.2) as (model, bodies):
         options = ["-p", f"source={source}", "-p", f"model={model}", "-p", "limit=0", "-p", "concurrency=2"]
-        assert main(["translate_and_judge", "--language", "it,Spanish", *options]) == 0
+        assert main(["translate_and_judge", "--language", "it,Spanish", *options]) == 1  # nothing was kept in Spanish
     it, es = project / "outputs" / "it" / "translate_and_judge", project / "outputs" / "es" / "translate_and_judge"
     assert manifest(it)["rows"]["kept"] == 6 and manifest(es)["rows"] == {"in": 6, "kept": 0, "dropped": 6, "failed": 0}  # the server knows only Italian
     assert all("wrong language (it" in r for r in load_dataset("parquet", data_files=str(es / "dropped.parquet"), split="train")["reason"])
     kept = load_dataset(str(it), split="train")
     assert len(kept) == 6 and kept[0]["messages"][0]["content"].startswith("Questa è la traduzione")
     assert len(progress_outputs(it / "run.ipynb")) == 2  # the line of progress and the outcome
-    assert "6 rows kept of 6" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "6 rows kept of 6" in shown and "6  dropped: instruction: wrong language" in shown
     assert (it / "README.md").read_text().startswith("---\nlanguage:\n- it\n")
 
 
@@ -79,7 +83,12 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     (["translate_and_judge", "-p", "limit=few"], "parameter limit: expected int, got 'few'"),
     (["translate_and_judge", "-p", "limit"], "expected name=value"),
     (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: translate_and_judge"),
-    (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only")])
+    (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only"),
+    (["translate_and_judge", "--language", "zh,zh-Hant"], "share a folder"),
+    (["translate_and_judge", "--language", "it", "-p", "language=es"], "given twice"),
+    (["translate_and_judge", "--language", ""], "unknown language ''"),
+    (["translate_and_judge", "-p", "multi_turn=yes"], "expected true or false"),
+    ([], "which recipe? translate_and_judge")])
 def test_wrong_arguments_are_one_line(project, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err
@@ -90,6 +99,39 @@ def test_a_run_that_fails_says_why_in_one_line(project, capsys):
     assert main(["translate_and_judge", "-p", "source=nowhere.jsonl"]) == 1
     err = capsys.readouterr().err
     assert "nowhere.jsonl" in err and "Traceback" not in err
+
+
+def test_a_failed_run_leaves_the_last_one_as_it_was(project, capsys):
+    "Neither a bad parameter nor another source writes over a dataset and its notebook"
+    source = project / "a.jsonl"
+    source.write_text(json.dumps({"instruction": "Please tell me about the number 1 and why people like it", "output": "People like the number 1 because of its many friends 1"}))
+    (project / "b.jsonl").write_text(source.read_text())
+    with serve(translator_and_judge) as (model, bodies):
+        run = ["translate_and_judge", "-p", f"model={model}", "-p"]
+        assert main([*run, "source=a.jsonl"]) == 0
+        out = project / "outputs" / "it" / "translate_and_judge"
+        before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        assert main([*run, "source=a.jsonl", "-p", "min_score=9"]) == 1
+        assert main([*run, "source=b.jsonl"]) == 1
+    err = capsys.readouterr().err
+    assert "min_score 9: expected 1 to 5" in err and "holds the dataset made from a.jsonl" in err and "Traceback" not in err
+    assert all(p.read_bytes() == data for p, data in before.items()) and (out / "run-unfinished.ipynb").exists() and len(bodies) == 4
+
+
+def test_ctrl_c_stops_in_one_line_and_keeps_the_calls(project):
+    (project / "a.jsonl").write_text("\n".join(json.dumps({"instruction": f"Tell me about the number {i}", "output": f"People like the number {i}"}) for i in range(40)))
+    with serve(translator_and_judge, seconds=0.5) as (model, bodies):
+        command = [sys.executable, "-m", "llmdata_nb", "translate_and_judge", "-p", "source=a.jsonl", "-p", f"model={model}", "-p", "limit=0", "-p", "concurrency=2"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        while len(bodies) < 6: time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        err = process.communicate(timeout=30)[1]
+        time.sleep(1)
+        sent = len(bodies)
+        time.sleep(1.5)
+        assert len(bodies) == sent  # the kernel is gone too
+    assert process.returncode == 130 and "run again to go on" in err and "Traceback" not in err, err
+    assert sqlite3.connect(project / "outputs" / "store.sqlite").execute("select count(*) from calls").fetchone()[0] >= 4
 
 
 def test_python_m(project):
