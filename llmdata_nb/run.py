@@ -113,15 +113,15 @@ def _in_thread(work, tick):
     if "error" in result: raise result["error"]
     return result["value"]
 
-# %% ../nbs/06_run.ipynb #d2aaa2e7
-def _status(name, states, ask, started, settled=0, last=False):
-    "`settled` rows came in dropped or failed: they say nothing of how long a row takes"
+# %% ../nbs/06_run.ipynb #3a48dddc
+def _status(name, states, ask, started, settled=0, concurrency=64, last=False):
+    "`settled` rows came in dropped or failed, and say nothing of how long a row takes; nor do the first ones, while as many are under way"
     counts = Counter(s[0] for s in states if s)
     done, ledger, seconds = sum(counts.values()), ask.ledger, time.monotonic() - started
     parts = [f"{name}  {done}/{len(states)} rows"] + [f"{counts[s]} {s}" for s in ("kept", "dropped", "failed") if counts[s]]
     calls = f"{ledger.total('calls')} calls" + (f" + {n} replayed" if (n := ledger.total("replayed")) else "")
     tokens = f"{ledger.total('prompt_tokens') + ledger.total('completion_tokens'):,} tokens"
-    left = seconds / (done - settled) * (len(states) - done) if done > settled else None
+    left = seconds / (done - settled) * (len(states) - done) if done - settled > min(concurrency, len(states) - done) else None
     clock = duration(seconds) + (f", about {duration(left)} left" if left and not last else "")
     return " · ".join([parts[0], clock, *parts[1:], calls, tokens, money(ledger.total("usd"))])  # a narrow terminal cuts the end
 
@@ -191,7 +191,7 @@ def _check_folder(out, source):
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
 
-# %% ../nbs/06_run.ipynb #07211c49
+# %% ../nbs/06_run.ipynb #1d19e0c9
 def run(
     rows,                   # row dicts, as from `load_rows`
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -216,7 +216,7 @@ def run(
     settled = sum(bool(row.get("dropped") or row.get("failed")) for row in rows)
     name = f"{about['recipe']} {about.get('language', '')}".strip()
     def tick():
-        if ask.ledger.lines: progress.show(_status(name, states, ask, started, settled))
+        if ask.ledger.lines: progress.show(_status(name, states, ask, started, settled, concurrency))
     try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, states), tick)
     finally: store.close()
     progress.show(_status(name, states, ask, started, last=True), last=True)

@@ -98,7 +98,7 @@ async def translate_and_judge(
     row["detected_language"], row["detected_confidence"] = detect_language(_text(row["messages"]))
     return row
 
-# %% ../nbs/10_translate.ipynb #33c10ba0
+# %% ../nbs/10_translate.ipynb #2a35e3ec
 def _text(messages): return "\n\n".join(m["content"] for m in messages)
 
 def _conversation(messages, multi_turn):
@@ -115,4 +115,4 @@ async def _translate_into(row, messages, ask, language, part):
 
 def _keep_from(min_score, row, part, verdict):
     score = _take(row, part, verdict)
-    if score < min_score: drop(f"{part}: judged {score} (kept from {min_score})")
+    if score < min_score: drop(f"{part}: judged too low ({score}, kept from {min_score})")
