@@ -6,10 +6,10 @@
 __all__ = ['Endpoint', 'endpoint', 'Reply', 'CallFailed', 'after_thinking', 'json_objects', 'read_json', 'post', 'price',
            'read_reply', 'Ledger', 'object_schema', 'read_budget', 'Budget', 'Ask', 'check_endpoint', 'load_rows']
 
-# %% ../nbs/04_models.ipynb #865ed501
+# %% ../nbs/04_models.ipynb #6090fa09
 import asyncio, json, os, random, re, time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from .rows import load_rows
 from .store import call_key
 

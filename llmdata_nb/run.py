@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Dropped', 'drop', 'reason_group', 'Outcome', 'write_parquet', 'write_folder', 'run']
 
-# %% ../nbs/06_run.ipynb #7dff83b5
+# %% ../nbs/06_run.ipynb #9c7b75bd
 import asyncio, copy, inspect, json, re, threading, time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from . import __version__
 from .embedded import connect
 from .languages import language as find_language
 from .models import Ask, CallFailed, check_endpoint, read_budget
-from .progress import Progress, duration, in_notebook, money
+from .progress import Progress, duration, money
 from .store import Store, StoreError, store_path
 
 # %% ../nbs/06_run.ipynb #f9138be4

@@ -1,5 +1,5 @@
 """The rules on hostile input: no string may raise, and time must grow with length and no faster."""
-import re, time
+import time
 import pytest
 from hypothesis import example, given, settings, strategies as st
 from llmdata_nb import checks
