@@ -96,7 +96,7 @@ def plan(args) -> list:
     folders = {code: Path(values["out_dir"]).expanduser() if values.get("out_dir") else outputs_folder()/code/args.recipe for code in codes}
     return [(notebook, folders[code], values | {"language": name, "out_dir": str(folders[code])}) for code, name in codes.items()]
 
-# %% ../nbs/40_cli.ipynb #09ae6b05
+# %% ../nbs/40_cli.ipynb #7af77f52
 def main(argv=None) -> int:
     "The `llmdata` command; 0 when all runs worked, 1 when one failed or kept no row, 2 when the arguments are wrong, 130 when stopped"
     try: runs = plan(_arguments(argv))
@@ -122,12 +122,13 @@ def _run_one(notebook, out, values):
     except KeyboardInterrupt:
         print("\nllmdata: stopped. The calls that were finished are kept: run again to go on", file=sys.stderr)
         return 130
-    return _summary(out, values)
+    return _summary(notebook, out, values)
 
-def _summary(out, values):
+def _summary(notebook, out, values):
     "Say what became of the rows; 1 when none was kept"
     made = json.loads((out/"manifest.json").read_text(encoding="utf-8"))
-    rows, cut = made["rows"], values.get("limit", 14)
+    default = parameters(notebook).get("limit", {"default": "0"})["default"]
+    rows, cut = made["rows"], values.get("limit", ast.literal_eval(default))
     print(f"{rows['kept']} rows kept of {rows['in']}" + (f" (limit={cut}: only the start of the source; limit=0 takes all)" if rows["in"] == cut else ""))
     for r in made["reasons"][:12]: print(f"{r['rows']:>6}  {r['state']}: {r['reason']}")
     print(f"Card, plots and executed notebook: {_short(out)}")
