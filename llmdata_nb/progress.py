@@ -16,15 +16,18 @@ def in_notebook() -> bool:
     shell = ipython and ipython.get_ipython()
     return bool(shell and getattr(shell, "kernel", None))
 
-# %% ../nbs/03a_progress.ipynb #3ee5a9ce
+# %% ../nbs/03a_progress.ipynb #ab600cc5
 class Progress:
     "A status line, shown in place: `show(text)` as often as you like, `show(text, last=True)` at the end"
     def __init__(self): self.shown, self.handle, self.file = 0.0, None, os.environ.get("LLMDATA_PROGRESS")
 
+    def due(self) -> bool:
+        "Whether the line is older than half a second (30 s in a log file)"
+        return time.monotonic() - self.shown >= (0.5 if in_notebook() or self.file or sys.stderr.isatty() else 30)
+
     def show(self, text: str, last: bool = False) -> None:
-        "Show `text` unless the line is younger than half a second (30 s in a log file); the `last` one is always shown"
-        every = 0.5 if in_notebook() or self.file or sys.stderr.isatty() else 30
-        if not last and time.monotonic() - self.shown < every: return
+        "Show `text` when it is `due`; the `last` one is always shown"
+        if not last and not self.due(): return
         self.shown = time.monotonic()
         if self.file: Path(self.file).write_text(text, encoding="utf-8")
         if in_notebook(): self._display(text)
