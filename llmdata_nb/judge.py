@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RUBRICS', 'Rubric', 'rubric', 'Verdict', 'parse_verdict', 'judge_prompt', 'verdict_schema', 'judge']
 
-# %% ../nbs/07_judge.ipynb #bb9a5d74
+# %% ../nbs/07_judge.ipynb #e662ee98
 import json, re, unicodedata
 from dataclasses import dataclass
+from functools import cache
 from .languages import language as find_language, pack, packs
 from .models import CallFailed, after_thinking, object_schema
 
@@ -50,7 +51,8 @@ class Verdict:
     raw: str = ""
     status: str = "unjudged"    # or "ok"
 
-# %% ../nbs/07_judge.ipynb #e4fe6d3c
+# %% ../nbs/07_judge.ipynb #44b7b16f
+@cache
 def _words(kind, language):
     codes = ["en"] if language is None else ["en", find_language(language).code]
     return [w for code in dict.fromkeys(codes) if code in packs() for w in pack(code)["judge"][kind]]

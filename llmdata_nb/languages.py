@@ -69,10 +69,11 @@ def _confusable(code):
     groups = [group.split() for group in NEIGHBOURS.split(";")]
     return tuple(dict.fromkeys(c for group in groups if code in group for c in group if c != code))
 
-# %% ../nbs/00_languages.ipynb #f26b4819
-def packs()->list:
+# %% ../nbs/00_languages.ipynb #44ac707a
+@cache
+def packs()->tuple:
     "Sorted codes of the languages that have a pack"
-    return sorted(path.name.removesuffix(".toml") for path in (_files / "packs").iterdir() if path.name.endswith(".toml"))
+    return tuple(sorted(path.name.removesuffix(".toml") for path in (_files / "packs").iterdir() if path.name.endswith(".toml")))
 
 @cache
 def pack(code:str)->dict:  # the parsed TOML; treat it as read-only, it is shared

@@ -34,7 +34,7 @@ class Endpoint:
     def __post_init__(self):
         if not self.identity: object.__setattr__(self, "identity", f"{self.url}#{self.model}")
 
-# %% ../nbs/04_models.ipynb #908f009c
+# %% ../nbs/04_models.ipynb #31eedb96
 _PROVIDERS = {"hf": ("https://router.huggingface.co/v1", "HF_TOKEN"), "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
               "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"), "ollama": ("http://localhost:11434/v1", None)}
 
@@ -42,7 +42,7 @@ def _key_name(host):
     "The environment variable with the key for `host`: no other host gets it"
     return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", host.rpartition("@")[2]).upper()
 
-def _key(host):
+def _host_key(host):
     own = os.environ.get(_key_name(host))
     return own or (os.environ.get("HF_TOKEN") if host.endswith(".endpoints.huggingface.cloud") else None)
 
@@ -55,7 +55,7 @@ def endpoint(
         if not model: raise ValueError(f"model {reference!r}: add the model's name after '#', as in http://host:8000/v1#name")
         host = re.match(r"https?://([^/]*)", url)[1]
         if "@" in host: raise ValueError(f"model {url.replace(host, host.rpartition('@')[2])!r}: no password in an address, it would be written to the card; set {_key_name(host)} instead")
-        return Endpoint(reference, url.rstrip("/"), model, _key(host))
+        return Endpoint(reference, url.rstrip("/"), model, _host_key(host))
     provider, _, model = reference.partition(":")
     if provider not in _PROVIDERS or not model:
         raise ValueError(f"model {reference!r}: expected embedded, {', '.join(p + ':NAME' for p in _PROVIDERS)} or http://host:port/v1#NAME")
@@ -109,7 +109,7 @@ def read_json(text: str, keys: list[str]) -> dict:
         if isinstance(value, dict) and all(k in value for k in keys): return value
     raise ValueError(f"no JSON object with {', '.join(keys)} in the answer: {text[:200]!r}")
 
-# %% ../nbs/04_models.ipynb #2053dba1
+# %% ../nbs/04_models.ipynb #1ee30788
 _KINDS = {408: "timeout", 425: "server", 429: "rate limit"}
 _TOO_MUCH = (429, 503, 529)  # the server has too much to do: slow down
 
@@ -129,7 +129,7 @@ async def post(
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {})
     try:
         async with session.post(endpoint.url + path, data=json.dumps(body).encode(), headers=headers, allow_redirects=False) as r:
-            async with asyncio.timeout(60): data = await r.read()
+            data = await (r.read() if r.content.is_eof() else asyncio.wait_for(r.read(), 60))
             if r.status == 200: return _choices(data)
             failed = CallFailed(_KINDS.get(r.status, "server" if r.status >= 500 else "refused"), f"{r.status} {_error_text(data.decode(errors='replace'))[:300]}")
             failed.status, failed.seconds = r.status, retry_after(r.headers)
@@ -239,25 +239,25 @@ def read_budget(budget) -> tuple[float, str] | None:
     if not m: raise ValueError(f"budget {budget!r}: expected an amount such as 2.50 (US dollars), '300 calls' or '1e6 tokens'")
     return float(m[1]), m[2] or "usd"
 
-# %% ../nbs/04_models.ipynb #a594df11
+# %% ../nbs/04_models.ipynb #24024d78
 class Budget:
     "What a run may newly spend, as in `read_budget`: for calls under way, as much is set aside as the dearest one so far cost"
     def __init__(self, text=None):
         self.limit, self.unit = read_budget(text) or (float("inf"), "calls")
         self.spent, self.under_way, self.dearest = 0.0, 0, 1.0 if self.unit == "calls" else None
 
-    @asynccontextmanager
-    async def admit(self):
+    async def __aenter__(self):
         "Let a call through, or raise CallFailed; gives a function to book its reply with"
         while self.dearest is None and self.under_way: await asyncio.sleep(0.02)  # the first call goes alone, to learn what one costs
         if self.spent is None: raise CallFailed("over budget", f"the {self.unit} of a call are not known here, so the budget cannot be kept: give it in calls")
         if self.spent + (self.dearest or 0) * (self.under_way + 1) > self.limit + 1e-9 or self.spent >= self.limit:
             raise CallFailed("over budget", f"{self.spent:g} of {self.limit:g} {self.unit} spent, and {self.under_way} calls under way")
         self.under_way += 1
-        try: yield self._book
-        finally:
-            self.under_way -= 1
-            if self.unit == "calls": self.spent += 1
+        return self._book
+
+    async def __aexit__(self, *_):
+        self.under_way -= 1
+        if self.unit == "calls": self.spent += 1
 
     def _book(self, reply):
         if self.unit == "calls": return
@@ -266,7 +266,7 @@ class Budget:
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.dearest = max(self.dearest or 0, cost or 0)
 
-# %% ../nbs/04_models.ipynb #e1a8adac
+# %% ../nbs/04_models.ipynb #52a3f3cd
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -280,7 +280,7 @@ class Ask:
     ):
         self.models, self.store, self.session, self.seed, self.budget = models, store, session, seed, Budget(budget)
         self.ledger, self.flying, self.negotiating, self.checking, self.checked = Ledger(), {}, asyncio.Lock(), asyncio.Lock(), False
-        self.attempted = set(store.attempts())  # keys of calls that failed in earlier runs
+        self.attempted = dict.fromkeys(store.attempts(), False)  # keys of calls that failed before → whether that is in the ledger
         self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), **limits) for e in models.values()}
 
     async def check(self):
@@ -321,37 +321,38 @@ class Ask:
         body = dict(prompt=prompt, temperature=temperature, max_tokens=max_tokens, seed=seed) | ({"stop": stop} if stop else {})
         return await _call(self, "/completions", body, None, sample, step, role, parse)
 
-# %% ../nbs/04_models.ipynb #66d75e8e
+# %% ../nbs/04_models.ipynb #c133cc79
 async def _call(ask, path, body, schema, sample, step, role, parse):
-    endpoint = ask.models.get(role, ask.models["default"])
-    def key(body): return call_key(endpoint.identity, path, body, schema, sample)
-    tries = [(body, first := key(body))]
+    about = ask.models.get(role, ask.models["default"]), path, schema, sample, step, parse
+    first = _key(*about[:4], body)
     while first in ask.flying: await asyncio.wait([ask.flying[first]])
+    if reply := _replay(ask, first, *about): return reply
     flight = ask.flying[first] = asyncio.get_running_loop().create_future()
-    try:
-        if reply := _replay(ask, endpoint, first, schema, step, parse): return reply
-        if parse or schema:
-            again = body | {"temperature": max(body["temperature"], 0.7), "seed": body["seed"] + 1_000_003}
-            tries.append((again, key(again)))
-            if reply := _replay(ask, endpoint, tries[1][1], schema, step, parse): return reply
-        return await _pay(ask, endpoint, path, tries, schema, step, parse)
+    try: return await _pay(ask, first, body, *about)
     except CallFailed as e: raise CallFailed(e.kind, e.message, step) from e
     finally:
         del ask.flying[first]
         flight.set_result(None)
 
-async def _pay(ask, endpoint, path, tries, schema, step, parse):
-    if not ask.checked: await ask.check()
-    for body, key in tries:
-        try: return await _pay_once(ask, endpoint, path, body, schema, step, parse, key, key == tries[-1][1])
-        except CallFailed as e:
-            if e.kind != "unparseable" or key == tries[-1][1]: raise
+def _key(endpoint, path, schema, sample, body): return call_key(endpoint.identity, path, body, schema, sample)
 
-# %% ../nbs/04_models.ipynb #22983226
+async def _pay(ask, first, body, *about):
+    endpoint, path, schema, sample, step, parse = about
+    if not ask.checked: await ask.check()
+    if not (parse or schema): return await _pay_once(ask, first, body, True, *about)
+    again = body | {"temperature": max(body["temperature"], 0.7), "seed": body["seed"] + 1_000_003}
+    if first in ask.attempted and (reply := _replay(ask, _key(*about[:4], again), *about)): return reply
+    try: return await _pay_once(ask, first, body, False, *about)
+    except CallFailed as e:
+        if e.kind != "unparseable": raise
+    ask.attempted[first] = True
+    return await _pay_once(ask, _key(*about[:4], again), again, True, *about)
+
+# %% ../nbs/04_models.ipynb #2b9a7583
 _USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
-def _replay(ask, endpoint, key, schema, step, parse):
-    if key in ask.attempted: _book_earlier(ask, endpoint, key, step)
+def _replay(ask, key, endpoint, path, schema, sample, step, parse):
+    if not ask.attempted.get(key, True): _book_earlier(ask, endpoint, key, step)
     if not (stored := ask.store.get(key)): return None
     reply = Reply(stored["text"], None, {k: stored[k] for k in _USAGE}, stored["usd"], stored["finish_reason"], True)
     try: reply.parsed = _parse(reply, schema, parse)
@@ -360,7 +361,7 @@ def _replay(ask, endpoint, key, schema, step, parse):
     return reply
 
 def _book_earlier(ask, endpoint, key, step):
-    ask.attempted.discard(key)
+    ask.attempted[key] = True
     for failed in ask.store.attempts(key):
         answered = failed["kind"] == "unparseable"
         ask.book(step, endpoint, {k: failed[k] for k in _USAGE}, failed["usd"] if answered else 0.0, failed["seconds"] or 0, **{"lost" if failed["kind"] == "lost" else "retries": 1})
@@ -379,9 +380,9 @@ def _parse(reply, schema, parse):
         if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
         raise
 
-# %% ../nbs/04_models.ipynb #d6a98ced
-async def _pay_once(ask, endpoint, path, body, schema, step, parse, key, last):
-    async with ask.budget.admit() as spend:
+# %% ../nbs/04_models.ipynb #21f54970
+async def _pay_once(ask, key, body, last, endpoint, path, schema, sample, step, parse):
+    async with ask.budget as spend:
         answer, sent, seconds = await _send(ask, endpoint, path, body, schema, key, step)
         about, reply = dict(step=step, model=endpoint.name, seconds=seconds), None
         try:
@@ -404,7 +405,7 @@ def _read(answer, endpoint):
     try: return read_reply(answer, endpoint)
     except (AttributeError, KeyError, TypeError, ValueError) as e: raise CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}") from e
 
-# %% ../nbs/04_models.ipynb #4880aa01
+# %% ../nbs/04_models.ipynb #6b95d40d
 async def _send(ask, endpoint, path, body, schema, key, step):
     body = {"model": endpoint.model} | body
     if not schema: return await _send_until_answered(ask, endpoint, path, body, key, step)
@@ -428,7 +429,7 @@ async def _send_until_answered(ask, endpoint, path, body, key, step):
     "The decoded answer, the number of its request, and the seconds it took"
     limiter, about = ask.limiters[endpoint.url], dict(step=step, model=endpoint.name)
     for tries in itertools.count(1):
-        async with limiter.turn():
+        async with limiter:
             sent = ask.store.sending(key, **about)
             await ask.store.saved()
             try:
@@ -452,5 +453,5 @@ def _again(limiter, failed, sent, tries):
     if status in _TOO_MUCH: limiter.refused(sent[1], asked, failed.message)
     if status != 429: limiter.failed(sent[0])
     if tries == (12 if status in _TOO_MUCH else 6): return None
-    if asked is None: return random.uniform(0, min(2 ** (tries - 1), 60))
+    if asked is None: return random.uniform(0, min(2 ** (tries - 2), 60))
     return asked if asked <= SHORT else 0  # longer ones are pauses, which the limiter sees to

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AHEAD', 'Dropped', 'drop', 'reason_group', 'Outcome', 'write_manifest', 'write_folder', 'run', 'estimate']
 
-# %% ../nbs/06_run.ipynb #a3e420ff
-import asyncio, copy, inspect, json, re, threading, time
-from collections import Counter
+# %% ../nbs/06_run.ipynb #c7c2a7e4
+import asyncio, copy, inspect, json, re, sys, threading, time
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -103,9 +103,9 @@ async def _run_rows(rows, recipe, ask, args, concurrency, settled, write):
         for task in tasks: task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-# %% ../nbs/06_run.ipynb #c8c73ad9
-def _in_thread(work, tick):
-    "Run the coroutine function `work` in a thread with an event loop, calling `tick()` while it lasts"
+# %% ../nbs/06_run.ipynb #4555508f
+def _in_thread(work, tick, meanwhile=lambda: None):
+    "Run the coroutine function `work` in a thread with an event loop, calling `meanwhile()` once and `tick()` while it lasts"
     result, ready = {}, threading.Event()
     async def main():
         result["loop"], result["task"] = asyncio.get_running_loop(), asyncio.current_task()
@@ -118,6 +118,7 @@ def _in_thread(work, tick):
     thread.start()
     ready.wait()
     try:
+        meanwhile()
         while thread.is_alive():
             thread.join(0.1)
             tick()
@@ -200,7 +201,7 @@ def _check_folder(out, source):
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
 
-# %% ../nbs/06_run.ipynb #88f28409
+# %% ../nbs/06_run.ipynb #acd450ae
 def run(
     rows,                   # row dicts: a list, as from `load_rows`, or anything that gives them one by one
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -228,15 +229,16 @@ def run(
     about = _about(recipe, recipe_args, models := {role: connect(m) for role, m in models.items()}, seed, source)
     store, progress, started = Store(store or store_path()), Progress(), time.monotonic()
     ask = Ask(models, store, seed=seed, budget=budget, concurrency=concurrency, per_minute=per_minute, per_day=per_day, wait=wait)
-    files, states, tally = {state: RowFile(path if out else None) for state, path in _paths(out or "").items()}, {}, Counter()
+    files, states, tally = {state: RowFile(path if out else None) for state, path in _paths(out or "").items()}, defaultdict(Ledger), Counter()
+    def settled(state): tally[state] += 1
     def write(state, row, ledger):
         files[state].append(row)
-        states.setdefault(state, Ledger()).merge(ledger)
+        states[state].merge(ledger)
         tally["arrived"] += not ledger.lines and state != "kept"
     def status(**last): return _status(f"{about['recipe']} {about.get('language', '')}".strip(), tally, len(rows) if hasattr(rows, "__len__") else None, ask, started, concurrency, **last)
     def tick():
         if ask.ledger.lines and progress.due(): progress.show(status())
-    try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, timeout, lambda state: tally.update([state]), write), tick)
+    try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, timeout, settled, write), tick, lambda: _prepare(out))
     finally: store.close()
     progress.show(status(last=True), last=True)
     if out:
@@ -245,6 +247,11 @@ def run(
                       about=about | {"seconds": round(time.monotonic() - started, 1)}, states={state: list(ledger.lines.values()) for state, ledger in states.items()})
     if out: write_manifest(outcome, out)
     return outcome
+
+# %% ../nbs/06_run.ipynb #5690bc9d
+def _prepare(out):
+    if "llmdata_nb.checks" in sys.modules: sys.modules["llmdata_nb.checks"].detect_language("Which language is this, and are both detectors of one mind about it?")
+    if out: import pyarrow.json, pyarrow.parquet
 
 # %% ../nbs/06_run.ipynb #61a2631f
 async def _work(rows, recipe, ask, args, concurrency, timeout, settled, write):

@@ -10,13 +10,14 @@ import asyncio, gzip, hashlib, json, os, sqlite3, time, zlib
 from collections import Counter
 from pathlib import Path
 
-# %% ../nbs/03_store.ipynb #9da00dfd
+# %% ../nbs/03_store.ipynb #c106be8e
 def call_key(
     *parts, # whatever shapes the reply: endpoint, path, body, schema, sample number
 ) -> bytes:
     "The 16-byte content key of a call: two calls share it exactly when all `parts` are equal"
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).digest()[:16]
+    return hashlib.sha256(_encode(parts).encode()).digest()[:16]
+
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode
 
 # %% ../nbs/03_store.ipynb #2f3b646a
 _LAYOUT = """
@@ -53,12 +54,14 @@ def _error(path, e):
     advice = next((text for word, text in _ADVICE.items() if word in str(e)), "Move the file away to start a new one, or give another store")
     return StoreError(f"store {path}: {e}. What it holds is left as it is. {advice}")
 
-# %% ../nbs/03_store.ipynb #355d1d1f
+# %% ../nbs/03_store.ipynb #0f71c1e2
 _COLUMNS = ("step", "model", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "seconds")
+_FOUND = ("id", "run", *_COLUMNS)
 COUNT = "insert into requests values (?,?,?) on conflict (url, second) do update set sent = sent + excluded.sent"
 _PUT = "insert or replace into calls values (null,?,?,?,?,?,?,?,?,?,?,?,?)"
 _ATTEMPT = "insert or replace into attempts values (?,?,?,?,?,?,?,?,?,?,?)"
-_GET = f"select id, coalesce(uses.run, calls.run), {','.join(_COLUMNS)} from calls left join uses on uses.call = id where key=?"
+_GET = f"select id, run, {','.join(_COLUMNS)}, key from calls where"
+_DAY = 86_400_000_000  # microseconds
 
 def _packed(text):
     data = (text or "").encode()
@@ -67,12 +70,13 @@ def _packed(text):
 
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
-# %% ../nbs/03_store.ipynb #51f9597e
+# %% ../nbs/03_store.ipynb #a5c0c2c3
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
         self.path, self.run = str(path), time.time_ns() // 1000
-        self.queue, self.waiting, self.counts, self.touched = [], [], Counter(), set()
+        self.queue, self.waiting, self.counts, self.used = [], [], Counter(), bytearray()  # a bit for each call, by its id
+        self.ahead, self.read, self.hits = {}, 0, 0  # calls that were read ahead, and how many were, and were asked for
         try:
             if self.path != ":memory:": Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -98,16 +102,29 @@ class Store:
     def _version(self): return self.db.execute("pragma user_version").fetchone()[0]
 
     def get(self, key: bytes) -> dict | None:
-        "The finished call stored under `key`, with its `id` and the last `run` that used it; or None"
-        try: row = self.db.execute(_GET, (key,)).fetchone()
-        except sqlite3.Error as e: raise _error(self.path, e) from e
-        return row and dict(zip(("id", "run", *_COLUMNS), row), text=_unpacked(row[4]))
+        "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
+        if row := self.ahead.pop(key, None): self.hits += 1
+        else:
+            try: row = self._find(key)
+            except sqlite3.Error as e: raise _error(self.path, e) from e
+        return row and dict(zip(_FOUND, row), text=_unpacked(row[4]))
+
+    def _find(self, key):
+        row = self.db.execute(f"{_GET} key=?", (key,)).fetchone()
+        if row and self.hits * 4 >= self.read:
+            if len(self.ahead) > 10_000: self.ahead.clear()
+            found = self.db.execute(f"{_GET} id > ? order by id limit 256", (row[0],)).fetchall()
+            self.ahead.update((r[-1], r) for r in found)
+            self.read += len(found)
+        return row
 
     def use(self, call: dict) -> bool:
         "Note that this run uses a stored `call`; whether it is the first time"
-        if call["run"] == self.run or call["id"] in self.touched: return False
-        self.touched.add(call["id"])
-        self.queue.append(("insert or replace into uses values (?,?)", (call["id"], self.run)))
+        byte, bit = divmod(call["id"], 8)
+        if byte >= len(self.used): self.used.extend(bytes(byte + 4096 - len(self.used)))
+        if call["run"] == self.run or self.used[byte] & 1 << bit: return False
+        self.used[byte] |= 1 << bit
+        if self.run - call["run"] > _DAY: self.queue.append(("insert or replace into uses values (?,?)", (call["id"], self.run)))
         if len(self.queue) > 1000: self.commit()
         return True
 
@@ -117,6 +134,7 @@ class Store:
 
     def put(self, sent: tuple, **columns) -> None:
         "Remember the answer to the request `sent`; `columns` as in the table `calls`"
+        self.ahead.pop(sent[0], None)
         self.queue.append(("delete from attempts where key=? and created=?", sent))
         values = (_packed(columns["text"]) if c == "text" else columns.get(c) for c in _COLUMNS)
         self.queue.append((_PUT, (sent[0], *values, time.time(), self.run)))
@@ -139,7 +157,6 @@ class Store:
             for (url, second), n in counts.items(): self.db.execute(COUNT, (url, second, n))
             self.db.execute("commit")
             self.queue.clear()
-            self.touched.clear()
         except sqlite3.Error as e:
             if self.db.in_transaction: self.db.execute("rollback")
             error = _error(self.path, e)
