@@ -71,13 +71,14 @@ def _relay(line, stop, progress):
         if line.exists() and (new := line.read_text(encoding="utf-8")): progress.show(text := new)
     if text: progress.show(line.read_text(encoding="utf-8"), last=True)
 
-# %% ../nbs/40_cli.ipynb #b20b7f9a
+# %% ../nbs/40_cli.ipynb #bc5178c0
 def _arguments(argv):
     p = argparse.ArgumentParser("llmdata", description="Make a dataset: run the notebook of a recipe, once for each language.",
                                 epilog="Recipes: " + ", ".join(pipelines()))
     p.add_argument("recipe", nargs="?", default="", help="name of the recipe")
     p.add_argument("--language", help="code or name, several with commas: it,es (default: the notebook's)")
     p.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook, such as limit=20")
+    p.add_argument("--wait", action="store_true", help="when a limit on requests per day or minute is met, wait until there is room again")
     return p.parse_args(argv)
 
 def plan(args) -> list:
@@ -86,6 +87,7 @@ def plan(args) -> list:
     notebook = pipelines()[args.recipe]
     takes = parameters(notebook)
     values = dict(read_parameter(text, takes) for text in args.parameters)
+    if args.wait: values["wait"] = True
     if args.language is not None and "language" in values: raise ValueError("language is given twice, by --language and by -p")
     default = ast.literal_eval(takes["language"]["default"])
     names = (default if args.language is None else args.language).split(",") if "language" not in values else [values["language"]]

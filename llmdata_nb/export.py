@@ -140,15 +140,23 @@ def verdict_table(
     lines = [(v, f"{count[v]:,}") for v in SCALES[column]] + ([("not judged", f"{count[None]:,}")] if count[None] else [])
     return _table([column, "rows"], lines)
 
-# %% ../nbs/21_export.ipynb #1f21a699
+# %% ../nbs/21_export.ipynb #a3901cc9
 def calls_table(manifest):
     "A Markdown table of the calls in `manifest`, one line per step and model, with a line of totals"
-    columns, calls = ("calls", "replayed", "retries", "failed", "prompt_tokens", "completion_tokens", "seconds"), manifest["calls"]
+    calls = manifest["calls"]
+    columns = ("calls", "replayed", "retries", "failed", *["lost"] * any(c.get("lost") for c in calls), "prompt_tokens", "completion_tokens", "seconds")
     def number(x): return "unknown" if x is None else f"{x:,.1f}" if isinstance(x, float) else f"{x:,}"
     def total(k): return None if any(c[k] is None for c in calls) else sum(c[k] for c in calls)
     lines = [[escaped(c["step"]), escaped(c["model"]), *(number(c[k]) for k in columns), escaped(money(c["usd"]))] for c in calls]
     total = ["**all**", "", *(number(total(k)) for k in columns), escaped(total_money(calls))]
     return _table(["step", "model", *(k.replace("_", " ") for k in columns), "cost"], [*lines, total], words=2)
+
+# %% ../nbs/21_export.ipynb #9def5450
+def _by_state(manifest):
+    "One line: what the rows of each state cost"
+    def tokens(lines): return sum((c["prompt_tokens"] or 0) + (c["completion_tokens"] or 0) for c in lines)
+    parts = [f"{manifest['rows'][state]:,} {state}: {tokens(lines):,} tokens, {escaped(total_money(lines))}" for state, lines in manifest["calls_by_state"].items() if lines]
+    return "By what became of the rows: " + "; ".join(parts) + "." if parts else ""
 
 # %% ../nbs/21_export.ipynb #05c873b8
 def prompts_table(
@@ -230,7 +238,7 @@ def _images(paths, beside):
     "The images of `paths` as Markdown: those named in `beside`, or the rest if it is None"
     return [f"![{Path(p).stem}]({quote(p)})" for p in paths if (Path(p).stem == beside if beside else Path(p).stem not in ("funnel", "calls"))]
 
-# %% ../nbs/21_export.ipynb #abec6a6b
+# %% ../nbs/21_export.ipynb #967f3a4c
 def dataset_card(
     manifest, # the run's numbers, as in manifest.json
     kept, # the kept rows
@@ -245,6 +253,8 @@ def dataset_card(
         *(["The prompts:", prompts_table(prompts)] if prompts else []),
         "## What it took", calls_table(manifest) if manifest["calls"] else "No model was called.",
         *(["Replayed answers were paid for in an earlier run; tokens, seconds and cost count them too."] if any(c["replayed"] for c in manifest["calls"]) else []),
+        *(["Lost requests were under way when a run was stopped: they were probably paid, what they cost is not known, and the sums leave them out."] if any(c.get("lost") for c in manifest["calls"]) else []),
+        *([_by_state(manifest)] if manifest.get("calls_by_state") else []),
         *_images(plots, "calls"),
         *_rows_kept(kept), *_images(plots, None),
         "## Known limits", "\n".join(f"- {x}" for x in limits(manifest, kept)), *_loading(manifest)]

@@ -380,30 +380,30 @@ def _parse(reply, schema, parse):
         if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
         raise
 
-# %% ../nbs/04_models.ipynb #21f54970
+# %% ../nbs/04_models.ipynb #74418aad
 async def _pay_once(ask, key, body, last, endpoint, path, schema, sample, step, parse):
     async with ask.budget as spend:
         answer, sent, seconds = await _send(ask, endpoint, path, body, schema, key, step)
-        about, reply = dict(step=step, model=endpoint.name, seconds=seconds), None
-        try:
-            reply = _read(answer, endpoint)
-            spend(reply)
-            about |= dict(usd=reply.cost, **reply.usage)
-            reply.parsed = _parse(reply, schema, parse)
-        except (CallFailed, ValueError) as e:
-            failed = e if isinstance(e, CallFailed) else CallFailed("unparseable", str(e))
-            ask.store.fail(sent, kind=failed.kind, message=reply.text if reply else failed.message, **about)
-            ask.book(step, endpoint, reply.usage if reply else {}, reply.cost if reply else 0.0, seconds, **{"failed" if last or not reply else "retries": 1})
-            await ask.store.saved()
-            raise failed from e
-        ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, **about)
-        ask.book(step, endpoint, reply.usage, reply.cost, seconds, calls=1)
-        await ask.store.saved()
-        return reply
+        reply = _read(answer, endpoint)
+        if not isinstance(reply, CallFailed): spend(reply)
+    failed, about = reply if isinstance(reply, CallFailed) else None, dict(step=step, model=endpoint.name, seconds=seconds)
+    if not failed:
+        about |= dict(usd=reply.cost, **reply.usage)
+        try: reply.parsed = _parse(reply, schema, parse)
+        except ValueError as e: failed = CallFailed("unparseable", str(e))
+    usage, usd = (reply.usage, reply.cost) if isinstance(reply, Reply) else ({}, 0.0)
+    ask.book(step, endpoint, usage, usd, seconds, **{"calls" if not failed else "failed" if last or failed is reply else "retries": 1})
+    if failed: ask.store.fail(sent, kind=failed.kind, message=failed.message if failed is reply else reply.text, **about)
+    else: ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, **about)
+    await ask.store.saved()
+    if failed: raise failed
+    return reply
 
 def _read(answer, endpoint):
+    "The `Reply` in `answer`, or why there is none"
     try: return read_reply(answer, endpoint)
-    except (AttributeError, KeyError, TypeError, ValueError) as e: raise CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}") from e
+    except CallFailed as e: return e
+    except (AttributeError, KeyError, TypeError, ValueError) as e: return CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
 
 # %% ../nbs/04_models.ipynb #6b95d40d
 async def _send(ask, endpoint, path, body, schema, key, step):
