@@ -266,7 +266,7 @@ class Budget:
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.dearest = max(self.dearest or 0, cost or 0)
 
-# %% ../nbs/04_models.ipynb #52a3f3cd
+# %% ../nbs/04_models.ipynb #f7fa5847
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -281,7 +281,9 @@ class Ask:
         self.models, self.store, self.session, self.seed, self.budget = models, store, session, seed, Budget(budget)
         self.ledger, self.flying, self.negotiating, self.checking, self.checked = Ledger(), {}, asyncio.Lock(), asyncio.Lock(), False
         self.attempted = dict.fromkeys(store.attempts(), False)  # keys of calls that failed before → whether that is in the ledger
-        self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), **limits) for e in models.values()}
+        names = {e.url: [other.name for other in models.values() if other.url == e.url] for e in models.values()}
+        self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), names[e.url], **limits) for e in models.values()}
+        self.forms = {}  # identity of an endpoint → the structured output it takes
 
     async def check(self):
         "Check all endpoints, once, before the first call that is paid"
@@ -380,23 +382,24 @@ def _parse(reply, schema, parse):
         if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
         raise
 
-# %% ../nbs/04_models.ipynb #74418aad
+# %% ../nbs/04_models.ipynb #87870e87
 async def _pay_once(ask, key, body, last, endpoint, path, schema, sample, step, parse):
     async with ask.budget as spend:
         answer, sent, seconds = await _send(ask, endpoint, path, body, schema, key, step)
         reply = _read(answer, endpoint)
         if not isinstance(reply, CallFailed): spend(reply)
-    failed, about = reply if isinstance(reply, CallFailed) else None, dict(step=step, model=endpoint.name, seconds=seconds)
+    failed, broken, about = reply if isinstance(reply, CallFailed) else None, None, dict(step=step, model=endpoint.name, seconds=seconds)
     if not failed:
         about |= dict(usd=reply.cost, **reply.usage)
         try: reply.parsed = _parse(reply, schema, parse)
         except ValueError as e: failed = CallFailed("unparseable", str(e))
+        except Exception as e: broken = e  # a bug of the recipe's: what was paid for is stored all the same
     usage, usd = (reply.usage, reply.cost) if isinstance(reply, Reply) else ({}, 0.0)
     ask.book(step, endpoint, usage, usd, seconds, **{"calls" if not failed else "failed" if last or failed is reply else "retries": 1})
     if failed: ask.store.fail(sent, kind=failed.kind, message=failed.message if failed is reply else reply.text, **about)
     else: ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, **about)
     await ask.store.saved()
-    if failed: raise failed
+    if failed or broken: raise failed or broken
     return reply
 
 def _read(answer, endpoint):
@@ -405,24 +408,27 @@ def _read(answer, endpoint):
     except CallFailed as e: return e
     except (AttributeError, KeyError, TypeError, ValueError) as e: return CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
 
-# %% ../nbs/04_models.ipynb #6b95d40d
+# %% ../nbs/04_models.ipynb #8ece1933
 async def _send(ask, endpoint, path, body, schema, key, step):
     body = {"model": endpoint.model} | body
     if not schema: return await _send_until_answered(ask, endpoint, path, body, key, step)
-    if (known := ask.store.form(endpoint.identity)) is None:
-        async with ask.negotiating: return await _negotiate(ask, endpoint, path, body, schema, key, step)
+    if not _form(ask, endpoint):
+        async with ask.negotiating:
+            if not _form(ask, endpoint): return await _negotiate(ask, endpoint, path, body, schema, key, step)
     return await _negotiate(ask, endpoint, path, body, schema, key, step)
 
+def _form(ask, endpoint):
+    if endpoint.identity not in ask.forms and (known := ask.store.form(endpoint.identity)): ask.forms[endpoint.identity] = known
+    return ask.forms.get(endpoint.identity)
+
 async def _negotiate(ask, endpoint, path, body, schema, key, step):
-    known = ask.store.form(endpoint.identity)
+    known = _form(ask, endpoint)
     for form in _FORMS[_FORMS.index(known or "json_schema"):]:
         try: answer = await _send_until_answered(ask, endpoint, path, _with_form(body, schema, form), key, step)
         except CallFailed as e:
             if e.kind != "refused" or form == "text" or not re.search("response_format|schema|json|grammar|structured", e.message, re.I): raise
         else:
-            if form != known:
-                ask.store.form(endpoint.identity, form)
-                await ask.store.saved()
+            if form != known: ask.forms[endpoint.identity] = ask.store.form(endpoint.identity, form)
             return answer
 
 async def _send_until_answered(ask, endpoint, path, body, key, step):
@@ -447,11 +453,10 @@ async def _send_until_answered(ask, endpoint, path, body, key, step):
 def _again(limiter, failed, sent, tries):
     "Seconds after which to send again, or None; and tell the limiter how it went"
     status, asked = getattr(failed, "status", None), getattr(failed, "seconds", None)
-    if failed.kind == "refused":
-        limiter.answered()
-        return None
     if status in _TOO_MUCH: limiter.refused(sent[1], asked, failed.message)
-    if status != 429: limiter.failed(sent[0])
+    if failed.kind in ("refused", "rate limit"): limiter.heard()
+    else: limiter.failed(sent[0])
+    if failed.kind == "refused": return None
     if tries == (12 if status in _TOO_MUCH else 6): return None
     if asked is None: return random.uniform(0, min(2 ** (tries - 2), 60))
     return asked if asked <= SHORT else 0  # longer ones are pauses, which the limiter sees to

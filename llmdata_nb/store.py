@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COUNT', 'call_key', 'StoreError', 'Store', 'stats', 'export', 'unused', 'vacuum', 'outputs_folder', 'store_path']
 
-# %% ../nbs/03_store.ipynb #3edf9d6b
+# %% ../nbs/03_store.ipynb #13a10c69
 import asyncio, gzip, hashlib, json, os, sqlite3, time, zlib
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/03_store.ipynb #c106be8e
@@ -70,7 +71,7 @@ def _packed(text):
 
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
-# %% ../nbs/03_store.ipynb #a5c0c2c3
+# %% ../nbs/03_store.ipynb #d4c71df7
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
@@ -99,14 +100,30 @@ class Store:
             self.db.execute("rollback")
             raise
 
+    @contextmanager
+    def errors(self):
+        "Turn what SQLite raises into a StoreError"
+        try: yield self.db
+        except sqlite3.Error as e: raise _error(self.path, e) from e
+
+    @contextmanager
+    def transaction(self):
+        "Read and write what other processes read and write too: all of the block, or nothing"
+        with self.errors() as db:
+            db.execute("begin immediate")
+            try:
+                yield db
+                db.execute("commit")
+            finally:
+                if db.in_transaction: db.execute("rollback")
+
     def _version(self): return self.db.execute("pragma user_version").fetchone()[0]
 
     def get(self, key: bytes) -> dict | None:
         "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
         if row := self.ahead.pop(key, None): self.hits += 1
         else:
-            try: row = self._find(key)
-            except sqlite3.Error as e: raise _error(self.path, e) from e
+            with self.errors(): row = self._find(key)
         return row and dict(zip(_FOUND, row), text=_unpacked(row[4]))
 
     def _find(self, key):
@@ -149,18 +166,16 @@ class Store:
 
     def commit(self) -> None:
         "Write all that is waiting, in one transaction"
-        counts, waiting = self.counts, self.waiting
-        self.counts, self.waiting, error = Counter(), [], None
+        waiting, self.waiting, error = self.waiting, [], None
         try:
-            self.db.execute("begin immediate")
-            for sql, values in self.queue: self.db.execute(sql, values)
-            for (url, second), n in counts.items(): self.db.execute(COUNT, (url, second, n))
-            self.db.execute("commit")
+            with self.transaction() as db:
+                for sql, values in self.queue: db.execute(sql, values)
+                for (url, second), n in self.counts.items(): db.execute(COUNT, (url, second, n))
             self.queue.clear()
-        except sqlite3.Error as e:
-            if self.db.in_transaction: self.db.execute("rollback")
-            error = _error(self.path, e)
-            if not waiting: raise error from e
+            self.counts.clear()
+        except StoreError as e:
+            if not waiting: raise
+            error = e
         for future in waiting:
             if not future.done(): future.set_exception(error) if error else future.set_result(None)
 
@@ -173,14 +188,15 @@ class Store:
 
     def attempts(self, key: bytes = None) -> list:
         "The requests without a result of earlier runs: all keys that have some, or those of `key`, as `{kind, usd, …_tokens}`"
-        if key is None: return [k for (k,) in self.db.execute("select distinct key from attempts where created < ?", (self.run / 1e6,))]
-        columns = ("kind", *_COLUMNS[4:])
-        return [dict(zip(columns, row)) for row in self.db.execute(f"select {','.join(columns)} from attempts where key=? and created < ?", (key, self.run / 1e6))]
+        columns, before = ("kind", *_COLUMNS[4:]), self.run / 1e6
+        with self.errors() as db:
+            if key is None: return [k for (k,) in db.execute("select distinct key from attempts where created < ?", (before,))]
+            return [dict(zip(columns, row)) for row in db.execute(f"select {','.join(columns)} from attempts where key=? and created < ?", (key, before))]
 
     def form(self, endpoint: str, form=None) -> str | None:
         "The kind of structured output that `endpoint` takes, when it is known; `form` sets it"
         if form is not None: self.queue.append(("insert or replace into forms values (?,?)", (endpoint, form)))
-        return form or (self.db.execute("select form from forms where endpoint=?", (endpoint,)).fetchone() or [None])[0]
+        with self.errors() as db: return form or (db.execute("select form from forms where endpoint=?", (endpoint,)).fetchone() or [None])[0]
 
     def close(self) -> None:
         "Write what is waiting, and close the file"
