@@ -1,4 +1,5 @@
 "Rows are never lost or doubled, calls never paid twice: under kill -9, failures, interrupts, budgets."
+import asyncio
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from scripted_server import said, serve, translator_and_judge
 
-from llmdata_nb.run import drop, run
+from llmdata_nb.run import drop, estimate, run
 from llmdata_nb.translate import translate_and_judge
 
 ROOT = Path(__file__).parents[1]
@@ -262,3 +263,109 @@ def test_a_conversation_without_a_response_fails_and_says_so(tmp_path):
     with serve(translator_and_judge) as (model, bodies):
         outcome = run(rows, translate_and_judge, model=model, store=tmp_path / "s.sqlite", language="it")
     assert not bodies and len(outcome.failed) == 3 and "this one has user" in outcome.failed[0]["reason"]
+
+
+def test_rows_stream_in_order_with_flat_memory(tmp_path):
+    "Thirty thousand rows that finish in any order, from a generator, in a process that never holds many of them"
+    script = """
+import asyncio, random, resource, sys
+import llmdata_nb.run as r
+async def recipe(row, ask):
+    if random.random() < 0.2: await asyncio.sleep(random.random() / 20)
+    if row["n"] % 3 == 0: r.drop("third")
+    row["text"] = "x" * 3000
+    return row
+started = 0
+def rows():
+    global started
+    for started in range(30_000): yield {"id": str(started), "n": started, "seen": None if started < 25_000 else 1.5}
+def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+import pyarrow.parquet, pyarrow.json, aiohttp
+before = memory()
+outcome = r.run(rows(), recipe, model="http://127.0.0.1:9/v1#m", store=sys.argv[1], out=sys.argv[2])
+assert [row["n"] for row in outcome.kept] == [n for n in range(30_000) if n % 3] and outcome.kept[-1]["seen"] == 1.5
+assert len(outcome.dropped) == 10_000 and outcome.manifest()["rows"] == {"in": 30_000, "kept": 20_000, "dropped": 10_000, "failed": 0}
+print(memory() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "s.sqlite", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 80, f"{done.stdout} MB more for 100 MB of rows"
+    kept = pd.read_parquet(tmp_path / "out" / "data")
+    assert list(kept["n"]) == [n for n in range(30_000) if n % 3] and kept["seen"].count() == sum(1 for n in range(25_000, 30_000) if n % 3)
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file()) == ["dropped.parquet", "failed.parquet", "manifest.json", "train-00000-of-00001.parquet"]
+
+
+def test_one_row_that_hangs_holds_up_few(tmp_path):
+    "A row that does not end keeps others from being written, but only so many are begun after it"
+    import llmdata_nb.run as module
+    begun = []
+    async def recipe(row, ask):
+        begun.append(row["id"])
+        if row["id"] == "0":
+            while len(begun) < module.AHEAD: await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)
+            assert len(begun) <= module.AHEAD
+        return row
+    outcome = run(({"id": str(i)} for i in range(module.AHEAD + 500)), recipe, model="http://127.0.0.1:9/v1#m", store=tmp_path / "s.sqlite")
+    assert not outcome.failed and [r["id"] for r in outcome.kept] == [str(i) for i in range(module.AHEAD + 500)]
+
+
+def test_an_id_that_comes_twice(tmp_path):
+    async def keep(row, ask): return row
+    options = dict(model="http://127.0.0.1:9/v1#m", store=tmp_path / "s.sqlite")
+    with pytest.raises(ValueError, match="'a' stands on more than one row"): run([{"id": "a"}, {"id": "a"}], keep, **options)
+    outcome = run(iter([{"id": "a"}, {"id": "b"}, {"id": "a"}]), keep, **options)
+    assert [r["id"] for r in outcome.kept] == ["a", "b"] and "more than one row" in outcome.failed[0]["reason"]
+
+
+def test_the_ledger_counts_each_request_once_and_by_state(tmp_path):
+    "Over a run with failures and one that replays it: the sum is what the server was sent, and each state has its share"
+    def answer(body, n):
+        name = body["messages"][0]["content"].split()[-1]
+        if name.startswith("busy") and n == 0: return 500, {"error": "busy"}
+        return 400 if name.startswith("bad") else 200, {"error": "no"} if name.startswith("bad") else said("fine")
+    async def recipe(row, ask):
+        row = await echo(row, ask)
+        if row["id"].startswith("drop"): drop("not wanted")
+        return row
+    rows, options = [{"id": f"{kind}{i}"} for kind in ("good", "busy", "bad", "drop") for i in range(5)], dict(store=tmp_path / "s.sqlite")
+    with serve(answer) as (model, bodies):
+        def run_once(): return run(rows, recipe, model=model, **options)
+        first = run_once()
+        (line,) = first.ledger
+        assert [line[k] for k in ("calls", "replayed", "retries", "failed", "lost")] == [15, 0, 5, 5, 0] and len(bodies) == 25
+        (line,) = run_once().ledger
+        assert [line[k] for k in ("calls", "replayed", "retries", "failed", "lost")] == [0, 15, 10, 5, 0] and len(bodies) == 30
+        assert line["prompt_tokens"] == 15 * 20 and {s: sum(l["calls"] + l["failed"] for l in lines) for s, lines in first.states.items()} == {"kept": 10, "failed": 5, "dropped": 5}
+
+
+def test_a_bug_in_the_recipe_loses_no_paid_answer(tmp_path):
+    def parse(text): return {}["no such key"]
+    async def recipe(row, ask):
+        await ask("hello", parse=parse)
+        return row
+    with serve(lambda body, n: "fine") as (model, bodies):
+        for _ in range(2):
+            outcome = run([{"id": "a"}], recipe, model=model, store=tmp_path / "s.sqlite")
+            assert outcome.failed[0]["reason"] == "KeyError: 'no such key'"
+    assert len(bodies) == 1
+
+
+def test_an_estimate_costs_nothing_twice(tmp_path):
+    def answer(body, n):
+        data = said("fine")
+        data["usage"] |= {"cost": 0.001 * len(body["messages"][0]["content"])}
+        return 200, data
+    async def recipe(row, ask):
+        row["said"] = (await ask(f"Say {row['text']}", step="say")).text
+        return row
+    rows = [{"id": str(i), "text": "word " * (i + 1) + str(i)} for i in range(200)] + [{"id": "settled", "dropped": "dedup"}]
+    with serve(answer) as (model, bodies):
+        told = estimate(rows, recipe, model=model, store=tmp_path / "s.sqlite")
+        assert len(bodies) == 10 and told.rows == 200 and told.calls == {"mean": 200, "low": 200, "high": 200}
+        outcome = run(rows, recipe, model=model, store=tmp_path / "s.sqlite")
+        assert len(bodies) == 200
+        usd = sum(line["usd"] for line in outcome.ledger)
+        assert told.usd["low"] < usd < told.usd["high"] and abs(told.usd["mean"] / usd - 1) < 0.05 and "200 rows, judged by 10 of them" in repr(told)
+        assert estimate(rows[:5], recipe, model=model, store=tmp_path / "s.sqlite", per_minute=1).minutes["mean"] >= 5
+        with pytest.raises(ValueError, match="no row"): estimate(rows[-1:], recipe, model=model, store=tmp_path / "s.sqlite")
