@@ -408,7 +408,7 @@ def _read(answer, endpoint):
     except CallFailed as e: return e
     except (AttributeError, KeyError, TypeError, ValueError) as e: return CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
 
-# %% ../nbs/04_models.ipynb #8ece1933
+# %% ../nbs/04_models.ipynb #32873ae9
 async def _send(ask, endpoint, path, body, schema, key, step):
     body = {"model": endpoint.model} | body
     if not schema: return await _send_until_answered(ask, endpoint, path, body, key, step)
@@ -459,4 +459,4 @@ def _again(limiter, failed, sent, tries):
     if failed.kind == "refused": return None
     if tries == (12 if status in _TOO_MUCH else 6): return None
     if asked is None: return random.uniform(0, min(2 ** (tries - 2), 60))
-    return asked if asked <= SHORT else 0  # longer ones are pauses, which the limiter sees to
+    return 0 if asked > SHORT and status in _TOO_MUCH else min(asked, 600)  # the former is a pause for all calls, which the limiter sees to
