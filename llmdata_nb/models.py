@@ -350,7 +350,7 @@ async def _pay(ask, first, body, *about):
     ask.attempted[first] = True
     return await _pay_once(ask, _key(*about[:4], again), again, True, *about)
 
-# %% ../nbs/04_models.ipynb #2b9a7583
+# %% ../nbs/04_models.ipynb #f2eaca85
 _USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 def _replay(ask, key, endpoint, path, schema, sample, step, parse):
@@ -371,7 +371,7 @@ def _book_earlier(ask, endpoint, key, step):
 def _typed(value, schema):
     "`value`; ValueError when a property that should be a string is something else"
     for k, spec in schema["properties"].items():
-        if spec.get("type") == "string" and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
+        if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
     return value
 
 def _parse(reply, schema, parse):
@@ -382,7 +382,7 @@ def _parse(reply, schema, parse):
         if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
         raise
 
-# %% ../nbs/04_models.ipynb #87870e87
+# %% ../nbs/04_models.ipynb #6b2441a3
 async def _pay_once(ask, key, body, last, endpoint, path, schema, sample, step, parse):
     async with ask.budget as spend:
         answer, sent, seconds = await _send(ask, endpoint, path, body, schema, key, step)
@@ -406,7 +406,7 @@ def _read(answer, endpoint):
     "The `Reply` in `answer`, or why there is none"
     try: return read_reply(answer, endpoint)
     except CallFailed as e: return e
-    except (AttributeError, KeyError, TypeError, ValueError) as e: return CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e: return CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
 
 # %% ../nbs/04_models.ipynb #32873ae9
 async def _send(ask, endpoint, path, body, schema, key, step):

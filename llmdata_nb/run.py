@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AHEAD', 'Dropped', 'drop', 'reason_group', 'Outcome', 'write_manifest', 'write_folder', 'run', 'Estimate', 'estimate']
 
-# %% ../nbs/06_run.ipynb #c7c2a7e4
-import asyncio, copy, inspect, json, re, sys, threading, time
+# %% ../nbs/06_run.ipynb #478a564c
+import asyncio, copy, inspect, json, os, re, sys, threading, time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -103,10 +103,10 @@ async def _run_rows(rows, recipe, ask, args, concurrency, settled, write):
         for task in tasks: task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-# %% ../nbs/06_run.ipynb #a2b821fd
+# %% ../nbs/06_run.ipynb #7a6a181b
 def _in_thread(work, tick, meanwhile=lambda: None):
     "Run the coroutine function `work` in a thread with an event loop, calling `meanwhile()` once and `tick()` while it lasts"
-    result, ready = {}, threading.Event()
+    result, ready, done = {}, threading.Event(), threading.Event()
     async def main():
         result["loop"], result["task"] = asyncio.get_running_loop(), asyncio.current_task()
         ready.set()
@@ -114,22 +114,26 @@ def _in_thread(work, tick, meanwhile=lambda: None):
     def target():
         try: result["value"] = asyncio.run(main())
         except BaseException as e: result["error"] = e
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    ready.wait()
+        finally: done.set()
+    threading.Thread(target=target, daemon=True).start()
     try:
+        ready.wait()
         meanwhile()
-        while thread.is_alive():
-            thread.join(0.1)
-            tick()
-    except KeyboardInterrupt:
-        if thread.is_alive(): result["loop"].call_soon_threadsafe(result["task"].cancel)
-        for _ in range(100):  # ten seconds, however often it is interrupted again
-            try: thread.join(0.1)
-            except KeyboardInterrupt: pass
+        while not done.wait(0.1): tick()  # an event, for Python takes a thread whose join was interrupted for ended
+    except BaseException:
+        _cancel(result, ready, done)
         raise
     if "error" in result: raise result["error"]
     return result["value"]
+
+def _cancel(result, ready, done):
+    "End the work, within ten seconds, however often it is interrupted again"
+    for i in range(100):
+        try:
+            if i == 0 and ready.wait(1) and not done.is_set(): result["loop"].call_soon_threadsafe(result["task"].cancel)
+            if done.wait(0.1): return
+        except KeyboardInterrupt: pass
+        except RuntimeError: return  # the loop has closed meanwhile
 
 # %% ../nbs/06_run.ipynb #d33a8680
 def _status(name, tally, total, ask, started, concurrency=64, last=False):
@@ -196,14 +200,16 @@ def _about(recipe, args, models, seed, source):
                 arguments={k: v if isinstance(v, (str, int, float, bool, type(None))) else str(v) for k, v in args.items()}, seed=seed,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"), versions={"llmdata_nb": __version__})
 
-# %% ../nbs/06_run.ipynb #6286871d
+# %% ../nbs/06_run.ipynb #4d52e7c9
 def _check_folder(out, source):
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK): raise ValueError(f"out {out}: {there} is {'not a folder' if not there.is_dir() else 'not writable'}; give another folder")
     if not (out/"manifest.json").exists(): return
     made_from = json.loads((out/"manifest.json").read_text(encoding="utf-8")).get("source")
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
 
-# %% ../nbs/06_run.ipynb #acd450ae
+# %% ../nbs/06_run.ipynb #d81dd22e
 def run(
     rows,                   # row dicts: a list, as from `load_rows`, or anything that gives them one by one
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -239,9 +245,8 @@ def run(
         tally["arrived"] += not ledger.lines and state != "kept"
     def status(**last): return _status(f"{about['recipe']} {about.get('language', '')}".strip(), tally, len(rows) if hasattr(rows, "__len__") else None, ask, started, concurrency, **last)
     def tick():
-        if ask.ledger.lines and progress.due(): progress.show(status())
-    try: _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, timeout, settled, write), tick, lambda: _prepare(out))
-    finally: store.close()
+        if progress.due() and (ask.ledger.lines or any(limiter.status() for limiter in ask.limiters.values())): progress.show(status())
+    _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, timeout, settled, write), tick, lambda: _prepare(out))
     progress.show(status(last=True), last=True)
     if out:
         for file in files.values(): file.close()
@@ -255,7 +260,7 @@ def _prepare(out):
     if "llmdata_nb.checks" in sys.modules: sys.modules["llmdata_nb.checks"].detect_language("Which language is this, and are both detectors of one mind about it?")
     if out: import pyarrow.json, pyarrow.parquet
 
-# %% ../nbs/06_run.ipynb #61a2631f
+# %% ../nbs/06_run.ipynb #d77db29f
 async def _work(rows, recipe, ask, args, concurrency, timeout, settled, write):
     import aiohttp
     limits = dict(timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=20), connector=aiohttp.TCPConnector(limit=0))
@@ -263,6 +268,7 @@ async def _work(rows, recipe, ask, args, concurrency, timeout, settled, write):
         try: await _run_rows(rows, recipe, ask, args, concurrency, settled, write)
         finally:
             for limiter in ask.limiters.values(): limiter.close()
+            ask.store.close()  # in the thread that writes to it
 
 # %% ../nbs/06_run.ipynb #698d4b5c
 @dataclass

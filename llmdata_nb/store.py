@@ -20,9 +20,9 @@ def call_key(
 
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode
 
-# %% ../nbs/03_store.ipynb #2f3b646a
+# %% ../nbs/03_store.ipynb #37f3f650
 _LAYOUT = """
-create table calls (id integer primary key, key blob not null unique, step text, model text, text blob, finish_reason text,
+create table calls (id integer primary key autoincrement, key blob not null unique, step text, model text, text blob, finish_reason text,
     prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, created real, run integer);
 create table uses (call integer primary key, run integer);
 create table attempts (key blob, created real, step text, model text, kind text, message text,
@@ -55,7 +55,7 @@ def _error(path, e):
     advice = next((text for word, text in _ADVICE.items() if word in str(e)), "Move the file away to start a new one, or give another store")
     return StoreError(f"store {path}: {e}. What it holds is left as it is. {advice}")
 
-# %% ../nbs/03_store.ipynb #0f71c1e2
+# %% ../nbs/03_store.ipynb #3a72d60f
 _COLUMNS = ("step", "model", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "seconds")
 _FOUND = ("id", "run", *_COLUMNS)
 COUNT = "insert into requests values (?,?,?) on conflict (url, second) do update set sent = sent + excluded.sent"
@@ -69,9 +69,15 @@ def _packed(text):
     small = zlib.compress(data, 1) if len(data) > 200 else data
     return small if len(small) < len(data) else text
 
+def _writable(value):
+    "`value`, which an endpoint may have made up, as SQLite can hold it"
+    if isinstance(value, str): return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, int): return value if abs(value) < 2**63 else float(value)
+    return value if isinstance(value, (float, type(None))) else str(value)
+
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
-# %% ../nbs/03_store.ipynb #d4c71df7
+# %% ../nbs/03_store.ipynb #1c405dd5
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
@@ -87,7 +93,12 @@ class Store:
     def _open(self):
         self.db.execute("pragma busy_timeout=60000")
         if self._version() > _VERSION: raise sqlite3.DatabaseError(f"it was written by a newer llmdata_nb (layout {self._version()})")
-        self.db.execute("pragma journal_mode=wal")
+        for seconds in (*[0.1] * 600, 0):  # here SQLite itself does not wait for another process that does the same
+            try: self.db.execute("pragma journal_mode=wal")
+            except sqlite3.OperationalError as e:
+                if "locked" not in str(e) or not seconds: raise
+                time.sleep(seconds)
+            else: break
         self.db.execute("pragma synchronous=normal")
         self.db.execute("begin immediate")  # also tells at once whether the file can be written
         try:
@@ -96,15 +107,14 @@ class Store:
             self.db.execute(f"pragma user_version={_VERSION}")
             self.db.execute("delete from requests where second < ?", (time.time() - 172_800,))
             self.db.execute("commit")
-        except sqlite3.Error:
-            self.db.execute("rollback")
-            raise
+        finally:
+            if self.db.in_transaction: self.db.execute("rollback")
 
     @contextmanager
     def errors(self):
         "Turn what SQLite raises into a StoreError"
         try: yield self.db
-        except sqlite3.Error as e: raise _error(self.path, e) from e
+        except (sqlite3.Error, zlib.error, UnicodeDecodeError) as e: raise _error(self.path, e) from e
 
     @contextmanager
     def transaction(self):
@@ -121,10 +131,10 @@ class Store:
 
     def get(self, key: bytes) -> dict | None:
         "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
-        if row := self.ahead.pop(key, None): self.hits += 1
-        else:
-            with self.errors(): row = self._find(key)
-        return row and dict(zip(_FOUND, row), text=_unpacked(row[4]))
+        with self.errors():
+            if row := self.ahead.pop(key, None): self.hits += 1
+            else: row = self._find(key)
+            return row and dict(zip(_FOUND, row), text=_unpacked(row[4]))
 
     def _find(self, key):
         row = self.db.execute(f"{_GET} key=?", (key,)).fetchone()
@@ -153,7 +163,7 @@ class Store:
         "Remember the answer to the request `sent`; `columns` as in the table `calls`"
         self.ahead.pop(sent[0], None)
         self.queue.append(("delete from attempts where key=? and created=?", sent))
-        values = (_packed(columns["text"]) if c == "text" else columns.get(c) for c in _COLUMNS)
+        values = (_packed(columns["text"]) if c == "text" else _writable(columns.get(c)) for c in _COLUMNS)
         self.queue.append((_PUT, (sent[0], *values, time.time(), self.run)))
 
     def fail(self, sent: tuple, **columns) -> None:
@@ -161,7 +171,7 @@ class Store:
         self._attempt(sent, **columns)
 
     def _attempt(self, sent, **columns):
-        self.queue.append((_ATTEMPT, (*sent, *(columns.get(c) for c in ("step", "model", "kind", "message", *_COLUMNS[4:])))))
+        self.queue.append((_ATTEMPT, (*sent, *(_writable(columns.get(c)) for c in ("step", "model", "kind", "message", *_COLUMNS[4:])))))
         return sent
 
     def commit(self) -> None:
@@ -173,7 +183,7 @@ class Store:
                 for (url, second), n in self.counts.items(): db.execute(COUNT, (url, second, n))
             self.queue.clear()
             self.counts.clear()
-        except StoreError as e:
+        except Exception as e:  # those who wait must be told, whatever it is
             if not waiting: raise
             error = e
         for future in waiting:
@@ -204,51 +214,53 @@ class Store:
             if self.queue or self.counts: self.commit()
         finally: self.db.close()
 
-# %% ../nbs/03_store.ipynb #c29fb616
-_COUNTS = "count(*), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(usd), sum(length(text))"
+# %% ../nbs/03_store.ipynb #14fc7088
+_COUNTS = "count(*), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(usd), sum(length(cast(text as blob)))"
 _COUNTED = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "bytes")
 
-def _by_step(db, where="1", values=()):
-    rows = db.execute(f"select step, model, {_COUNTS} from calls left join uses on uses.call = id where {where} group by step, model order by step, model", values)
+def _by_step(store, where="1", values=()):
+    with store.errors() as db: rows = db.execute(f"select step, model, {_COUNTS} from calls left join uses on uses.call = id where {where} group by step, model order by step, model", values).fetchall()
     return [dict(zip(("step", "model", *_COUNTED), row)) for row in rows]
 
 def stats(store: Store) -> dict:
     "What `store` holds: number of `calls`, their tokens, US dollars and bytes, the same in `by_step` for each step and model; and `attempts`, the requests without a result, by kind"
-    total = dict(zip(_COUNTED, store.db.execute(f"select {_COUNTS} from calls").fetchone()))
-    return total | {"by_step": _by_step(store.db), "attempts": dict(store.db.execute("select kind, count(*) from attempts group by kind"))}
+    with store.errors() as db:
+        total = dict(zip(_COUNTED, db.execute(f"select {_COUNTS} from calls").fetchone()))
+        return total | {"by_step": _by_step(store), "attempts": dict(db.execute("select kind, count(*) from attempts group by kind"))}
 
 Store.stats = stats
 
-# %% ../nbs/03_store.ipynb #474fd3fd
+# %% ../nbs/03_store.ipynb #889d2f1c
 def export(
     store: Store,
     path, # `.jsonl`, or `.jsonl.gz`
 ) -> int: # how many
     "Write all finished calls to JSON lines: key, step, model, text, tokens, US dollars, seconds, and when it was made"
     columns, n = ("key", *_COLUMNS, "created"), 0
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "wt", encoding="utf-8") as f:
-        for n, row in enumerate(store.db.execute(f"select {','.join(columns)} from calls order by id"), 1):
+    with store.errors() as db, (gzip.open if str(path).endswith(".gz") else open)(path, "wt", encoding="utf-8") as f:
+        for n, row in enumerate(db.execute(f"select {','.join(columns)} from calls order by id"), 1):
             f.write(json.dumps(dict(zip(columns, row), key=row[0].hex(), text=_unpacked(row[3])), ensure_ascii=False) + "\n")
     return n
 
 Store.export = export
 
-# %% ../nbs/03_store.ipynb #835dfd27
-_UNUSED = "coalesce(uses.run, calls.run) < ?"
+# %% ../nbs/03_store.ipynb #1f046ab3
+_UNUSED = "coalesce(uses.run, calls.run) < (? - 86400) * 1e6"  # in doubt a call was used
 
 def unused(
     store: Store,
     since: float, # seconds since the epoch, such as `time.time() - 30 * 86400`
 ) -> list:
     "The finished calls that no run since then has used, by step and model, as in `stats`"
-    return _by_step(store.db, _UNUSED, (since * 1e6,))
+    return _by_step(store, _UNUSED, (since,))
 
 def vacuum(store: Store, since: float) -> int:
-    "Remove the calls that `unused` lists, with the attempts of that time, and shrink the file; gives how many"
-    gone = store.db.execute(f"delete from calls where id in (select id from calls left join uses on uses.call = id where {_UNUSED})", (since * 1e6,)).rowcount
-    store.db.execute("delete from attempts where created < ? and key not in (select key from calls)", (since,))
-    store.db.execute("delete from uses where call not in (select id from calls)")
-    store.db.execute("vacuum")
+    "Remove the calls that `unused` lists, with the failed attempts of that time, and shrink the file; gives how many. Not while a run goes on"
+    with store.transaction() as db:
+        gone = db.execute(f"delete from calls where id in (select id from calls left join uses on uses.call = id where {_UNUSED})", (since,)).rowcount
+        db.execute("delete from uses where call not in (select id from calls)")
+        db.execute("delete from attempts where created < ? and kind != 'unparseable' and key not in (select key from calls)", (since,))  # those led to a second answer
+    with store.errors() as db: db.execute("vacuum")
     return gone
 
 Store.unused, Store.vacuum = unused, vacuum
