@@ -20,32 +20,34 @@ class CallFailed(Exception):
         super().__init__(f"{step}: {kind} ({message})" if step else f"{kind} ({message})")
         self.kind, self.message, self.step = kind, message, step
 
-# %% ../nbs/03b_limits.ipynb #33e8b55a
+# %% ../nbs/03b_limits.ipynb #841be4ab
 def retry_after(
     headers, # of a response
 ) -> float | None: # seconds
     "How long the server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date; None when it does not say"
     try:
-        if "retry-after-ms" in headers: return max(float(headers["retry-after-ms"]) / 1000, 0)
         text = headers.get("Retry-After", "").strip()
-        if text[:1].isdigit(): return float(text)
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0) if text else None
-    except ValueError: return None  # neither a number nor a date
+        if "retry-after-ms" in headers: seconds = float(headers["retry-after-ms"]) / 1000
+        elif text[:1].isdigit(): seconds = float(text)
+        else: seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        return min(max(seconds, 0.0), 30 * 86_400) if seconds == seconds else None
+    except (ValueError, OverflowError): return None  # neither a number nor a date
 
-# %% ../nbs/03b_limits.ipynb #f8578621
+# %% ../nbs/03b_limits.ipynb #a9c6b7cc
 def pace(
-    learned: float,  # requests per second
-    seconds: float,  # since the last refusal
+    learned: float,      # requests per second
+    seconds: float,      # since it was learned
+    steady: bool = True, # the server has refused since the pace was first learned
 ) -> float:
-    "Requests per second that may be tried: slowly more at first, then faster"
-    return learned * (1 + 0.02 * seconds + 0.01 * max(0, seconds - 3) ** 2)
+    "Requests per second that may be tried: slowly more at first, then faster; twice as many each second where they are not steady yet"
+    return learned * (1 + 0.02 * seconds + 0.01 * max(0, seconds - 3) ** 2 if steady else 2 ** min(seconds, 30))
 
-# %% ../nbs/03b_limits.ipynb #5802bb1f
+# %% ../nbs/03b_limits.ipynb #6a9e05ff
 SHORT = 2.0       # seconds: a longer Retry-After is a pause for all calls to the address
 PATIENCE = 600.0  # seconds: nothing waits longer, unless the user said to wait
 FORGET = 120.0    # seconds without a refusal, after which there is no pace any more
 _FEW = 4          # so many calls must fail, and nothing be answered, before an address counts as dead
-_ROW = ("rate", "since", "next", "until", "reason")
+_ROW = ("rate", "steady", "since", "next", "until", "reason")
 
 def _clock(moment):
     day = "" if moment - time.time() < 43_200 else "%Y-%m-%d "
@@ -66,31 +68,46 @@ class Limiter:
         self.budgets = [(span, n) for span, n in ((60, per_minute), (86_400, per_day)) if n]
         self.full = 0.0                                              # until when a budget is used up
         self.window, self.cut, self.under_way, self.places = float(concurrency), 0.0, 0, deque()
-        self.rate, self.since, self.until, self.reason, self.looked = None, None, None, "", 0.0
+        self.rate, self.steady, self.since, self.next, self.until, self.reason, self.looked = None, None, None, None, None, "", 0.0
         self.line, self.permits = asyncio.Lock(), deque()            # sending times that were taken and not yet used
         self.failing, self.failures, self.dead, self.probe, self.pauses = set(), 0, None, 0.0, 0
+        self.shut = ""                                               # why nothing more is sent to it in this run
 
     async def __aenter__(self):
         "Wait for the moment to send; CallFailed when it would be too long in coming"
-        while self.under_way >= int(self.window):
-            self.places.append(place := asyncio.get_running_loop().create_future())
-            await place
+        while self.under_way >= int(self.window): await self._place()
         self.under_way += 1
         try:
-            while seconds := self._pause(): await asyncio.sleep(min(seconds, 1.0))
+            await self._sleep(self._pause)
             if self.budgets or self.rate: await self._permit()
             else: self.store.counts[self.url, int(time.time())] += 1
+            await self._sleep(self._revive)
+            if self.shut: raise CallFailed("refused", self.shut)
         except BaseException:
-            self._leave()
+            await self.__aexit__()
             raise
 
-    async def __aexit__(self, *_): self._leave()
-
-    def _leave(self):
+    async def __aexit__(self, *_):
         self.under_way -= 1
-        while self.places and self.under_way < int(self.window):
+        self._wake()
+
+    async def _place(self):
+        self.places.append(place := asyncio.get_running_loop().create_future())
+        try: await place
+        except asyncio.CancelledError:
+            if not place.cancelled(): self._wake()  # its place had just been given: the next one takes it
+            raise
+
+    def _wake(self):
+        room = int(self.window) - self.under_way
+        while self.places and room > 0:
             place = self.places.popleft()
-            if not place.done(): return place.set_result(None)
+            if not place.done():
+                place.set_result(None)
+                room -= 1
+
+    async def _sleep(self, seconds):
+        while left := seconds(): await asyncio.sleep(min(left, 1.0))
 
     def heard(self) -> None:
         "The server said something: it is alive"
@@ -101,18 +118,23 @@ class Limiter:
         self.window = min(self.window + 1 / self.window, self.most)
         self.heard()
 
-    def refused(self, sent: float, seconds: float | None, reason: str) -> None:
+    def refused(self, sent: float, seconds: float | None, reason: str, pace_too: bool = True) -> None:
         "The request sent at `sent` was refused because the server has too much; it asked to wait `seconds`"
         now, seconds = time.time(), seconds or 0
         if sent > self.cut: self.window, self.cut = max(self.window * 0.7, 1.0), now
-        with self._shared():
+        if not pace_too and seconds <= SHORT: return
+        with self._shared() as db:
             if seconds > SHORT: self.until, self.reason = max(self.until or 0, now + seconds), reason
-            faster = pace(self.rate, now - self.since) if self.rate else 0.0
-            if not self.since or now - self.since > FORGET or faster > 2 * (self.rate or 1): self.rate, self.since = None, now  # to be learned
-            elif self.rate and sent > self.since: self.rate, self.since = faster * 0.97, now
+            if not pace_too: return
+            if not self.since: self.since = now  # to be learned
+            elif self.rate and sent > self.since:
+                tried, taken = pace(self.rate, now - self.since, self.steady), max(self._accepted(db, now - 1, now), 1)
+                self.steady, self.since = taken > tried / 2, now
+                self.rate = min(tried, taken) * 0.97 if self.steady else taken
 
-    def failed(self, call: bytes) -> None:
-        "A request for `call` met a reset, a timeout or an error of the server"
+    def failed(self, call: bytes, sent: float) -> None:
+        "The request for `call`, sent at `sent`, met a reset, a timeout or a server that is not there"
+        if self.dead and sent < self.dead: return  # it was under way
         self.failures += 1
         self.failing.add(call)
         if self.failures < 2 * _FEW or len(self.failing) < _FEW: return
@@ -121,10 +143,10 @@ class Limiter:
 
     def status(self) -> str:
         "What the address makes us wait for, for the line of progress; empty when nothing does"
-        now, (until, reason) = time.time(), self._until()
-        if self.dead: return f"{self.url} does not answer since {duration(now - self.dead)}, tried again in {duration(max(self.probe - now, 0))}"
+        now, dead, rate, since, (until, reason) = time.time(), self.dead, self.rate, self.since, self._until()
+        if dead: return f"{self.url} does not answer since {duration(now - dead)}, tried again in {duration(max(self.probe - now, 0))}"
         if until > now: return f"waiting until {_clock(until)}: {reason}"
-        return f"{self.url} takes {pace(self.rate, now - self.since):.3g} requests/s" if self.rate and now - self.since < 60 else ""
+        return f"{self.url} takes {pace(rate, now - since, self.steady):.3g} requests/s" if rate and since and now - since < 60 else ""
 
     def close(self) -> None:
         "Give back the sending times that were not used"
@@ -136,37 +158,36 @@ class Limiter:
         "Read what all processes know of the address, and write what the block made of it"
         with self.store.transaction() as db:
             found = db.execute(f"select {','.join(_ROW)} from limits where url=?", (self.url,)).fetchone()
-            self.rate, self.since, self.next, self.until, self.reason = found or (None, None, None, None, "")
+            for c, value in zip(_ROW, found or [None] * len(_ROW)): setattr(self, c, value)
+            if self.since and time.time() - self.since > FORGET: self.rate = self.since = None
             yield db
-            db.execute("insert or replace into limits values (?,?,?,?,?,?)", (self.url, *(getattr(self, c) for c in _ROW)))
+            db.execute("insert or replace into limits values (?,?,?,?,?,?,?)", (self.url, *(getattr(self, c) for c in _ROW)))
 
     def _look(self, now):
         "Learn what other processes found out, and the pace when it can be told"
         self.looked = now
-        with self.store.errors() as db: found = db.execute("select rate, since, until, reason from limits where url=?", (self.url,)).fetchone()
+        with self.store.errors() as db: found = db.execute(f"select {','.join(_ROW)} from limits where url=?", (self.url,)).fetchone()
         if not found: return
-        self.rate, self.since, self.until, self.reason = found
+        for c, value in zip(_ROW, found): setattr(self, c, value)
         if self.since and now - self.since > FORGET: self.rate = self.since = None
         if self.rate or not self.since or now < max(self.since + 1, self.until or 0): return
         with self._shared() as db:
             if self.rate or not self.since: return  # another process was first
-            paused = (self.until or 0) - self.since  # as now in the store
-            span = max(1, paused)
-            start = self.since - span if paused > 0 else self.since
-            self.rate, self.since, self.next = max(self._accepted(db, start, start + span), 1) / span, now, now
+            span = max(1, (self.until or 0) - self.since)
+            taken = self._accepted(db, self.since - span, self.since + 1)
+            self.rate, self.steady, self.since, self.next = (taken / span, 0, now, now) if taken else (None, None, None, None)
 
     def _accepted(self, db, start, end):
         "How many requests sent between the two times were not refused"
         names = ",".join("?" * len(self.models))
-        answered = db.execute(f"select count(*) from (select model, created - seconds as sent from calls order by id desc limit 20000) where sent > ? and sent <= ? and model in ({names})", (start, end, *self.models))
+        answered = db.execute(f"select count(*) from (select model, created - seconds as sent from calls order by id desc limit 5000) where sent > ? and sent <= ? and model in ({names})", (start, end, *self.models))
         under_way = db.execute(f"select count(*) from attempts where kind = 'lost' and created > ? and created <= ? and model in ({names})", (start, end, *self.models))
         return answered.fetchone()[0] + under_way.fetchone()[0]
 
     def _pause(self):
         "Seconds until the next request may be tried; 0 for now"
         now = time.time()
-        if self.dead: return self._revive(now)
-        if now - self.looked > 0.25: self._look(now)
+        if now - self.looked > 0.25 or self.since and not self.rate and now > self.since + 1: self._look(now)
         if not self.until and not self.full: return 0
         until, reason = self._until()
         if until > now + PATIENCE and not self.wait:
@@ -176,10 +197,12 @@ class Limiter:
     def _until(self):
         "The end of the longest pause, and its reason"
         budgets = " and ".join(f"{n:,} requests per {'minute' if span == 60 else 'day'}" for span, n in self.budgets)
-        return max((self.until or 0.0, self.reason), (self.full, f"the budget of {budgets} is used up"))
+        return max((self.until or 0.0, self.reason or ""), (self.full, f"the budget of {budgets} is used up"))
 
-    def _revive(self, now):
-        "Let one call at a time through to an address that seems dead"
+    def _revive(self):
+        "Seconds to wait for an address that seems dead; 0 for one call at a time"
+        now = time.time()
+        if not self.dead: return 0
         if now - self.dead > PATIENCE and not self.wait:
             raise CallFailed("server", f"{self.url} has not answered for {duration(now - self.dead)}; run again when it does")
         if now < self.probe: return self.probe - now
@@ -187,12 +210,13 @@ class Limiter:
         return 0
 
     async def _permit(self):
-        "Wait for the next sending time, in the order of coming"
+        "Wait for the next sending time, in the order of coming, and for a pause that comes meanwhile"
         async with self.line:
             while not self.permits:
                 self._lease()
-                while seconds := self._pause(): await asyncio.sleep(min(seconds, 1.0))
+                await self._sleep(self._pause)
             await asyncio.sleep(self.permits.popleft() - time.time())
+            await self._sleep(self._pause)
 
     def _lease(self):
         "Take the next sending times, or learn until when there are none"
@@ -201,17 +225,17 @@ class Limiter:
             room, again = self._room(db, now)
             if not room: self.full = again
             else:
-                rate, start = self.rate and pace(self.rate, now - self.since), now
-                n = max(1, min(room, int(rate / 20))) if rate else 1
+                rate, start = self.rate and pace(self.rate, now - self.since, self.steady), now
+                n = 1 if self.budgets or not rate else max(1, min(int(rate / 20), 100))
                 if rate: self.next = (start := max(now, self.next or 0)) + n / rate
-                db.execute(COUNT, (self.url, int(start), n))
+                db.execute(COUNT, (self.url, int(now), n))
                 self.permits.extend(start + i / rate if rate else now for i in range(n))
 
     def _room(self, db, now):
         "How many requests the budgets still allow, and from when on they allow one"
         room, again = 1_000_000, now
         for span, most in self.budgets:
-            first, sent = db.execute("select min(second), sum(sent) from requests where url=? and second > ? and sent > 0", (self.url, now - span - 1)).fetchone()
+            first, sent = db.execute("select min(second), sum(sent) from requests where url=? and second > ?", (self.url, now - span - 1)).fetchone()
             room = min(room, most - (sent or 0))
             if (sent or 0) >= most: again = max(again, first + span + 2)
         return max(room, 0), again

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json', 'post', 'price',
-           'read_reply', 'Ledger', 'EndpointError', 'check_endpoint', 'object_schema', 'read_budget', 'Budget', 'Ask',
-           'load_rows', 'CallFailed']
+           'read_reply', 'Ledger', 'EndpointError', 'check_endpoint', 'unknown_model', 'object_schema', 'read_budget',
+           'Budget', 'Ask', 'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #015e1373
 import asyncio, difflib, itertools, json, os, random, re, time
@@ -109,14 +109,19 @@ def read_json(text: str, keys: list[str]) -> dict:
         if isinstance(value, dict) and all(k in value for k in keys): return value
     raise ValueError(f"no JSON object with {', '.join(keys)} in the answer: {text[:200]!r}")
 
-# %% ../nbs/04_models.ipynb #1ee30788
+# %% ../nbs/04_models.ipynb #9e553656
 _KINDS = {408: "timeout", 425: "server", 429: "rate limit"}
 _TOO_MUCH = (429, 503, 529)  # the server has too much to do: slow down
 
-def _error_text(text):
-    try: error = json.loads(text)["error"]
-    except (ValueError, KeyError, TypeError): return text  # a page that is not the protocol's: shown as it is
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+def _error_text(data, key):
+    "What the server says is wrong, in one line, and without the key where it repeats that"
+    text = data.decode(errors="replace")
+    try:
+        error = json.loads(text)
+        error = (error[0] if isinstance(error, list) else error)["error"]
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError, IndexError): pass  # a page that is not the protocol's: shown as it is
+    return " ".join((text.replace(key, "…") if key else text).split())[:300]
 
 async def post(
     session,            # aiohttp.ClientSession
@@ -130,17 +135,20 @@ async def post(
     try:
         async with session.post(endpoint.url + path, data=json.dumps(body).encode(), headers=headers, allow_redirects=False) as r:
             data = await (r.read() if r.content.is_eof() else asyncio.wait_for(r.read(), 60))
-            if r.status == 200: return _choices(data)
-            failed = CallFailed(_KINDS.get(r.status, "server" if r.status >= 500 else "refused"), f"{r.status} {_error_text(data.decode(errors='replace'))[:300]}")
+            if r.status == 200 and (answer := _choices(data)): return answer
+            text = _error_text(data, endpoint.key)
+            failed = CallFailed(_KINDS.get(r.status, "refused" if 300 <= r.status < 500 else "server"), f"{r.status} {text}" if r.status != 200 else f"200 without an answer in it: {text}")
             failed.status, failed.seconds = r.status, retry_after(r.headers)
     except TimeoutError: failed = CallFailed("timeout", f"{endpoint.url} did not answer in time")
-    except (aiohttp.ClientError, OSError, ValueError) as e: failed = CallFailed("server", f"{endpoint.url}: {type(e).__name__}: {e}")
+    except aiohttp.ClientPayloadError: failed = CallFailed("server", f"{endpoint.url}: the answer was cut off")
+    except (aiohttp.ClientError, OSError) as e: failed = CallFailed("server", f"{endpoint.url}: {type(e).__name__}: {e}")
     raise failed
 
 def _choices(data):
-    answer = json.loads(data)
-    if not isinstance(answer, dict) or not answer.get("choices"): raise ValueError(f"200 without choices: {data[:300].decode(errors='replace')}")
-    return answer
+    "The decoded answer; None when it is not one"
+    try: answer = json.loads(data)
+    except ValueError: return None
+    return answer if isinstance(answer, dict) and answer.get("choices") else None
 
 # %% ../nbs/04_models.ipynb #27d4406c
 def price(endpoint: Endpoint, usage: dict) -> float | None:
@@ -195,12 +203,12 @@ class Ledger:
 # %% ../nbs/04_models.ipynb #aa5b7aef
 row_ledger = ContextVar("row_ledger", default=None)  # of the row that this task works on
 
-# %% ../nbs/04_models.ipynb #77a0d0df
+# %% ../nbs/04_models.ipynb #1c75bf71
 class EndpointError(ValueError):
     "An endpoint that cannot be used at all: no row could be made with it"
 
-async def check_endpoint(session, endpoint: Endpoint) -> None:
-    "Raise EndpointError, in one line, when `endpoint` cannot be reached, refuses the key, or does not know the model"
+async def check_endpoint(session, endpoint: Endpoint) -> list:
+    "Raise EndpointError, in one line, when `endpoint` cannot be reached or refuses the key; gives the models it lists, when this one is not among them"
     import aiohttp
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     try:
@@ -208,12 +216,12 @@ async def check_endpoint(session, endpoint: Endpoint) -> None:
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
         raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} cannot be reached ({type(e).__name__}); is the server running, and the address right?") from e
     if status in (401, 403): raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} refuses the key ({status})")
-    if not listed or {endpoint.model, endpoint.model.partition(":")[0], endpoint.model + ":latest"} & set(listed): return
-    try: await post(session, endpoint, "/chat/completions", dict(model=endpoint.model, messages=[{"role": "user", "content": "Hi"}], max_tokens=1))
-    except CallFailed as e:
-        if e.kind != "refused" or not re.search("model", e.message, re.I): return
-        near = difflib.get_close_matches(endpoint.model, listed, 1, 0.4)
-        raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} has no {endpoint.model!r} ({e.message}); {f'did you mean {near[0]!r}? ' if near else ''}It lists {', '.join(listed[:5])}{' …' if len(listed) > 5 else ''}") from e
+    return [] if {endpoint.model, endpoint.model.partition(":")[0], endpoint.model + ":latest"} & set(listed) else listed
+
+def unknown_model(endpoint: Endpoint, listed: list, failed: CallFailed) -> EndpointError:
+    "The error for a model that the server refused, and does not list"
+    near = difflib.get_close_matches(endpoint.model, listed, 1, 0.4)
+    return EndpointError(f"model {endpoint.name!r}: {endpoint.url} has no {endpoint.model!r} ({failed.message}); {f'did you mean {near[0]!r}? ' if near else ''}It lists {', '.join(listed[:5])}{' …' if len(listed) > 5 else ''}")
 
 def _listed(data):
     try: return [m["id"] for m in json.loads(data)["data"]]
@@ -239,7 +247,7 @@ def read_budget(budget) -> tuple[float, str] | None:
     if not m: raise ValueError(f"budget {budget!r}: expected an amount such as 2.50 (US dollars), '300 calls' or '1e6 tokens'")
     return float(m[1]), m[2] or "usd"
 
-# %% ../nbs/04_models.ipynb #24024d78
+# %% ../nbs/04_models.ipynb #5a70b79c
 class Budget:
     "What a run may newly spend, as in `read_budget`: for calls under way, as much is set aside as the dearest one so far cost"
     def __init__(self, text=None):
@@ -257,16 +265,14 @@ class Budget:
 
     async def __aexit__(self, *_):
         self.under_way -= 1
-        if self.unit == "calls": self.spent += 1
 
     def _book(self, reply):
-        if self.unit == "calls": return
         counted = [reply.usage["prompt_tokens"], reply.usage["completion_tokens"]]
-        cost = reply.cost if self.unit == "usd" else None if None in counted else sum(counted)
+        cost = 1 if self.unit == "calls" else reply.cost if self.unit == "usd" else None if None in counted else sum(counted)
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.dearest = max(self.dearest or 0, cost or 0)
 
-# %% ../nbs/04_models.ipynb #f7fa5847
+# %% ../nbs/04_models.ipynb #25ba5572
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -288,7 +294,8 @@ class Ask:
     async def check(self):
         "Check all endpoints, once, before the first call that is paid"
         async with self.checking:
-            for e in {} if self.checked else {m.identity: m for m in self.models.values()}.values(): await check_endpoint(self.session, e)
+            for e in {} if self.checked else {m.identity: m for m in self.models.values()}.values():
+                if listed := await check_endpoint(self.session, e): await _ask_for_a_word(self, e, listed)
             self.checked = True
 
     def book(self, step, endpoint, *args, **counts):
@@ -350,6 +357,14 @@ async def _pay(ask, first, body, *about):
     ask.attempted[first] = True
     return await _pay_once(ask, _key(*about[:4], again), again, True, *about)
 
+# %% ../nbs/04_models.ipynb #2dde1652
+async def _ask_for_a_word(ask, endpoint, listed):
+    about, body = (endpoint, "/chat/completions", None, 0, "check", None), dict(messages=[{"role": "user", "content": "Hi"}], temperature=0.0, max_tokens=1, seed=0)
+    key = _key(*about[:4], body)
+    try: _replay(ask, key, *about) or await _pay_once(ask, key, body, True, *about)
+    except CallFailed as e:
+        if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
+
 # %% ../nbs/04_models.ipynb #f2eaca85
 _USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
@@ -408,7 +423,7 @@ def _read(answer, endpoint):
     except CallFailed as e: return e
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e: return CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
 
-# %% ../nbs/04_models.ipynb #32873ae9
+# %% ../nbs/04_models.ipynb #b4613feb
 async def _send(ask, endpoint, path, body, schema, key, step):
     body = {"model": endpoint.model} | body
     if not schema: return await _send_until_answered(ask, endpoint, path, body, key, step)
@@ -453,9 +468,12 @@ async def _send_until_answered(ask, endpoint, path, body, key, step):
 def _again(limiter, failed, sent, tries):
     "Seconds after which to send again, or None; and tell the limiter how it went"
     status, asked = getattr(failed, "status", None), getattr(failed, "seconds", None)
-    if status in _TOO_MUCH: limiter.refused(sent[1], asked, failed.message)
-    if failed.kind in ("refused", "rate limit"): limiter.heard()
-    else: limiter.failed(sent[0])
+    if status == 402 or status == 429 and re.search("insufficient_quota|exceeded your current quota|billing", failed.message):
+        limiter.shut = failed.message  # nothing is left on the account: the others would only be refused as well
+        return None
+    if status in _TOO_MUCH: limiter.refused(sent[1], asked, failed.message, pace_too=status == 429)
+    if status in (None, 502, 503, 504, 529): limiter.failed(*sent)
+    else: limiter.heard()
     if failed.kind == "refused": return None
     if tries == (12 if status in _TOO_MUCH else 6): return None
     if asked is None: return random.uniform(0, min(2 ** (tries - 2), 60))

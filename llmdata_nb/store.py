@@ -20,7 +20,7 @@ def call_key(
 
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode
 
-# %% ../nbs/03_store.ipynb #37f3f650
+# %% ../nbs/03_store.ipynb #6413f200
 _LAYOUT = """
 create table calls (id integer primary key autoincrement, key blob not null unique, step text, model text, text blob, finish_reason text,
     prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, created real, run integer);
@@ -28,7 +28,7 @@ create table uses (call integer primary key, run integer);
 create table attempts (key blob, created real, step text, model text, kind text, message text,
     prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, primary key (key, created)) without rowid;
 create table requests (url text, second integer, sent integer, primary key (url, second)) without rowid;
-create table limits (url text primary key, rate real, since real, next real, until real, reason text) without rowid;
+create table limits (url text primary key, rate real, steady integer, since real, next real, until real, reason text) without rowid;
 create table forms (endpoint text primary key, form text) without rowid"""
 
 _FROM_1 = """

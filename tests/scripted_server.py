@@ -2,6 +2,7 @@
 import asyncio
 import json
 import threading
+import time
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -14,42 +15,46 @@ def said(text, finish_reason="stop"):
 
 
 class Body(dict):
-    "The body of a request, with its `headers`"
+    "The body of a request, with its `headers` and the `time` it came"
 
 
 @contextmanager
-def serve(answer, seconds=0.0):
-    """A server on a free port, in a thread; yields its model reference and the list of the bodies it was sent.
-    `answer(body, n)`, n being how often this very body came before, gives text, or (status, data), or (status, data, headers)."""
+def serve(answer, seconds=0.0, models=("m",), port=0):
+    """A server on a free port (or `port`), in a thread; yields its model reference and the list of the bodies it was sent.
+    `answer(body, n)`, n being how often this very body came before, gives text, or (status, data), or (status, data, headers),
+    or an async function of the request that gives the response. `models` are those it lists, or the status it gives instead."""
     bodies, seen, loop, ready = [], {}, asyncio.new_event_loop(), threading.Event()
 
     async def handle(request):
         body = Body(await request.json())
-        body.headers = request.headers
+        body.headers, body.time = request.headers, time.time()
         key = json.dumps(body, sort_keys=True)
         n = seen[key] = seen.get(key, -1) + 1
         bodies.append(body)
         result = answer(body, n)
+        if callable(result): return await result(request)
         await asyncio.sleep(seconds)
         if isinstance(result, str): return web.json_response(said(result))
         status, data, headers = (*result, {})[:3]
         return web.json_response(data, status=status, headers=headers)
 
-    async def models(request): return web.json_response({"data": [{"id": "m"}]})
+    async def listed(request):
+        if isinstance(models, int): return web.json_response({"error": {"message": "no"}}, status=models)
+        return web.json_response({"data": [{"id": name} for name in models]})
 
     async def start():
         app = web.Application()
-        app.router.add_get("/v1/models", models)
+        app.router.add_get("/v1/models", listed)
         app.router.add_post("/v1/{path:.*}", handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         return runner
 
     def work():
         asyncio.set_event_loop(loop)
-        serve.runner = loop.run_until_complete(start())
-        ready.port = serve.runner.addresses[0][1]
+        ready.runner = loop.run_until_complete(start())
+        ready.port = ready.runner.addresses[0][1]
         ready.set()
         loop.run_forever()
 
@@ -58,7 +63,7 @@ def serve(answer, seconds=0.0):
     ready.wait(10)
     try: yield f"http://127.0.0.1:{ready.port}/v1#m", bodies
     finally:
-        asyncio.run_coroutine_threadsafe(serve.runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(ready.runner.cleanup(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
 
