@@ -255,9 +255,9 @@ def run(
     if out: write_manifest(outcome, out)
     return outcome
 
-# %% ../nbs/06_run.ipynb #5690bc9d
+# %% ../nbs/06_run.ipynb #17d66218
 def _prepare(out):
-    if "llmdata_nb.checks" in sys.modules: sys.modules["llmdata_nb.checks"].detect_language("Which language is this, and are both detectors of one mind about it?")
+    if checks := sys.modules.get("llmdata_nb.checks"): checks.translation_problem("Good morning to all of you, and thank you.", "Buongiorno a tutti voi, e grazie mille.", "it")
     if out: import pyarrow.json, pyarrow.parquet
 
 # %% ../nbs/06_run.ipynb #d77db29f
