@@ -272,7 +272,7 @@ class Budget:
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.dearest = max(self.dearest or 0, cost or 0)
 
-# %% ../nbs/04_models.ipynb #25ba5572
+# %% ../nbs/04_models.ipynb #a44beaf5
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -295,7 +295,8 @@ class Ask:
         "Check all endpoints, once, before the first call that is paid"
         async with self.checking:
             for e in {} if self.checked else {m.identity: m for m in self.models.values()}.values():
-                if listed := await check_endpoint(self.session, e): await _ask_for_a_word(self, e, listed)
+                listed = await check_endpoint(self.session, e)
+                if listed and not e.slots: await _ask_for_a_word(self, e, listed)  # the embedded engine, which has slots, answers to any name
             self.checked = True
 
     def book(self, step, endpoint, *args, **counts):
