@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNFINISHED', 'pipelines', 'parameters', 'read_parameter', 'run_notebook', 'plan', 'main']
 
-# %% ../nbs/40_cli.ipynb #29ae4219
-import argparse, ast, difflib, json, os, sys, tempfile, threading
+# %% ../nbs/40_cli.ipynb #60728486
+import argparse, ast, difflib, json, logging, os, sys, tempfile, threading
 from pathlib import Path
 from .languages import language as find_language
 from .progress import Progress
@@ -42,7 +42,7 @@ def read_parameter(
     try: return name, _READ[takes[name]["type"]](value)
     except (ValueError, KeyError): raise ValueError(f"parameter {name}: expected {takes[name]['type'].replace('bool', 'true or false')}, got {value!r}") from None
 
-# %% ../nbs/40_cli.ipynb #86f8ab99
+# %% ../nbs/40_cli.ipynb #8e000cbc
 UNFINISHED = "run-unfinished.ipynb"  # a run that fails does not write over the notebook of one that worked
 
 def run_notebook(notebook, out: Path, values: dict) -> None:
@@ -54,6 +54,7 @@ def run_notebook(notebook, out: Path, values: dict) -> None:
         thread = threading.Thread(target=_relay, args=(line, stop, Progress()))
         thread.start()
         os.environ["LLMDATA_PROGRESS"] = str(line)
+        for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report in the middle of a Ctrl-C comes as an exception too
         quiet = ["--IPKernelApp.log_level=50"]  # else each run starts with a warning about kernels in general, and a stopped one ends in its traceback
         try:
             papermill.execute_notebook(str(notebook), str(out/UNFINISHED), parameters=values, progress_bar=False, cwd=os.getcwd(),
@@ -71,14 +72,14 @@ def _relay(line, stop, progress):
         if line.exists() and (new := line.read_text(encoding="utf-8")): progress.show(text := new)
     if text: progress.show(line.read_text(encoding="utf-8"), last=True)
 
-# %% ../nbs/40_cli.ipynb #bc5178c0
+# %% ../nbs/40_cli.ipynb #e9677c7a
 def _arguments(argv):
     p = argparse.ArgumentParser("llmdata", description="Make a dataset: run the notebook of a recipe, once for each language.",
                                 epilog="Recipes: " + ", ".join(pipelines()))
     p.add_argument("recipe", nargs="?", default="", help="name of the recipe")
     p.add_argument("--language", help="code or name, several with commas: it,es (default: the notebook's)")
     p.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook, such as limit=20")
-    p.add_argument("--wait", action="store_true", help="when a limit on requests per day or minute is met, wait until there is room again")
+    p.add_argument("--wait", action="store_true", help="when a limit on requests per day is met, wait until there is room again, however long that is")
     return p.parse_args(argv)
 
 def plan(args) -> list:

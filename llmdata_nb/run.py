@@ -51,7 +51,7 @@ def reason_group(reason: str) -> str:
     "`reason` without its particulars (what stands in brackets, and words with digits), so that reasons of one kind count together"
     return re.sub(r"[^\s:,]*\d[^\s:,]*", "…", reason.split(" (")[0])
 
-# %% ../nbs/06_run.ipynb #4b139aa6
+# %% ../nbs/06_run.ipynb #e88ee7bc
 @dataclass
 class Outcome:
     "What became of the rows: `kept`, `dropped` and `failed`, the latter two with a `reason`; and what it took"
@@ -76,8 +76,9 @@ class Outcome:
     def __repr__(self):
         rows, lines = self.manifest()["rows"], [f"{r['rows']:>6}  {r['state']}: {r['reason']}" for r in self.reasons()]
         usd = [line["usd"] for line in self.ledger]
-        count = {k: sum(line[k] for line in self.ledger) for k in ("calls", "replayed", "lost")}
-        calls = f"{count['calls']:,} calls, {count['replayed']:,} replayed from the store" + (f", {count['lost']:,} lost when a run was stopped" if count["lost"] else "")
+        count = Counter({k: sum(line.get(k, 0) for line in self.ledger) for k in ("calls", "replayed", "retries", "failed", "lost")})
+        calls = f"{count['calls']:,} calls, {count['replayed']:,} replayed from the store" + (f", {n:,} requests without a result" if (n := count["retries"] + count["failed"]) else "") \
+            + (f", {count['lost']:,} lost when a run was stopped" if count["lost"] else "")
         return "\n".join([f"{rows['in']:>6}  rows in", *lines, f"{rows['kept']:>6}  kept", f"        {calls}, {money(None if None in usd else sum(usd))}"])
 
 # %% ../nbs/06_run.ipynb #365c7d07
@@ -135,12 +136,12 @@ def _cancel(result, ready, done):
         except KeyboardInterrupt: pass
         except RuntimeError: return  # the loop has closed meanwhile
 
-# %% ../nbs/06_run.ipynb #d33a8680
+# %% ../nbs/06_run.ipynb #8a1ec66d
 def _status(name, tally, total, ask, started, concurrency=64, last=False):
     "`arrived` rows came in dropped or failed, and say nothing of how long a row takes; nor do the first ones, while as many are under way"
     done, ledger, seconds = sum(tally[s] for s in ("kept", "dropped", "failed")), ask.ledger, time.monotonic() - started
     parts = [f"{name}  {done:,}{f'/{total:,}' if total is not None else ''} rows"] + [f"{tally[s]:,} {s}" for s in ("kept", "dropped", "failed") if tally[s]]
-    calls = f"{ledger.total('calls'):,} calls" + (f" + {n:,} replayed" if (n := ledger.total("replayed")) else "")
+    calls = f"{ledger.total('calls'):,} calls" + (f" + {n:,} replayed" if (n := ledger.total("replayed")) else "") + (f" + {n:,} without a result" if (n := ledger.total("retries") + ledger.total("failed")) else "")
     tokens = f"{ledger.total('prompt_tokens') + ledger.total('completion_tokens'):,} tokens"
     new, rest = done - tally["arrived"], (total or done) - done
     clock = duration(seconds) + (f", about {duration(seconds / new * rest)} left" if rest and new > min(concurrency, rest) and not last else "")
@@ -209,7 +210,7 @@ def _check_folder(out, source):
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
 
-# %% ../nbs/06_run.ipynb #d81dd22e
+# %% ../nbs/06_run.ipynb #dfb85b80
 def run(
     rows,                   # row dicts: a list, as from `load_rows`, or anything that gives them one by one
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -223,7 +224,7 @@ def run(
     source=None,            # where the rows came from, for the manifest and the card
     per_minute: int = None, # most requests to one address per minute, and
     per_day: int = None,    # per day, over all runs that share the store
-    wait: bool = False,     # when an address wants a pause of more than ten minutes: wait, or fail the rows and say when to go on
+    wait: bool = False,     # when one of these, or the address, wants a pause of more than ten minutes: wait, or fail the rows and say when to go on
     timeout: float = 900.0, # seconds for one request
     **recipe_args,
 ) -> Outcome:

@@ -214,7 +214,7 @@ class Store:
             if self.queue or self.counts: self.commit()
         finally: self.db.close()
 
-# %% ../nbs/03_store.ipynb #14fc7088
+# %% ../nbs/03_store.ipynb #03060dc0
 _COUNTS = "count(*), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(usd), sum(length(cast(text as blob)))"
 _COUNTED = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "bytes")
 
@@ -223,10 +223,11 @@ def _by_step(store, where="1", values=()):
     return [dict(zip(("step", "model", *_COUNTED), row)) for row in rows]
 
 def stats(store: Store) -> dict:
-    "What `store` holds: number of `calls`, their tokens, US dollars and bytes, the same in `by_step` for each step and model; and `attempts`, the requests without a result, by kind"
+    "What `store` holds: number of `calls`, their tokens, US dollars and bytes, the same in `by_step` for each step and model; `attempts`, the requests without a result, by kind; and in `attempts_usd` and `attempts_tokens` what those cost that were answered"
     with store.errors() as db:
         total = dict(zip(_COUNTED, db.execute(f"select {_COUNTS} from calls").fetchone()))
-        return total | {"by_step": _by_step(store), "attempts": dict(db.execute("select kind, count(*) from attempts group by kind"))}
+        return total | {"by_step": _by_step(store), "attempts": dict(db.execute("select kind, count(*) from attempts group by kind"))} | dict(zip(
+            ("attempts_usd", "attempts_tokens"), db.execute("select sum(usd), sum(prompt_tokens) + sum(completion_tokens) from attempts").fetchone()))
 
 Store.stats = stats
 
