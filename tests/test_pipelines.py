@@ -18,7 +18,7 @@ from llmdata_nb.cli import main
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
-PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "out_dir", "seed", "concurrency", "budget"]
+PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
 
 
 @pytest.fixture
@@ -137,3 +137,11 @@ def test_ctrl_c_stops_in_one_line_and_keeps_the_calls(project):
 def test_python_m(project):
     done = subprocess.run([sys.executable, "-m", "llmdata_nb", "translate_and_judge", "--language", "klingonish"], capture_output=True, text=True)
     assert done.returncode == 2 and "unknown language 'klingonish'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_limit_per_day_holds_over_languages_and_says_when_to_go_on(project, capsys):
+    "Two languages, one address, five requests a day: the command ends at once, and the reason says when there is room"
+    with serve(translator_and_judge) as (model, bodies):
+        main(["translate_and_judge", "--language", "it,es", "-p", f"model={model}", "-p", "limit=3", "-p", "per_day=5", "-p", "concurrency=2"])
+    (reason, *_) = {r["reason"] for r in load_dataset("parquet", data_files=str(project / "outputs" / "es" / "translate_and_judge" / "failed.parquet"), split="train")}
+    assert len(bodies) == 5 and "the budget of 5 requests per day is used up" in reason and "can be asked again at 2" in reason and "--wait" in reason
