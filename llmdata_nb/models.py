@@ -7,9 +7,8 @@ __all__ = ['row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'jso
            'read_reply', 'Ledger', 'EndpointError', 'check_endpoint', 'unknown_model', 'object_schema', 'read_budget',
            'Budget', 'Ask', 'load_rows', 'CallFailed']
 
-# %% ../nbs/04_models.ipynb #015e1373
+# %% ../nbs/04_models.ipynb #02f03fa4
 import asyncio, difflib, itertools, json, os, random, re, time
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from .limits import SHORT, CallFailed, Limiter, retry_after

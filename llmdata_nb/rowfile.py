@@ -68,7 +68,7 @@ def _table(lines, kinds):
     return pj.read_json(pa.BufferReader(data), pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
                         pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")).select(schema.names)
 
-# %% ../nbs/05a_rowfile.ipynb #391fc4cc
+# %% ../nbs/05a_rowfile.ipynb #c1b9357d
 class RowFile(Sequence):
     "Rows in the order of `append`; in the Parquet file at `path`, where one is given, when it is closed"
     def __init__(self, path=None):
@@ -80,8 +80,8 @@ class RowFile(Sequence):
         "Add `row`"
         line = _line(row)
         for c, value in row.items():
-            if c not in self.kinds or (value is not None and self.kinds[c] != (k := kind(value))):
-                self.kinds[str(c)] = join(self.kinds.get(c), kind(value))
+            found = kind(value)
+            if c not in self.kinds or found != self.kinds[c]: self.kinds[str(c)] = join(self.kinds.get(c), found)
         self.block.append(row)
         self.lines.append(line)
         if len(self.block) > BLOCK: self._flush()
