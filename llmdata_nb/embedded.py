@@ -119,7 +119,7 @@ def _download(weights, name, path):
     target.replace(path)
     progress.show(_bar(name, weights.size, weights.size), last=True)
 
-# %% ../nbs/05_embedded.ipynb #847325aa
+# %% ../nbs/05_embedded.ipynb #f977e518
 SLOTS, CONTEXT = 4, 4096
 _servers = {}
 
@@ -128,14 +128,14 @@ def serve(
 ) -> Endpoint:
     "The endpoint of the embedded model `name`, started in this process at the first call"
     path, sha256 = weights_path(name)
-    if sha256 not in _servers: _servers[sha256] = _start(path)
+    if sha256 not in _servers: _servers[sha256] = _start(path, name)
     server, key = _servers[sha256]
     return Endpoint(f"embedded:{name}", server.listening_address + "/v1", name, key, f"sha256:{sha256} context {CONTEXT}", SLOTS, free=True)
 
-def _start(path):
+def _start(path, name):
     import xllamacpp
     params, key = xllamacpp.CommonParams(), secrets.token_urlsafe(24)
-    params.model.path, params.n_parallel, params.n_ctx = str(path), SLOTS, SLOTS * CONTEXT
+    params.model.path, params.model_alias, params.n_parallel, params.n_ctx = str(path), {name}, SLOTS, SLOTS * CONTEXT
     params.hostnames, params.port, params.api_keys, params.ui, params.warmup, params.verbosity = ["127.0.0.1"], 0, [key], False, False, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return xllamacpp.Server(params), key

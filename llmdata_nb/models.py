@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json', 'post', 'price',
            'read_reply', 'Ledger', 'EndpointError', 'check_endpoint', 'unknown_model', 'object_schema', 'read_budget',
-           'Budget', 'Ask', 'load_rows', 'CallFailed']
+           'Budget', 'Call', 'Ask', 'load_rows', 'CallFailed']
 
-# %% ../nbs/04_models.ipynb #02f03fa4
+# %% ../nbs/04_models.ipynb #957e470f
 import asyncio, difflib, itertools, json, os, random, re, time
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from .limits import SHORT, CallFailed, Limiter, retry_after
 from .rows import load_rows
 from .store import call_key
@@ -271,7 +271,42 @@ class Budget:
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.dearest = max(self.dearest or 0, cost or 0)
 
-# %% ../nbs/04_models.ipynb #a44beaf5
+# %% ../nbs/04_models.ipynb #d375f049
+@dataclass(frozen=True)
+class Call:
+    "One question to a model"
+    endpoint: Endpoint
+    path: str          # `/chat/completions` or `/completions`
+    body: dict         # messages or prompt, and sampling
+    schema: dict | None = None
+    sample: int = 0
+    step: str = "ask"
+    parse: object = None
+
+    def key(self) -> bytes:
+        "Its key in the store"
+        return call_key(self.endpoint.identity, self.path, self.body, self.schema, self.sample)
+
+    def again(self):
+        "The same question, warmer and with another seed: at temperature 0 a model would say the same again"
+        return replace(self, body=self.body | {"temperature": max(self.body["temperature"], 0.7), "seed": self.body["seed"] + 1_000_003})
+
+    def read(self, reply: Reply):
+        "The value in `reply`; ValueError when it cannot be read"
+        if self.parse: return self.parse(reply.text)
+        if not self.schema: return None
+        try: return _typed(read_json(reply.text, self.schema["required"]), self.schema)
+        except ValueError:
+            if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
+            raise
+
+def _typed(value, schema):
+    "`value`; ValueError when a property that should be a string is something else"
+    for k, spec in schema["properties"].items():
+        if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
+    return value
+
+# %% ../nbs/04_models.ipynb #67fa6ad0
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -288,20 +323,20 @@ class Ask:
         self.attempted = dict.fromkeys(store.attempts(), False)  # keys of calls that failed before → whether that is in the ledger
         names = {e.url: [other.name for other in models.values() if other.url == e.url] for e in models.values()}
         self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), names[e.url], **limits) for e in models.values()}
-        self.forms = {}  # identity of an endpoint → the structured output it takes
+        self.forms = store.forms()  # identity of an endpoint → the structured output it takes
 
     async def check(self):
         "Check all endpoints, once, before the first call that is paid"
         async with self.checking:
             for e in {} if self.checked else {m.identity: m for m in self.models.values()}.values():
                 listed = await check_endpoint(self.session, e)
-                if listed and not e.slots: await _ask_for_a_word(self, e, listed)  # the embedded engine, which has slots, answers to any name
+                if listed: await _ask_for_a_word(self, e, listed)
             self.checked = True
 
-    def book(self, step, endpoint, *args, **counts):
+    def book(self, call, *args, **counts):
         "Book a request in the ledger of the run, and in that of the row"
         for ledger in (self.ledger, row_ledger.get()):
-            if ledger is not None: ledger.add(step, endpoint.name, *args, **counts)
+            if ledger is not None: ledger.add(call.step, call.endpoint.name, *args, **counts)
 
     async def __call__(self,
         messages: list | str,      # chat messages; a string is one user message
@@ -318,7 +353,7 @@ class Ask:
         if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
         seed = (self.seed if seed is None else seed) + sample
         body = dict(messages=messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
-        return await _call(self, "/chat/completions", body, schema, sample, step, role, parse)
+        return await _answer(self, Call(self.models.get(role, self.models["default"]), "/chat/completions", body, schema, sample, step, parse))
 
     async def complete(self,
         prompt: str, # sent as it is: no chat template
@@ -328,139 +363,119 @@ class Ask:
         "Let a model go on from raw text; parameters as in `ask`"
         seed = (self.seed if seed is None else seed) + sample
         body = dict(prompt=prompt, temperature=temperature, max_tokens=max_tokens, seed=seed) | ({"stop": stop} if stop else {})
-        return await _call(self, "/completions", body, None, sample, step, role, parse)
+        return await _answer(self, Call(self.models.get(role, self.models["default"]), "/completions", body, None, sample, step, parse))
 
-# %% ../nbs/04_models.ipynb #c133cc79
-async def _call(ask, path, body, schema, sample, step, role, parse):
-    about = ask.models.get(role, ask.models["default"]), path, schema, sample, step, parse
-    first = _key(*about[:4], body)
-    while first in ask.flying: await asyncio.wait([ask.flying[first]])
-    if reply := _replay(ask, first, *about): return reply
-    flight = ask.flying[first] = asyncio.get_running_loop().create_future()
-    try: return await _pay(ask, first, body, *about)
-    except CallFailed as e: raise CallFailed(e.kind, e.message, step) from e
+# %% ../nbs/04_models.ipynb #1b5dc2b8
+async def _answer(ask, call):
+    key = call.key()
+    while key in ask.flying: await asyncio.wait([ask.flying[key]])
+    if reply := _replay(ask, call, key): return reply
+    flight = ask.flying[key] = asyncio.get_running_loop().create_future()
+    try: return await _pay(ask, call, key)
+    except CallFailed as e: raise CallFailed(e.kind, e.message, call.step) from e
     finally:
-        del ask.flying[first]
+        del ask.flying[key]
         flight.set_result(None)
 
-def _key(endpoint, path, schema, sample, body): return call_key(endpoint.identity, path, body, schema, sample)
-
-async def _pay(ask, first, body, *about):
-    endpoint, path, schema, sample, step, parse = about
+async def _pay(ask, call, key):
     if not ask.checked: await ask.check()
-    if not (parse or schema): return await _pay_once(ask, first, body, True, *about)
-    again = body | {"temperature": max(body["temperature"], 0.7), "seed": body["seed"] + 1_000_003}
-    if first in ask.attempted and (reply := _replay(ask, _key(*about[:4], again), *about)): return reply
-    try: return await _pay_once(ask, first, body, False, *about)
+    if not (call.parse or call.schema): return await _pay_once(ask, call, key, last=True)
+    again = call.again()
+    if key in ask.attempted and (reply := _replay(ask, again, again.key())): return reply
+    try: return await _pay_once(ask, call, key, last=False)
     except CallFailed as e:
         if e.kind != "unparseable": raise
-    ask.attempted[first] = True
-    return await _pay_once(ask, _key(*about[:4], again), again, True, *about)
+    ask.attempted[key] = True
+    return await _pay_once(ask, again, again.key(), last=True)
 
-# %% ../nbs/04_models.ipynb #2dde1652
+# %% ../nbs/04_models.ipynb #fcfde0fc
 async def _ask_for_a_word(ask, endpoint, listed):
-    about, body = (endpoint, "/chat/completions", None, 0, "check", None), dict(messages=[{"role": "user", "content": "Hi"}], temperature=0.0, max_tokens=1, seed=0)
-    key = _key(*about[:4], body)
-    try: _replay(ask, key, *about) or await _pay_once(ask, key, body, True, *about)
+    call = Call(endpoint, "/chat/completions", dict(messages=[{"role": "user", "content": "Hi"}], temperature=0.0, max_tokens=1, seed=0), step="check")
+    key = call.key()
+    try: _replay(ask, call, key) or await _pay_once(ask, call, key, last=True)
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
 
-# %% ../nbs/04_models.ipynb #f2eaca85
+# %% ../nbs/04_models.ipynb #d8ef9c92
 _USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
-def _replay(ask, key, endpoint, path, schema, sample, step, parse):
-    if not ask.attempted.get(key, True): _book_earlier(ask, endpoint, key, step)
+def _replay(ask, call, key):
+    if not ask.attempted.get(key, True): _book_earlier(ask, call, key)
     if not (stored := ask.store.get(key)): return None
     reply = Reply(stored["text"], None, {k: stored[k] for k in _USAGE}, stored["usd"], stored["finish_reason"], True)
-    try: reply.parsed = _parse(reply, schema, parse)
+    try: reply.parsed = call.read(reply)
     except ValueError: return None
-    if ask.store.use(stored): ask.book(step, endpoint, reply.usage, reply.cost, stored["seconds"] or 0, replayed=1)
+    if ask.store.use(stored): ask.book(call, reply.usage, reply.cost, stored["seconds"] or 0, replayed=1)
     return reply
 
-def _book_earlier(ask, endpoint, key, step):
+def _book_earlier(ask, call, key):
     ask.attempted[key] = True
     for failed in ask.store.attempts(key):
-        answered = failed["kind"] == "unparseable"
-        ask.book(step, endpoint, {k: failed[k] for k in _USAGE}, failed["usd"] if answered else 0.0, failed["seconds"] or 0, **{"lost" if failed["kind"] == "lost" else "retries": 1})
+        usd = failed["usd"] if failed["kind"] == "unparseable" else 0.0  # of the others it is not known that they cost anything
+        ask.book(call, {k: failed[k] for k in _USAGE}, usd, failed["seconds"] or 0, **{"lost" if failed["kind"] == "lost" else "retries": 1})
 
-def _typed(value, schema):
-    "`value`; ValueError when a property that should be a string is something else"
-    for k, spec in schema["properties"].items():
-        if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
-    return value
-
-def _parse(reply, schema, parse):
-    if parse: return parse(reply.text)
-    if not schema: return None
-    try: return _typed(read_json(reply.text, schema["required"]), schema)
-    except ValueError:
-        if reply.finish_reason == "length": return None  # cut off: the caller sees it from `finish_reason`
-        raise
-
-# %% ../nbs/04_models.ipynb #6b2441a3
-async def _pay_once(ask, key, body, last, endpoint, path, schema, sample, step, parse):
+# %% ../nbs/04_models.ipynb #205ad5bf
+async def _pay_once(ask, call, key, last):
     async with ask.budget as spend:
-        answer, sent, seconds = await _send(ask, endpoint, path, body, schema, key, step)
-        reply = _read(answer, endpoint)
-        if not isinstance(reply, CallFailed): spend(reply)
-    failed, broken, about = reply if isinstance(reply, CallFailed) else None, None, dict(step=step, model=endpoint.name, seconds=seconds)
+        answer, sent, seconds = await _send(ask, call, key)
+        reply, failed = _read(answer, call.endpoint)
+        if not failed: spend(reply)
+    bug = None
     if not failed:
-        about |= dict(usd=reply.cost, **reply.usage)
-        try: reply.parsed = _parse(reply, schema, parse)
+        try: reply.parsed = call.read(reply)
         except ValueError as e: failed = CallFailed("unparseable", str(e))
-        except Exception as e: broken = e  # a bug of the recipe's: what was paid for is stored all the same
-    usage, usd = (reply.usage, reply.cost) if isinstance(reply, Reply) else ({}, 0.0)
-    ask.book(step, endpoint, usage, usd, seconds, **{"calls" if not failed else "failed" if last or failed is reply else "retries": 1})
-    if failed: ask.store.fail(sent, kind=failed.kind, message=failed.message if failed is reply else reply.text, **about)
+        except Exception as e: bug = e
+    column = "calls" if not failed else "retries" if failed.kind == "unparseable" and not last else "failed"
+    ask.book(call, reply.usage, reply.cost, seconds, **{column: 1})
+    about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
+    if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
     else: ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, **about)
     await ask.store.saved()
-    if failed or broken: raise failed or broken
+    if failed or bug: raise failed or bug
     return reply
 
 def _read(answer, endpoint):
-    "The `Reply` in `answer`, or why there is none"
-    try: return read_reply(answer, endpoint)
-    except CallFailed as e: return e
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e: return CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
+    "The `Reply` in `answer` and None; or an empty one and why"
+    try: return read_reply(answer, endpoint), None
+    except CallFailed as e: failed = e
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e: failed = CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
+    return Reply("", cost=0.0), failed
 
-# %% ../nbs/04_models.ipynb #b4613feb
-async def _send(ask, endpoint, path, body, schema, key, step):
-    body = {"model": endpoint.model} | body
-    if not schema: return await _send_until_answered(ask, endpoint, path, body, key, step)
-    if not _form(ask, endpoint):
+# %% ../nbs/04_models.ipynb #9d32a625
+async def _send(ask, call, key):
+    body = {"model": call.endpoint.model} | call.body
+    if not call.schema: return await _send_until_answered(ask, call, key, body)
+    if call.endpoint.identity not in ask.forms:
         async with ask.negotiating:
-            if not _form(ask, endpoint): return await _negotiate(ask, endpoint, path, body, schema, key, step)
-    return await _negotiate(ask, endpoint, path, body, schema, key, step)
+            if call.endpoint.identity not in ask.forms: return await _negotiate(ask, call, key, body)
+    return await _negotiate(ask, call, key, body)
 
-def _form(ask, endpoint):
-    if endpoint.identity not in ask.forms and (known := ask.store.form(endpoint.identity)): ask.forms[endpoint.identity] = known
-    return ask.forms.get(endpoint.identity)
-
-async def _negotiate(ask, endpoint, path, body, schema, key, step):
-    known = _form(ask, endpoint)
+async def _negotiate(ask, call, key, body):
+    known = ask.forms.get(call.endpoint.identity)
     for form in _FORMS[_FORMS.index(known or "json_schema"):]:
-        try: answer = await _send_until_answered(ask, endpoint, path, _with_form(body, schema, form), key, step)
+        try: answer = await _send_until_answered(ask, call, key, _with_form(body, call.schema, form))
         except CallFailed as e:
             if e.kind != "refused" or form == "text" or not re.search("response_format|schema|json|grammar|structured", e.message, re.I): raise
         else:
-            if form != known: ask.forms[endpoint.identity] = ask.store.form(endpoint.identity, form)
+            if form != known: ask.store.takes(call.endpoint.identity, form)
+            ask.forms[call.endpoint.identity] = form
             return answer
 
-async def _send_until_answered(ask, endpoint, path, body, key, step):
+async def _send_until_answered(ask, call, key, body):
     "The decoded answer, the number of its request, and the seconds it took"
-    limiter, about = ask.limiters[endpoint.url], dict(step=step, model=endpoint.name)
+    limiter, about = ask.limiters[call.endpoint.url], dict(step=call.step, model=call.endpoint.name)
     for tries in itertools.count(1):
         async with limiter:
             sent = ask.store.sending(key, **about)
             await ask.store.saved()
             try:
-                answer = await post(ask.session, endpoint, path, body)
+                answer = await post(ask.session, call.endpoint, call.path, body)
                 limiter.answered()
                 return answer, sent, time.time() - sent[1]
             except CallFailed as e: failed = e
         pause = _again(limiter, failed, sent, tries)
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
-        ask.book(step, endpoint, **{"failed" if pause is None else "retries": 1})
+        ask.book(call, **{"failed" if pause is None else "retries": 1})
         await ask.store.saved()
         if pause is None: raise failed
         await asyncio.sleep(pause)

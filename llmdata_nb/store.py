@@ -77,7 +77,7 @@ def _writable(value):
 
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
-# %% ../nbs/03_store.ipynb #1c405dd5
+# %% ../nbs/03_store.ipynb #6f55fcf0
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
@@ -203,10 +203,13 @@ class Store:
             if key is None: return [k for (k,) in db.execute("select distinct key from attempts where created < ?", (before,))]
             return [dict(zip(columns, row)) for row in db.execute(f"select {','.join(columns)} from attempts where key=? and created < ?", (key, before))]
 
-    def form(self, endpoint: str, form=None) -> str | None:
-        "The kind of structured output that `endpoint` takes, when it is known; `form` sets it"
-        if form is not None: self.queue.append(("insert or replace into forms values (?,?)", (endpoint, form)))
-        with self.errors() as db: return form or (db.execute("select form from forms where endpoint=?", (endpoint,)).fetchone() or [None])[0]
+    def forms(self) -> dict:
+        "The kind of structured output that each endpoint takes, as far as it is known"
+        with self.errors() as db: return dict(db.execute("select endpoint, form from forms"))
+
+    def takes(self, endpoint: str, form: str) -> None:
+        "Remember the `form` of structured output that `endpoint` takes"
+        self.queue.append(("insert or replace into forms values (?,?)", (endpoint, form)))
 
     def close(self) -> None:
         "Write what is waiting, and close the file"

@@ -68,11 +68,11 @@ def test_no_row_kept_is_a_valid_card_that_says_so(tmp_path):
 
 
 def test_folders_of_run_are_read(tmp_path):
-    from llmdata_nb.run import Outcome, write_folder
-    about = {k: v for k, v in make_manifest(source=None).items() if k not in ("rows", "reasons", "calls")}
+    from llmdata_nb.run import run
+    async def translate_and_judge(row, ask, language): return row
     for kept in ([make_row(0)], []):
-        outcome = Outcome(kept=kept, dropped=[make_row(1, reason="response: wrong language (en, 0.9)")], failed=[dict(id="d2", reason="load: line 3: not JSON")], ledger=[], about=about)
-        write_folder(outcome, tmp_path)
+        rows = [*kept, make_row(1) | {"dropped": "response: wrong language (en, 0.9)"}, dict(id="d2", failed="load: line 3: not JSON")]
+        outcome = run(rows, translate_and_judge, model="http://127.0.0.1:9/v1#m", language="it", out=tmp_path, store=tmp_path.parent / "s.sqlite")
         found = read_folder(tmp_path)
         assert (found.kept, found.dropped, found.failed) == (outcome.kept, outcome.dropped, outcome.failed)
         assert DatasetCard.load(write_card(tmp_path)).data.pretty_name == "Italian rows, by translate_and_judge"
