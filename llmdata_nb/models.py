@@ -441,7 +441,7 @@ def _read(answer, endpoint):
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e: failed = CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
     return Reply("", cost=0.0), failed
 
-# %% ../nbs/04_models.ipynb #9d32a625
+# %% ../nbs/04_models.ipynb #dc8e7c87
 async def _send(ask, call, key):
     body = {"model": call.endpoint.model} | call.body
     if not call.schema: return await _send_until_answered(ask, call, key, body)
@@ -486,9 +486,10 @@ def _again(limiter, failed, sent, tries):
     if status == 402 or status == 429 and re.search("insufficient_quota|exceeded your current quota|billing", failed.message):
         limiter.shut = failed.message  # nothing is left on the account: the others would only be refused as well
         return None
-    if status in _TOO_MUCH: limiter.refused(sent[1], asked, failed.message, pace_too=status == 429)
+    if status == 429: limiter.refused(sent[1], asked, failed.message)
+    elif status in _TOO_MUCH: limiter.overloaded(sent[1], asked, failed.message)
     if status in (None, 502, 503, 504, 529): limiter.failed(*sent)
-    else: limiter.heard()
+    else: limiter.breaker.heard()
     if failed.kind == "refused": return None
     if tries == (12 if status in _TOO_MUCH else 6): return None
     if asked is None: return random.uniform(0, min(2 ** (tries - 2), 60))

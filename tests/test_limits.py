@@ -191,7 +191,7 @@ def test_a_call_that_goes_away_passes_its_turn_on():
         b.cancel()  # its turn has come, but it has not begun
         await asyncio.wait([c], timeout=1)
         assert c.done(), "the turn was lost with the call that was cancelled"
-        assert entered == ["c"] and limiter.under_way == 0
+        assert entered == ["c"] and limiter.window.under_way == 0
     asyncio.run(main())
 
 
@@ -199,15 +199,15 @@ def test_as_many_as_before_the_cut_when_all_is_answered():
     "Many calls of one recipe that wait for their turn: the window that has grown again is used"
     async def main():
         limiter, most = Limiter("http://x/v1", Store(":memory:"), concurrency=16), []
-        limiter.window = 2.0  # after some refusals
+        limiter.window.size = 2.0  # after some refusals
         async def one():
             async with limiter:
-                most.append(limiter.under_way)
+                most.append(limiter.window.under_way)
                 await asyncio.sleep(0.002)
                 limiter.answered()
         await asyncio.gather(*(one() for _ in range(600)))
-        assert limiter.window > 15
-        assert max(most) >= 15, f"never more than {max(most)} at a time in a window of {limiter.window:.0f}"
+        assert limiter.window.size > 15
+        assert max(most) >= 15, f"never more than {max(most)} at a time in a window of {limiter.window.size:.0f}"
     asyncio.run(main())
 
 
