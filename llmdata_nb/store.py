@@ -20,7 +20,7 @@ def call_key(
 
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode
 
-# %% ../nbs/03_store.ipynb #6413f200
+# %% ../nbs/03_store.ipynb #2198cf98
 _LAYOUT = """
 create table calls (id integer primary key autoincrement, key blob not null unique, step text, model text, text blob, finish_reason text,
     prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, created real, run integer);
@@ -40,6 +40,12 @@ insert or replace into attempts select key, created, step, model, kind, message,
 drop table old_calls;
 drop table old_attempts"""
 _VERSION = 2
+
+def _migrate(db, version):
+    "Make the tables of a new file, or bring those of an older layout up to date; in the transaction that is open"
+    steps = {0: [_LAYOUT], 1: [_FROM_1, _LAYOUT, _COPY_1]}.get(version, [])
+    for statement in ";".join(steps).split(";") if steps else []: db.execute(statement)
+    db.execute(f"pragma user_version={_VERSION}")
 
 # %% ../nbs/03_store.ipynb #4bced803
 class StoreError(RuntimeError):
@@ -77,7 +83,7 @@ def _writable(value):
 
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
-# %% ../nbs/03_store.ipynb #6f55fcf0
+# %% ../nbs/03_store.ipynb #2628c0d8
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
@@ -102,9 +108,7 @@ class Store:
         self.db.execute("pragma synchronous=normal")
         self.db.execute("begin immediate")  # also tells at once whether the file can be written
         try:
-            steps = {0: [_LAYOUT], 1: [_FROM_1, _LAYOUT, _COPY_1]}.get(self._version(), [])
-            for statement in ";".join(steps).split(";") if steps else []: self.db.execute(statement)
-            self.db.execute(f"pragma user_version={_VERSION}")
+            _migrate(self.db, self._version())
             self.db.execute("delete from requests where second < ?", (time.time() - 172_800,))
             self.db.execute("commit")
         finally:
@@ -217,7 +221,7 @@ class Store:
             if self.queue or self.counts: self.commit()
         finally: self.db.close()
 
-# %% ../nbs/03_store.ipynb #03060dc0
+# %% ../nbs/03_store.ipynb #a0dcb41b
 _COUNTS = "count(*), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(usd), sum(length(cast(text as blob)))"
 _COUNTED = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "bytes")
 
@@ -232,7 +236,7 @@ def stats(store: Store) -> dict:
         return total | {"by_step": _by_step(store), "attempts": dict(db.execute("select kind, count(*) from attempts group by kind"))} | dict(zip(
             ("attempts_usd", "attempts_tokens"), db.execute("select sum(usd), sum(prompt_tokens) + sum(completion_tokens) from attempts").fetchone()))
 
-Store.stats = stats
+Store.stats = stats  # as `store.stats()`; so with those that follow
 
 # %% ../nbs/03_store.ipynb #889d2f1c
 def export(

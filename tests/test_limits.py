@@ -361,6 +361,20 @@ def test_what_will_not_change_is_not_asked_again(tmp_path, monkeypatch):
     for p in tmp_path.rglob("*"): assert not p.is_file() or b"sk-very-secret" not in p.read_bytes(), p
 
 
+@pytest.mark.parametrize("refusal", [(402, "Insufficient credits"), (429, "You exceeded your current quota, check your plan and billing")])
+def test_an_account_without_money_is_asked_only_by_those_under_way(tmp_path, refusal):
+    "Ten thousand rows do not ask an account that is empty one by one; with new money they are asked"
+    status, message = refusal
+    empty = [True]
+    def answer(body, n): return (status, {"error": {"message": message}}) if empty[0] and int(name(body)[1:]) >= 20 else "fine"
+    with serve(answer) as (model, bodies), within(20):
+        first = run(ids(300), echo, model=model, store=tmp_path / "s.sqlite", concurrency=4)
+        assert len(first.kept) == 20 and len(first.failed) == 280 and all(message in r["reason"] for r in first.failed)
+        assert len(bodies) <= 20 + 4
+        empty[0] = False
+        assert len(run(ids(300), echo, model=model, store=tmp_path / "s.sqlite", concurrency=4).kept) == 300
+
+
 def test_a_key_that_the_server_repeats_is_written_nowhere(tmp_path, monkeypatch):
     "Some say which key was wrong"
     def answer(body, n): return 401, {"error": {"message": f"Incorrect API key provided: {body.headers['Authorization'].split()[1]}."}}
