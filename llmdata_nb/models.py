@@ -174,7 +174,7 @@ def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     usage = {k: None if n is None else int(n) for k, n in usage.items()}
     return Reply(text.encode("utf-8", "replace").decode(), None, usage, price(endpoint, usage | {"usd": told.get("cost")}), reason)
 
-# %% ../nbs/04_models.ipynb #80638c68
+# %% ../nbs/04_models.ipynb #789266a8
 _REQUESTS = ("calls", "replayed", "retries", "failed", "lost")
 
 class Ledger:
@@ -185,8 +185,8 @@ class Ledger:
         "Book one request; `counts` raises any of calls, replayed, retries, failed, lost"
         line = self.lines.get((step, model))
         if not line: line = self.lines[step, model] = dict(step=step, model=model, **dict.fromkeys(_REQUESTS, 0), prompt_tokens=0, cached_tokens=0, completion_tokens=0, seconds=0.0, usd=0.0)
-        for k, n in counts.items(): line[k] += n
-        for k, n in usage.items(): line[k] += n or 0
+        for k, n in (*counts.items(), *usage.items()):
+            if n: line[k] += n
         line["seconds"] += seconds
         line["usd"] = None if usd is None or line["usd"] is None else line["usd"] + usd
 

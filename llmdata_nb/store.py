@@ -61,7 +61,7 @@ def _error(path, e):
     advice = next((text for word, text in _ADVICE.items() if word in str(e)), "Move the file away to start a new one, or give another store")
     return StoreError(f"store {path}: {e}. What it holds is left as it is. {advice}")
 
-# %% ../nbs/03_store.ipynb #3a72d60f
+# %% ../nbs/03_store.ipynb #7b169b57
 _COLUMNS = ("step", "model", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "seconds")
 _FOUND = ("id", "run", *_COLUMNS)
 COUNT = "insert into requests values (?,?,?) on conflict (url, second) do update set sent = sent + excluded.sent"
@@ -83,7 +83,9 @@ def _writable(value):
 
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
-# %% ../nbs/03_store.ipynb #2628c0d8
+def _call(row): return dict(zip(_FOUND, row), text=_unpacked(row[4]))
+
+# %% ../nbs/03_store.ipynb #0c5049bc
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
@@ -135,19 +137,19 @@ class Store:
 
     def get(self, key: bytes) -> dict | None:
         "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
-        with self.errors():
-            if row := self.ahead.pop(key, None): self.hits += 1
-            else: row = self._find(key)
-            return row and dict(zip(_FOUND, row), text=_unpacked(row[4]))
+        if call := self.ahead.pop(key, None): self.hits += 1
+        else: call = self._find(key)
+        return call
 
     def _find(self, key):
-        row = self.db.execute(f"{_GET} key=?", (key,)).fetchone()
-        if row and self.hits * 4 >= self.read:
-            if len(self.ahead) > 10_000: self.ahead.clear()
-            found = self.db.execute(f"{_GET} id > ? order by id limit 256", (row[0],)).fetchall()
-            self.ahead.update((r[-1], r) for r in found)
-            self.read += len(found)
-        return row
+        with self.errors() as db:
+            row = db.execute(f"{_GET} key=?", (key,)).fetchone()
+            if row and self.hits * 4 >= self.read:
+                if len(self.ahead) > 10_000: self.ahead.clear()
+                found = db.execute(f"{_GET} id > ? order by id limit 256", (row[0],)).fetchall()
+                self.ahead.update((r[-1], _call(r)) for r in found)
+                self.read += len(found)
+            return row and _call(row)
 
     def use(self, call: dict) -> bool:
         "Note that this run uses a stored `call`; whether it is the first time"
