@@ -462,7 +462,7 @@ def test_interrupts_at_random_moments(tmp_path):
     script = ("import sys, threading; from test_store import *\nchance = random.Random(4)\nfor n in range(10):\n"
               "    threading.Timer(chance.uniform(0.2, 0.5), lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
               "    try: run(numbered(3000, start=3000 * n), echo, model=sys.argv[1], store=sys.argv[2], concurrency=32)\n"
-              "    except BaseException as e:\n        time.sleep(0.02)\n        print(type(e).__name__, str(e), len(sys._current_frames()))")
+              "    except BaseException as e:\n        time.sleep(0.2)\n        print(type(e).__name__, str(e), len(sys._current_frames()))")
     with serve(lambda body, n: words(body, size=300), seconds=0.02) as (model, bodies):
         child = python(script, model, path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         told, warned = child.communicate(timeout=60)
