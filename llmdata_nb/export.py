@@ -7,7 +7,7 @@ __all__ = ['SCALES', 'METHODS', 'check_counts', 'read_folder', 'reason_groups', 
            'size_category', 'title', 'front_matter', 'funnel_table', 'verdict_table', 'calls_table', 'prompts_table',
            'sample', 'limits', 'dataset_card', 'write_card']
 
-# %% ../nbs/21_export.ipynb #1c60044b
+# %% ../nbs/21_export.ipynb #05217de8
 import hashlib, json, re
 from collections import Counter
 from pathlib import Path
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from .languages import language
 from .progress import money
+from .rerank import outcome_rates
 from .run import reason_group
 
 # %% ../nbs/21_export.ipynb #8b946ec9
@@ -109,7 +110,7 @@ def title(manifest):
     source = manifest["source"] and Path(manifest["source"])
     return f"{language(manifest['language']).name} rows" + (f" from {source.name if source.is_absolute() else source}" if source else "")
 
-# %% ../nbs/21_export.ipynb #0080d724
+# %% ../nbs/21_export.ipynb #2f8ac68a
 def front_matter(
     manifest, # the run's numbers, as in manifest.json
     license=None # an identifier the Hub knows, such as "apache-2.0"; left out when None
@@ -117,7 +118,7 @@ def front_matter(
     "The YAML block that opens the card"
     from huggingface_hub import DatasetCardData
     data = DatasetCardData(language=[manifest["language"]], license=license, pretty_name=visible(f"{title(manifest)}, by {manifest['recipe']}"), task_categories=["text-generation"],
-        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", "llmdata_nb", manifest["recipe"]])
+        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] == "rerank"), "llmdata_nb", manifest["recipe"]])
     return f"---\n{data.to_yaml()}\n---"
 
 # %% ../nbs/21_export.ipynb #b13c780b
@@ -165,38 +166,52 @@ def prompts_table(
     "A Markdown table of the SHA-256 (first 12 digits) of each of the `prompts`"
     return _table(["prompt", "SHA-256"], [(escaped(name), f"`{hashlib.sha256(text.encode()).hexdigest()[:12]}`") for name, text in prompts.items()], words=2)
 
-# %% ../nbs/21_export.ipynb #a5435dfe
+# %% ../nbs/21_export.ipynb #d7e16f75
 def sample(
     row, # a kept row
     longest=600 # characters shown of each message
 ):
     "A `row`'s messages and verdicts as a code block"
     def cut(text): return text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest:,} more characters)"
-    said = [f"{m['role']}: {cut(m['content'])}" for m in row["messages"]]
-    verdicts = [f"{k}: {row[k]}" for k in row if re.search("_(label|score|rationale)$", k) and row[k] is not None]
+    parts = [(m["role"], m) for m in row.get("messages") or row.get("prompt") or []] + [(name, m) for name in ("chosen", "rejected") for m in row.get(name) or []]
+    said = [f"{name}: {cut(m['content'])}" for name, m in parts]
+    verdicts = [f"{k}: {row[k]}" for k in row if re.search("_(label|score|rationale|feedback)$|^outcome$|^margin$", k) and row[k] is not None]
     return fenced("\n\n".join([f"id: {row['id']}", *said, *(["\n".join(verdicts)] if verdicts else [])]))
 
-# %% ../nbs/21_export.ipynb #f7c9377e
+# %% ../nbs/21_export.ipynb #539f8363
 METHODS = {"translate_and_judge": """1. The conversations of the source are read; a row that cannot be read is counted as failed, with its place.
 2. A request that repeats an earlier one, exactly or nearly, is dropped.
 3. The instruction (system and user messages) is translated, then checked without a model: is it in the right language, is it a translation and not an answer, did code and addresses survive.
 4. A judge labels the translated instruction low, medium or high; low is dropped, and the response of a dropped row is never paid for.
 5. The response is translated and checked in the same way.
-6. A judge scores the response from 1 to 5, against six criteria; a score below `min_score` is dropped. A row that could not be judged is never kept."""}
+6. A judge scores the response from 1 to 5, against six criteria; a score below `min_score` is dropped. A row that could not be judged is never kept.""",
+"rerank": """1. The pairs of the source are read; a row that cannot be read is counted as failed, with its place. Answers with the same text are one.
+2. A judge rates all answers to a request in one call, 1 to 5, and once more in the reverse order; the scores are averaged.
+3. Of two answers the better is chosen (of more, the best and the worst make the pair), whoever wrote them. Where the two orders contradict each other, or the scores are the same, it is a tie, and `tie` says what becomes of it.
+4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged in both orders is never kept."""}
 
-# %% ../nbs/21_export.ipynb #ab99f300
+# %% ../nbs/21_export.ipynb #1e9c18a1
 def limits(manifest, kept):
     "What a reader should know before trusting the rows: a list of sentences"
-    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality.",
-             "The language was checked by detectors, which err on short texts and between near neighbours."]
+    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality."]
+    if manifest["recipe"] == "rerank": return found + _of_pairs(kept) + _of_small_models(manifest)
+    found.append("The language was checked by detectors, which err on short texts and between near neighbours.")
     if manifest["recipe"] == "translate_and_judge":
         compared = any(row.get("fidelity_score") is not None for row in kept)
         found.append("A judge was also shown the source text, and scored how faithful the translation is." if compared else
                      "The judge did not see the source text, so a fluent mistranslation can pass.")
-    if any(m.split(":")[0] == "embedded" for m in manifest["models"].values()):
-        found.append("A small model embedded in llmdata_nb was used (by default Qwen2.5-Coder 1.5B): it translates plain sentences with mistakes "
-                     "and judges weakly. It shows the method; do not train on its rows without reading them.")
-    return found
+    return found + _of_small_models(manifest)
+
+def _of_small_models(manifest):
+    if not any(m.split(":")[0] == "embedded" for m in manifest["models"].values()): return []
+    return ["A small model embedded in llmdata_nb was used (by default Qwen2.5-Coder 1.5B): it translates plain sentences with mistakes "
+            "and judges weakly. It shows the method; do not train on its rows without reading them."]
+
+def _of_pairs(kept):
+    told = [row["position_consistent"] for row in kept if row.get("position_consistent") is not None]
+    order = f"In {sum(told):,} of the {len(told):,} pairs kept, both orders name the same better answer; in the others one of them saw a tie." if told else \
+        "Each pair was judged in one order only, so the place of an answer may have decided."
+    return [order, "The answers were not checked for their language.", "Preferences between answers of other models teach a model less than preferences between its own."]
 
 # %% ../nbs/21_export.ipynb #aeaed746
 def _about(manifest, license):
@@ -215,17 +230,23 @@ def _made(manifest):
     arguments = fenced(json.dumps(manifest["arguments"], ensure_ascii=False, indent=1), "json")
     return ["## How it was made", steps, "The recipe's arguments:", arguments, "The models, by role (`default` is used where a role has none of its own):", used]
 
-# %% ../nbs/21_export.ipynb #62b69821
-def _rows_kept(kept):
-    "The sections on the rows that were kept"
-    if not kept: return ["## The rows", "No row was kept."]
-    tables = [verdict_table(kept, column) for column in SCALES if any(row.get(column) is not None for row in kept)]
-    return ["## The rows", *(["What the judge said of the rows that were kept:"] if tables else []), *tables, "The first of them:", *(sample(row) for row in kept[:2])]
+# %% ../nbs/21_export.ipynb #fcebeadd
+def _outcomes(rows):
+    "What became of the order of the pairs, kept or dropped, as a table; nothing where there are none"
+    rates = outcome_rates(rows)
+    if not rates: return []
+    lines = [(r["outcome"], f"{r['rows']:,}", f"{r['share']:.1%}", f"{r['low']:.1%} to {r['high']:.1%}") for r in rates]
+    return ["What the judge made of all pairs (intervals of 95 %; for evol-dpo-ita-reranked, judged in one order by Llama 3.1 70B, 7 % swapped and 7 % ties were published):", _table(["outcome", "pairs", "share", "interval"], lines)]
 
-# %% ../nbs/21_export.ipynb #74943162
-def _loading(manifest):
-    "The section on how to load the rows"
-    path = f"outputs/{manifest['language']}/{manifest['recipe']}"
+def _rows_kept(kept, dropped=()):
+    "The sections on the rows that were kept"
+    if not kept: return ["## The rows", *_outcomes(dropped), "No row was kept."]
+    tables = [verdict_table(kept, column) for column in SCALES if any(row.get(column) is not None for row in kept)]
+    return ["## The rows", *_outcomes([*kept, *dropped]), *(["What the judge said of the rows that were kept:"] if tables else []), *tables, "The first of them:", *(sample(row) for row in kept[:2])]
+
+# %% ../nbs/21_export.ipynb #fd960833
+def _loading(manifest, path):
+    "The section on how to load the rows in the folder `path`"
     hint = [] if manifest["rows"]["kept"] else ["No row was kept, so there is nothing to load yet: `load_dataset` refuses a dataset without rows."]
     return ["## How to load it", *hint, fenced(f'''from datasets import load_dataset
 
@@ -238,13 +259,15 @@ def _images(paths, beside):
     "The images of `paths` as Markdown: those named in `beside`, or the rest if it is None"
     return [f"![{Path(p).stem}]({quote(p)})" for p in paths if (Path(p).stem == beside if beside else Path(p).stem not in ("funnel", "calls"))]
 
-# %% ../nbs/21_export.ipynb #967f3a4c
+# %% ../nbs/21_export.ipynb #f3230915
 def dataset_card(
     manifest, # the run's numbers, as in manifest.json
     kept, # the kept rows
     prompts=None, # `{name: text}` of the prompts that were used; only their hashes are shown
     license=None, # an identifier the Hub knows, such as "apache-2.0"
-    plots=() # paths of images relative to the folder of the card
+    plots=(), # paths of images relative to the folder of the card
+    dropped=(), # the dropped rows, for the shares of swapped pairs and ties
+    path=None # of the folder, as the card is to name it: outputs/<language>/<recipe> unless given
 ): # Markdown; ValueError where `manifest` does not add up or disagrees with `kept`
     "The dataset card of a run: what it is, how it was made, what it cost, where not to trust it"
     check_counts(manifest, kept=kept)
@@ -256,11 +279,11 @@ def dataset_card(
         *(["Lost requests were under way when a run was stopped: they were probably paid, what they cost is not known, and the sums leave them out."] if any(c.get("lost") for c in manifest["calls"]) else []),
         *([_by_state(manifest)] if manifest.get("calls_by_state") else []),
         *_images(plots, "calls"),
-        *_rows_kept(kept), *_images(plots, None),
-        "## Known limits", "\n".join(f"- {x}" for x in limits(manifest, kept)), *_loading(manifest)]
+        *_rows_kept(kept, dropped), *_images(plots, None),
+        "## Known limits", "\n".join(f"- {x}" for x in limits(manifest, kept)), *_loading(manifest, path or f"outputs/{manifest['language']}/{manifest['recipe']}")]
     return "\n\n".join(parts) + "\n"
 
-# %% ../nbs/21_export.ipynb #26530584
+# %% ../nbs/21_export.ipynb #e1880182
 def write_card(
     folder, # a folder that `run` wrote
     prompts=None, # `{name: text}` of the prompts that were used; only their hashes are shown
@@ -269,6 +292,7 @@ def write_card(
     "Write the dataset card of `folder` as its README.md, with the plots that lie in plots/"
     folder, run = Path(folder), read_folder(folder)
     plots = [p.relative_to(folder).as_posix() for p in sorted(folder.glob("plots/*.png"))]
-    card = dataset_card(run.manifest, run.kept, prompts=prompts, license=license, plots=plots)
+    parts = folder.parts[folder.parts.index("outputs"):] if "outputs" in folder.parts else folder.parts[-1:]  # no more of the path than that: it may name a person
+    card = dataset_card(run.manifest, run.kept, prompts=prompts, license=license, plots=plots, dropped=run.dropped, path="/".join(parts))
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder / "README.md"

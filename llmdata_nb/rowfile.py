@@ -33,14 +33,14 @@ def join(a, b):
     if isinstance(a, tuple) and isinstance(b, tuple): return "list", join(a[1], b[1])
     return "float" if {"int", "float"} == {a, b} else "mixed"
 
-# %% ../nbs/05a_rowfile.ipynb #c38fb379
+# %% ../nbs/05a_rowfile.ipynb #fcbe7fc6
 def _is_text(kind):
     if isinstance(kind, tuple): return _is_text(kind[1])
     return kind == "mixed" or kind == {} or isinstance(kind, dict) and any(map(_is_text, kind.values()))
 
 def _arrow(kind):
     import pyarrow as pa
-    if isinstance(kind, tuple): return pa.list_(_arrow(kind[1]))
+    if isinstance(kind, tuple): return pa.list_(pa.string() if kind[1] is None else _arrow(kind[1]))  # Arrow's JSON reader fails on lists of nulls
     if isinstance(kind, dict): return pa.struct([(k, _arrow(v)) for k, v in kind.items()])
     return {None: pa.null(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}[kind]
 

@@ -62,12 +62,13 @@ def _parse(text):
     except json.JSONDecodeError as e: raise Unreadable(f"not JSON ({e.msg}, character {e.pos + 1})") from None
     except (ValueError, RecursionError) as e: raise Unreadable(f"not JSON ({e})") from None
 
-# %% ../nbs/02a_rows.ipynb #c5d9aafb
+# %% ../nbs/02a_rows.ipynb #f9cf8c4c
 _PREFERENCES = [(c, "chosen", "rejected") for c in ("prompt", "question", "instruction", "messages")] + [("chosen", "rejected")]
+_SEVERAL = [(c, a) for c in ("prompt", "question", "instruction", "messages") for a in ("responses", "completions", "generations")] + [("instruction", "response1", "response2")]
 _CONVERSATIONS = [("messages",), ("conversations",)]
 _PAIRS = [("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
           ("question", "answer"), ("question", "response"), ("inputs", "targets")]
-SHAPES = [*_PREFERENCES, *_CONVERSATIONS, *_PAIRS, ("text",)]
+SHAPES = [*_PREFERENCES, *_SEVERAL, *_CONVERSATIONS, *_PAIRS, ("text",)]
 
 # %% ../nbs/02a_rows.ipynb #76eaa077
 def _shape(record):
@@ -91,7 +92,7 @@ def _answer(record, column):
     if last["role"] != "assistant": raise ValueError(f"{column} ends with a {last['role']} message, expected an assistant's answer")
     return before, last["content"]
 
-# %% ../nbs/02a_rows.ipynb #ac7e4ecc
+# %% ../nbs/02a_rows.ipynb #c1068ae0
 def _pair(record, shape):
     "The conversation of a request and its answer, such as instruction and output"
     before, answer = _answer(record, shape[1])
@@ -104,6 +105,15 @@ def _preference(record, shape):
     if not before and len(shape) == 2: raise Unreadable("chosen and rejected are plain text without their request: a prompt column is missing")
     return {"messages": before or _request(record, shape[0]), "chosen": chosen, "rejected": rejected}
 
+def _several(record, shape):
+    "The prompt, the texts of all answers, and in `models` who wrote them, where it says so (UltraFeedback's `completions` do)"
+    answers = record[shape[1]] if len(shape) == 2 else [record[c] for c in shape[1:]]
+    if not isinstance(answers, list): raise ValueError(f"{shape[1]} is not a list of answers but {type(answers).__name__}")
+    texts = [next((a[k] for k in ("response", "text", "content", "generation") if k in a), None) if isinstance(a, dict) else a for a in answers]
+    models = [a.get("model") for a in answers if isinstance(a, dict)] or record.get("models") or record.get("generation_models")
+    new = {"messages": _request(record, shape[0]), "responses": [_text(t, f"answer {n} of {shape[1]}") for n, t in enumerate(texts, 1)]}
+    return new | ({"models": models} if models else {})
+
 # %% ../nbs/02a_rows.ipynb #b057c51f
 def _add_system(messages, record, used):
     "`messages` with the text of the column `system` or `system_prompt` put first; adds that column to `used`"
@@ -113,7 +123,7 @@ def _add_system(messages, record, used):
     text = record[column] or ""
     return [{"role": "system", "content": text}, *messages] if text.strip() else messages
 
-# %% ../nbs/02a_rows.ipynb #a99f0dd5
+# %% ../nbs/02a_rows.ipynb #a8d9a78b
 def to_messages(
     record: dict, # one record, in any of `SHAPES`
 ) -> dict: # a row with `messages` (or only `text`), and the other columns
@@ -121,7 +131,7 @@ def to_messages(
     shape = _shape(record)
     if shape == ("text",): return {**record, "text": _text(record["text"], "text")}
     if shape in _CONVERSATIONS: new = {"messages": _conversation(record[shape[0]], shape[0])}
-    else: new = (_preference if shape in _PREFERENCES else _pair)(record, shape)
+    else: new = (_preference if shape in _PREFERENCES else _several if shape in _SEVERAL else _pair)(record, shape)
     used = {*shape, "input", "context"} if isinstance(record[shape[0]], str) else {*shape}
     new["messages"] = _add_system(new["messages"], record, used)
     return new | {k: v for k, v in record.items() if k not in used and k not in new}
@@ -159,7 +169,7 @@ def content_id(
     "An id that depends on `content` alone (SHA-256)"
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-# %% ../nbs/02a_rows.ipynb #b216c703
+# %% ../nbs/02a_rows.ipynb #b7c5f3e5
 def _read(record):
     "The row that `record` makes, without an id; raises what is wrong with it"
     if isinstance(record, Unreadable): raise record
@@ -177,7 +187,7 @@ def _row(place, raw, record):
         raw = _plain(raw if isinstance(raw, str) else json.dumps(_plain(raw), ensure_ascii=False, default=str)).strip("\r\n")
         name = isinstance(record, dict) and _own_id(_plain(record))
         return {"id": name or content_id(raw), "failed": f"load: {place}: {e}", "raw": raw[:2000]}
-    content = {k: row[k] for k in ("messages", "text", "chosen", "rejected") if k in row}
+    content = {k: row[k] for k in ("messages", "text", "chosen", "rejected", "responses") if k in row}
     return {"id": _own_id(row) or content_id(content)} | {k: v for k, v in row.items() if k != "id"}
 
 # %% ../nbs/02a_rows.ipynb #6d304327
@@ -350,14 +360,14 @@ def _hub(name, split, subset, stream):
     except (DatasetsError, ArrowInvalid, RuntimeError) as e:
         raise ValueError(f"{name} cannot be read: {_line(e.__cause__ or e)}. Download its files and give their path: broken lines become failed rows") from e
 
-# %% ../nbs/02a_rows.ipynb #67bb9821
+# %% ../nbs/02a_rows.ipynb #72438511
 def _records(source, split, subset, limit):
     "Where `source` is (for errors) and its records"
     kind, path = type(source).__module__.split(".")[0], None
     if isinstance(source, dict) and kind != "datasets" or not isinstance(source, Path) and not hasattr(source, "__iter__"):
         raise TypeError(f"a {type(source).__name__} is no source of rows: give a list of dicts, a path, a frame, a datasets object or a Hub name")
     if isinstance(source, (str, Path)):
-        path = Path(_demo() if source == "demo" else source).expanduser()
+        path = Path(_demo(source) if source in ("demo", "demo_pairs") else source).expanduser()
         if _is_hub_name(source, path): return source, _hub(source, split, subset, limit is not None and "[" not in split)
     if subset: raise ValueError(f"subset={subset!r}: only Hub datasets have subsets; leave it out")
     if kind == "datasets": return "the dataset", _dataset(source, split)
@@ -366,11 +376,11 @@ def _records(source, split, subset, limit):
     if path: return path, chain.from_iterable(map(_file, _matching(path)))
     return ("the frame", _frame(source)) if kind == "pandas" else ("the list", _numbered(source))
 
-# %% ../nbs/02a_rows.ipynb #c9c4f443
-def _demo():
-    "The path of the demo conversations in the package"
+# %% ../nbs/02a_rows.ipynb #821aec27
+def _demo(name):
+    "The path of the demo rows `name` in the package"
     from importlib.resources import files
-    return files("llmdata_nb")/"data"/"demo.jsonl"
+    return files("llmdata_nb")/"data"/f"{name}.jsonl"
 
 def _folder(path, split):
     "The records of the folder `path`: data files, or what `save_to_disk` of `datasets` wrote"
@@ -389,7 +399,7 @@ def _matching(path):
     if not found: raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
     return found
 
-# %% ../nbs/02a_rows.ipynb #392365a4
+# %% ../nbs/02a_rows.ipynb #5b6b144d
 def _check(name, records):
     "Raise `ValueError` when there are no `records` or none of them is readable"
     if not records: raise ValueError(f"{name} is empty: no rows in it")
@@ -413,7 +423,7 @@ def stream_rows(source, split="train", limit=None, subset=None):
     return _unique(_row(*r) for r in islice(chain(first, records), limit))
 
 def load_rows(
-    source, # Hub name, path or glob, `datasets` object, pandas frame, iterable of dicts, or "demo"
+    source, # Hub name, path or glob, `datasets` object, pandas frame, iterable of dicts, or "demo" or "demo_pairs"
     split: str = "train", # of a Hub dataset, a `DatasetDict`, or a folder with files named after splits
     limit: int | None = None, # at most so many rows, from the start; failed ones count
     subset: str | None = None, # configuration of a Hub dataset that has several

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translate', 'translate_and_judge']
 
-# %% ../nbs/10_translate.ipynb #8136ce81
+# %% ../nbs/10_translate.ipynb #8bb703e7
 from .checks import detect_language, prose, translation_problem
-from .judge import judge, rubric
+from .judge import rate, rubric
 from .languages import language as find_language
 from .models import CallFailed, object_schema
 from .rows import single_turn
@@ -69,7 +69,7 @@ def _take(row, part, verdict):
     if verdict.status != "ok": raise CallFailed("unjudged", f"twice no verdict: {verdict.raw[:200]}", f"judge {part}")
     return getattr(verdict, kind)
 
-# %% ../nbs/10_translate.ipynb #f228c159
+# %% ../nbs/10_translate.ipynb #fa78c69a
 async def translate_and_judge(
     row: dict,                   # `messages`: a request, with or without a system message, and a response
     ask,                         # models in the roles `translator` and `judge`
@@ -88,13 +88,13 @@ async def translate_and_judge(
 
     await _translate_into(row, source[:start], ask, language, "instruction")
     request = [m["content"] for m in row["messages"]]
-    if _take(row, "instruction", await judge(rubrics["instruction"], request[-1:], ask, step="judge instruction")) == "low": drop("instruction: judged low")
+    if _take(row, "instruction", await rate(rubrics["instruction"], request[-1:], ask, step="judge instruction")) == "low": drop("instruction: judged low")
 
     await _translate_into(row, source[start:], ask, language, "response")
     before, response = "\n\n".join(m["content"] for m in row["messages"][:-1]), row["messages"][-1]["content"]
-    _keep_from(min_score, row, "response", await judge(rubrics["response"], [before, response], ask, step="judge response"))
+    _keep_from(min_score, row, "response", await rate(rubrics["response"], [before, response], ask, step="judge response"))
 
-    if fidelity: _keep_from(min_score, row, "fidelity", await judge(rubrics["fidelity"], [_text(source), _text(row["messages"])], ask, step="judge fidelity"))
+    if fidelity: _keep_from(min_score, row, "fidelity", await rate(rubrics["fidelity"], [_text(source), _text(row["messages"])], ask, step="judge fidelity"))
     row["detected_language"], row["detected_confidence"] = detect_language(_text(row["messages"]))
     return row
 

