@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SCALES', 'METHODS', 'check_counts', 'read_folder', 'reason_groups', 'visible', 'escaped', 'fenced', 'total_money',
            'size_category', 'title', 'front_matter', 'funnel_table', 'verdict_table', 'calls_table', 'prompts_table',
-           'sample', 'limits', 'dataset_card', 'write_card']
+           'sample', 'judge_warnings', 'limits', 'dataset_card', 'write_card']
 
-# %% ../nbs/21_export.ipynb #05217de8
+# %% ../nbs/21_export.ipynb #0fceb520
 import hashlib, json, re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
+from .agreement import one_sided
 from .languages import language
 from .progress import money
 from .rerank import outcome_rates
@@ -190,10 +191,21 @@ METHODS = {"translate_and_judge": """1. The conversations of the source are read
 3. Of two answers the better is chosen (of more, the best and the worst make the pair), whoever wrote them. Where the two orders contradict each other, or the scores are the same, it is a tie, and `tie` says what becomes of it.
 4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged in both orders is never kept."""}
 
-# %% ../nbs/21_export.ipynb #1e9c18a1
-def limits(manifest, kept):
+# %% ../nbs/21_export.ipynb #4dd49c67
+def judge_warnings(
+    rows, # kept and dropped
+    min_score=None # the lowest score of a response that is kept
+):
+    "A sentence for each kind of verdict that the judge gave to nearly all rows alike, or by which it accepted nearly all or nearly none"
+    columns = {column: [row.get(column) for row in rows] for column in SCALES} | {"score": [score for row in rows for score in row.get("scores") or []]}
+    told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
+    return [f"{column}: {text}" for column, text in told.items() if text]
+
+# %% ../nbs/21_export.ipynb #96f471ab
+def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
-    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality."]
+    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality.",
+             *judge_warnings([*kept, *dropped], manifest["arguments"].get("min_score"))]
     if manifest["recipe"] == "rerank": return found + _of_pairs(kept) + _of_small_models(manifest)
     found.append("The language was checked by detectors, which err on short texts and between near neighbours.")
     if manifest["recipe"] == "translate_and_judge":
@@ -259,7 +271,7 @@ def _images(paths, beside):
     "The images of `paths` as Markdown: those named in `beside`, or the rest if it is None"
     return [f"![{Path(p).stem}]({quote(p)})" for p in paths if (Path(p).stem == beside if beside else Path(p).stem not in ("funnel", "calls"))]
 
-# %% ../nbs/21_export.ipynb #f3230915
+# %% ../nbs/21_export.ipynb #0e29ea81
 def dataset_card(
     manifest, # the run's numbers, as in manifest.json
     kept, # the kept rows
@@ -280,7 +292,7 @@ def dataset_card(
         *([_by_state(manifest)] if manifest.get("calls_by_state") else []),
         *_images(plots, "calls"),
         *_rows_kept(kept, dropped), *_images(plots, None),
-        "## Known limits", "\n".join(f"- {x}" for x in limits(manifest, kept)), *_loading(manifest, path or f"outputs/{manifest['language']}/{manifest['recipe']}")]
+        "## Known limits", "\n".join(f"- {x}" for x in limits(manifest, kept, dropped)), *_loading(manifest, path or f"outputs/{manifest['language']}/{manifest['recipe']}")]
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/21_export.ipynb #e1880182

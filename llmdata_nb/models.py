@@ -63,7 +63,7 @@ def endpoint(
     if variable and not key: raise ValueError(f"model {reference!r}: set {variable} in the environment to your key")
     return Endpoint(reference, url, model, key, free=provider == "ollama")
 
-# %% ../nbs/04_models.ipynb #2dd18f86
+# %% ../nbs/04_models.ipynb #a2f71dea
 @dataclass
 class Reply:
     "What a model answered"
@@ -73,6 +73,7 @@ class Reply:
     cost: float | None = None  # US dollars; None when the price is unknown
     finish_reason: str | None = None  # "stop", or "length" when `max_tokens` cut it off
     cached: bool = False       # it came from the store
+    logprobs: list | None = None # for each token `[token, {likely token: log-probability}]`, where they were asked for and given
 
 # %% ../nbs/04_models.ipynb #a83d4b3a
 _OPEN, _CLOSE = (rf"(?:<{s}(?:think|thinking|thought|reasoning|analysis)>|\[{s}THINK\]|◁{s}think▷)" for s in ("", "/"))
@@ -161,7 +162,7 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
     try: return float(calc_price(counted, model, provider_id=provider).total_price)
     except LookupError: return None
 
-# %% ../nbs/04_models.ipynb #0db810ac
+# %% ../nbs/04_models.ipynb #c470efa1
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
     choice, told = answer["choices"][0], answer.get("usage") or {}
@@ -172,7 +173,12 @@ def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     usage = {"prompt_tokens": told.get("prompt_tokens"), "completion_tokens": told.get("completion_tokens"),
              "cached_tokens": (told.get("prompt_tokens_details") or {}).get("cached_tokens")}
     usage = {k: None if n is None else int(n) for k, n in usage.items()}
-    return Reply(text.encode("utf-8", "replace").decode(), None, usage, price(endpoint, usage | {"usd": told.get("cost")}), reason)
+    return Reply(text.encode("utf-8", "replace").decode(), None, usage, price(endpoint, usage | {"usd": told.get("cost")}), reason, logprobs=_logprobs(choice))
+
+def _logprobs(choice):
+    "The likely tokens at each place of the answer, or None where the endpoint does not give them in the form of chat completions"
+    content = (choice.get("logprobs") or {}).get("content")
+    return [[t["token"], {o["token"]: o["logprob"] for o in t.get("top_logprobs") or [t]}] for t in content] if content else None
 
 # %% ../nbs/04_models.ipynb #789266a8
 _REQUESTS = ("calls", "replayed", "retries", "failed", "lost")
@@ -306,7 +312,7 @@ def _typed(value, schema):
         if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
     return value
 
-# %% ../nbs/04_models.ipynb #67fa6ad0
+# %% ../nbs/04_models.ipynb #0dcba89a
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -347,12 +353,13 @@ class Ask:
         sample: int = 0,           # another number, another answer to the same question
         step: str = "ask",         # the ledger's line
         role: str = "default",     # which of the run's models
+        logprobs: int = 0,         # likely tokens to be told of each place, with their log-probabilities: 0 for none, at most 20
         parse=None,                # text → value, or ValueError: the model is asked once more, then the call fails as unparseable
     ) -> Reply:
         "Ask a chat model"
         if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
         seed = (self.seed if seed is None else seed) + sample
-        body = dict(messages=messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        body = dict(messages=messages, temperature=temperature, max_tokens=max_tokens, seed=seed) | (dict(logprobs=True, top_logprobs=logprobs) if logprobs else {})
         return await _answer(self, Call(self.models.get(role, self.models["default"]), "/chat/completions", body, schema, sample, step, parse))
 
     async def complete(self,
@@ -396,13 +403,13 @@ async def _ask_for_a_word(ask, endpoint, listed):
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
 
-# %% ../nbs/04_models.ipynb #d8ef9c92
+# %% ../nbs/04_models.ipynb #ccd9c1cb
 _USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 def _replay(ask, call, key):
     if not ask.attempted.get(key, True): _book_earlier(ask, call, key)
     if not (stored := ask.store.get(key)): return None
-    reply = Reply(stored["text"], None, {k: stored[k] for k in _USAGE}, stored["usd"], stored["finish_reason"], True)
+    reply = Reply(stored["text"], None, {k: stored[k] for k in _USAGE}, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
     try: reply.parsed = call.read(reply)
     except ValueError: return None
     if ask.store.use(stored): ask.book(call, reply.usage, reply.cost, stored["seconds"] or 0, replayed=1)
@@ -414,7 +421,7 @@ def _book_earlier(ask, call, key):
         usd = failed["usd"] if failed["kind"] == "unparseable" else 0.0  # of the others it is not known that they cost anything
         ask.book(call, {k: failed[k] for k in _USAGE}, usd, failed["seconds"] or 0, **{"lost" if failed["kind"] == "lost" else "retries": 1})
 
-# %% ../nbs/04_models.ipynb #205ad5bf
+# %% ../nbs/04_models.ipynb #18601e76
 async def _pay_once(ask, call, key, last):
     async with ask.budget as spend:
         answer, sent, seconds = await _send(ask, call, key)
@@ -429,7 +436,7 @@ async def _pay_once(ask, call, key, last):
     ask.book(call, reply.usage, reply.cost, seconds, **{column: 1})
     about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
     if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
-    else: ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, **about)
+    else: ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, logprobs=reply.logprobs, **about)
     await ask.store.saved()
     if failed or bug: raise failed or bug
     return reply

@@ -42,7 +42,7 @@ def pick_pair(
     if tie == "drop" or len(answers[pair[0]]) == len(answers[pair[1]]): drop("tie: the two orders contradict each other" if contrary else "tie: the same score")
     return tuple(pair)
 
-# %% ../nbs/11_rerank.ipynb #a1c754d5
+# %% ../nbs/11_rerank.ipynb #be2bf5a2
 async def rerank(
     row: dict,                  # `messages` (the prompt) with `chosen` and `rejected`, or with `responses`
     ask,                        # a model in the role `judge`
@@ -54,6 +54,7 @@ async def rerank(
     english_rubrics: bool = False, # write the rubric in English even where `language` has a pack
     samples: int = 1,           # how often the judge is asked in each order; the mean counts
     roles: tuple = ("judge",),  # the models that judge, such as ("judge", "second judge")
+    expected: bool = False,     # expected scores (`judge.expected_scores`), which make fewer ties, where the endpoint tells log-probabilities
 ) -> dict:
     "Judge the answers of a row, and make its preference pair of the best and the worst"
     if tie not in TIES: raise ValueError(f"tie {tie!r}: expected {', '.join(TIES)}")
@@ -61,7 +62,7 @@ async def rerank(
     if not 0 <= min_margin <= 4: raise ValueError(f"min_margin {min_margin}: expected 0 to 4")
     if tie == "original" and "responses" in row: raise ValueError("tie 'original': these responses have no order; expected drop or shorter")
     answers, models = answers_of(row)
-    comparison = await _judged(row, answers, models, ask, rubric("response", language, english_rubrics), orders, samples, roles)
+    comparison = await _judged(row, answers, models, ask, rubric("response", language, english_rubrics), orders, samples, roles, expected)
     row["outcome"] = "tie"
     chosen, rejected = pick_pair(comparison, answers, tie)
     if comparison.preference(): row["outcome"] = "ranked" if "original_chosen" not in row else "swapped" if chosen else "kept"
@@ -70,17 +71,17 @@ async def rerank(
     if row["margin"] < min_margin: drop(f"margin too small ({row['margin']:g}, kept from {min_margin:g})")
     return row
 
-# %% ../nbs/11_rerank.ipynb #7fa4e556
+# %% ../nbs/11_rerank.ipynb #1c45244f
 def request_of(row) -> str:
     "What the answers of a row answer: the texts of its prompt"
     return "\n\n".join(m["content"] for m in row["messages"])
 
-async def _judged(row, answers, models, ask, rubric, orders=2, samples=1, roles=("judge",)):
+async def _judged(row, answers, models, ask, rubric, orders=2, samples=1, roles=("judge",), expected=False):
     "The comparison of the `answers`, written into the row; CallFailed when it is unjudged"
     if "chosen" in row: row["original_chosen"], row["original_rejected"] = row.pop("chosen"), row.pop("rejected")
     for column in ("chosen_model", "rejected_model"): row.pop(column, None)
     row["responses"], row["models"] = answers, models
-    comparison = await compare(rubric, request_of(row), answers, ask, orders=orders, samples=samples, roles=roles)
+    comparison = await compare(rubric, request_of(row), answers, ask, orders=orders, samples=samples, roles=roles, expected=expected)
     if comparison.status != "ok": raise CallFailed("unjudged", f"twice no verdict on every answer: {comparison.raw[-1][:200]}", "judge")
     row["scores"], row["feedbacks"], row["position_consistent"] = comparison.scores, comparison.rationales, comparison.position_consistent
     row["scores_by_order"] = comparison.by_order

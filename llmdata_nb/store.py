@@ -20,10 +20,10 @@ def call_key(
 
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode
 
-# %% ../nbs/03_store.ipynb #2198cf98
+# %% ../nbs/03_store.ipynb #d5546ba0
 _LAYOUT = """
 create table calls (id integer primary key autoincrement, key blob not null unique, step text, model text, text blob, finish_reason text,
-    prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, created real, run integer);
+    prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, created real, run integer, logprobs blob);
 create table uses (call integer primary key, run integer);
 create table attempts (key blob, created real, step text, model text, kind text, message text,
     prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, primary key (key, created)) without rowid;
@@ -35,15 +35,16 @@ _FROM_1 = """
 alter table calls rename to old_calls;
 alter table attempts rename to old_attempts"""
 _COPY_1 = """
-insert into calls select null, key, step, model, text, finish_reason, prompt_tokens, cached_tokens, completion_tokens, usd, seconds, created, cast(created * 1e6 as integer) from old_calls order by created;
+insert into calls select null, key, step, model, text, finish_reason, prompt_tokens, cached_tokens, completion_tokens, usd, seconds, created, cast(created * 1e6 as integer), null from old_calls order by created;
 insert or replace into attempts select key, created, step, model, kind, message, prompt_tokens, cached_tokens, completion_tokens, usd, seconds from old_attempts;
 drop table old_calls;
 drop table old_attempts"""
-_VERSION = 2
+_FROM_2 = "alter table calls add column logprobs blob"
+_VERSION = 3
 
 def _migrate(db, version):
     "Make the tables of a new file, or bring those of an older layout up to date; in the transaction that is open"
-    steps = {0: [_LAYOUT], 1: [_FROM_1, _LAYOUT, _COPY_1]}.get(version, [])
+    steps = {0: [_LAYOUT], 1: [_FROM_1, _LAYOUT, _COPY_1], 2: [_FROM_2]}.get(version, [])
     for statement in ";".join(steps).split(";") if steps else []: db.execute(statement)
     db.execute(f"pragma user_version={_VERSION}")
 
@@ -61,13 +62,13 @@ def _error(path, e):
     advice = next((text for word, text in _ADVICE.items() if word in str(e)), "Move the file away to start a new one, or give another store")
     return StoreError(f"store {path}: {e}. What it holds is left as it is. {advice}")
 
-# %% ../nbs/03_store.ipynb #7b169b57
+# %% ../nbs/03_store.ipynb #7ff795d0
 _COLUMNS = ("step", "model", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "seconds")
-_FOUND = ("id", "run", *_COLUMNS)
+_FOUND = ("id", "run", *_COLUMNS, "logprobs")
 COUNT = "insert into requests values (?,?,?) on conflict (url, second) do update set sent = sent + excluded.sent"
-_PUT = "insert or replace into calls values (null,?,?,?,?,?,?,?,?,?,?,?,?)"
+_PUT = "insert or replace into calls values (null,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _ATTEMPT = "insert or replace into attempts values (?,?,?,?,?,?,?,?,?,?,?)"
-_GET = f"select id, run, {','.join(_COLUMNS)}, key from calls where"
+_GET = f"select {','.join(_FOUND)}, key from calls where"
 _DAY = 86_400_000_000  # microseconds
 
 def _packed(text):
@@ -83,9 +84,9 @@ def _writable(value):
 
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
-def _call(row): return dict(zip(_FOUND, row), text=_unpacked(row[4]))
+def _call(row): return dict(zip(_FOUND, row), text=_unpacked(row[4]), logprobs=row[11] and json.loads(zlib.decompress(row[11])))
 
-# %% ../nbs/03_store.ipynb #0c5049bc
+# %% ../nbs/03_store.ipynb #a118e4da
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
@@ -166,11 +167,12 @@ class Store:
         return self._attempt((key, time.time()), kind="lost", message="the answer did not come before the run was stopped", **about)
 
     def put(self, sent: tuple, **columns) -> None:
-        "Remember the answer to the request `sent`; `columns` as in the table `calls`"
+        "Remember the answer to the request `sent`; `columns` as in the table `calls`, `logprobs` as in `models.Reply`"
         self.ahead.pop(sent[0], None)
         self.queue.append(("delete from attempts where key=? and created=?", sent))
         values = (_packed(columns["text"]) if c == "text" else _writable(columns.get(c)) for c in _COLUMNS)
-        self.queue.append((_PUT, (sent[0], *values, time.time(), self.run)))
+        logprobs = zlib.compress(json.dumps(columns["logprobs"]).encode(), 1) if columns.get("logprobs") else None
+        self.queue.append((_PUT, (sent[0], *values, time.time(), self.run, logprobs)))
 
     def fail(self, sent: tuple, **columns) -> None:
         "Record that the request `sent` gave no result; `columns` as in the table `attempts`"

@@ -1,5 +1,7 @@
 "Rating, comparing and calibrating, over a scripted server; and recorded judges, replayed."
+import hashlib
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -150,15 +152,14 @@ async def judge(row, ask): return await compare(rubric("response"), f"Say {row['
 
 
 def test_a_judge_that_agrees_is_usable_and_one_that_guesses_is_not(tmp_path):
-    rows = labelled()
+    rows = labelled(150)
     for row in rows: row["human"] = "tie" if worth(row["answers"][0]) == worth(row["answers"][1]) else int(worth(row["answers"][1]) > worth(row["answers"][0]))
     with serve(honest) as (model, _): good = calibrate(judge, rows, model=model, store=tmp_path / "a.sqlite")
-    chance = random.Random(1)
-    def guess(body, n): return ratings(chance.randint(1, 5), chance.randint(1, 5))
+    def guess(body, n): return ratings(*(1 + hashlib.sha256((prompt(body) + place).encode()).digest()[0] % 5 for place in "12"))
     with serve(guess) as (model, _): bad = calibrate(judge, rows, model=model, store=tmp_path / "b.sqlite")
     assert good.figures["same opinion"]["value"] == 1 and good.figures["kappa"]["value"] == 1 and good.sentence.startswith("Usable")
     assert bad.figures["kappa"]["low"] <= 0 and bad.sentence.startswith("No better than chance") and "0 is within" in bad.sentence
-    assert [g["language"] for g in good.languages] == ["it", "ja"] and sum(g["n"] for g in good.languages) == 60
+    assert [g["language"] for g in good.languages] == ["it", "ja"] and sum(g["n"] for g in good.languages) == 150
     assert good.figures["both orders agree"]["value"] == 1 and bad.figures["both orders agree"]["value"] < 0.7
     assert "Usable" in repr(good) and "in ja" in repr(good)
 
@@ -212,3 +213,21 @@ def test_recorded_judges_agree_with_people_as_published(tmp_path, who):
     theirs = [str(r["authors_parsed_winner"]) == str(r["human_label"]) for r in records.values() if str(r["authors_parsed_winner"]) in ("1", "2")]
     same = found.figures["same opinion"]
     assert same["n"] >= 0.95 * len(theirs) and abs(same["value"] - sum(theirs) / len(theirs)) < 0.015
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_expected_scores_come_from_log_probabilities_and_are_stored(tmp_path, given):
+    "Where the endpoint does not give them, the score that was said counts"
+    def answer(body, n):
+        assert body["logprobs"] is True and body["top_logprobs"] == 20
+        said = {"choices": [{"message": {"role": "assistant", "content": '{"score": 4}'}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}
+        tokens = [('{"score', {}), ('": ', {}), ("4", {"4": -0.5, "5": -1.2, "2": -3.0, "?": -2.0}), ("}", {})]
+        if given: said["choices"][0]["logprobs"] = {"content": [{"token": t, "logprob": 0, "top_logprobs": [{"token": o, "logprob": l} for o, l in options.items()]} for t, options in tokens]}
+        return 200, said
+    async def recipe(row, ask): return row | {"score": (await rate(rubric("response"), ["Why?", "So."], ask, expected=True)).score}
+    weights = {4: math.exp(-0.5), 5: math.exp(-1.2), 2: math.exp(-3.0)}
+    with serve(answer) as (model, bodies):
+        for _ in range(2):
+            (row,) = run([{"id": "r"}], recipe, model=model, store=tmp_path / "s.sqlite").kept
+            assert row["score"] == (pytest.approx(sum(s * w for s, w in weights.items()) / sum(weights.values())) if given else 4)
+    assert len(bodies) == 1
