@@ -108,23 +108,25 @@ def combine(
     rationale = next(v.rationale for v in good if v.label == label)
     return Combined(None, label, rationale, raw, "ok", votes, 1 - most / len(votes))
 
-# %% ../nbs/07_judge.ipynb #95c86982
+# %% ../nbs/07_judge.ipynb #9aead64a
 def expected_scores(
     reply,         # with `text`, and `logprobs` as in `models.Reply`
     scale: tuple,  # lowest and highest score
 ) -> list | None:  # one for each score in the text
     "Each score in a JSON answer as the mean over the scores that were likely in its place, weighed by their probability; None where that cannot be told"
-    likely, end, found = {}, 0, []
-    for token, options in reply.logprobs or []:
-        for i in range(end, end := end + len(token)): likely[i] = options
-    if end != len(reply.text): return None  # the tokens are not those of the text
-    for m in re.finditer(r'"score"\s*:\s*"?(\d)(?!\d)', reply.text):
-        weights = {}
-        for option, logprob in likely[m.start(1)].items():
-            if (digits := option.strip(' \n":')).isdecimal() and scale[0] <= int(digits) <= scale[1]: weights[int(digits)] = weights.get(int(digits), 0) + math.exp(logprob)
-        if int(m[1]) not in weights: return None
-        found.append(sum(s * w for s, w in weights.items()) / sum(weights.values()))
-    return found or None
+    said = [m[1] for m in _SAID.finditer(reply.text)]
+    likely = [options for token, options in reply.logprobs or [] for _ in token]  # for each character
+    found = list(_SAID.finditer("".join(token for token, _ in reply.logprobs or [])))[-len(said):]  # the tokens may begin with thinking, or a fence
+    if not said or [m[1] for m in found] != said: return None
+    return [_expected(likely[m.start(1)], int(m[1]), scale) for m in found]
+
+_SAID = re.compile(r'"score"\s*:\s*"?(\d)(?!\d)')
+
+def _expected(options, said, scale):
+    weights = {}
+    for option, logprob in options.items():
+        if (digits := option.strip(' \n":')).isdecimal() and scale[0] <= int(digits) <= scale[1]: weights[int(digits)] = weights.get(int(digits), 0) + math.exp(logprob)
+    return sum(s * w for s, w in weights.items()) / sum(weights.values()) if said in weights else float(said)
 
 # %% ../nbs/07_judge.ipynb #312fdade
 async def rate(
@@ -245,7 +247,7 @@ def _chosen(verdict):
     first = {"1": 1, "2": 0, "tie": 0.5}[verdict.label]
     return [replace(verdict, score=s) for s in (first, 1 - first)]
 
-# %% ../nbs/07_judge.ipynb #629be25a
+# %% ../nbs/07_judge.ipynb #8e07b49e
 @dataclass
 class Calibration:
     "How a judge does beside people"
@@ -261,7 +263,7 @@ class Calibration:
 
     def __repr__(self):
         lines = [f"{name:<34}{_in_figures(f)}" for name, f in self.figures.items()]
-        return "\\n".join([self.sentence, "", *lines, *(f"{'in ' + f['language']:<34}{_in_figures(f)}" for f in self.languages), *(f"{n} without a verdict: {reason}" for reason, n in self.failed.items())])
+        return "\n".join([self.sentence, "", *lines, *(f"{'in ' + f['language']:<34}{_in_figures(f)}" for f in self.languages), *(f"{n} without a verdict: {reason}" for reason, n in self.failed.items())])
 
 def _in_figures(f):
     if f["value"] is None: return f"not defined, {f['n']} rows"

@@ -162,7 +162,7 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
     try: return float(calc_price(counted, model, provider_id=provider).total_price)
     except LookupError: return None
 
-# %% ../nbs/04_models.ipynb #c470efa1
+# %% ../nbs/04_models.ipynb #9acc321a
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
     choice, told = answer["choices"][0], answer.get("usage") or {}
@@ -178,7 +178,7 @@ def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
 def _logprobs(choice):
     "The likely tokens at each place of the answer, or None where the endpoint does not give them in the form of chat completions"
     content = (choice.get("logprobs") or {}).get("content")
-    return [[t["token"], {o["token"]: o["logprob"] for o in t.get("top_logprobs") or [t]}] for t in content] if content else None
+    return [[t["token"], {o["token"]: round(o["logprob"], 3) for o in t.get("top_logprobs") or [t] if o["logprob"] > -7}] for t in content] if content else None  # the others are less likely than 0.001
 
 # %% ../nbs/04_models.ipynb #789266a8
 _REQUESTS = ("calls", "replayed", "retries", "failed", "lost")
