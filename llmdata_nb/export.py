@@ -111,7 +111,7 @@ def title(manifest):
     source = manifest["source"] and Path(manifest["source"])
     return f"{language(manifest['language']).name} rows" + (f" from {source.name if source.is_absolute() else source}" if source else "")
 
-# %% ../nbs/21_export.ipynb #2f8ac68a
+# %% ../nbs/21_export.ipynb #e9542bb2
 def front_matter(
     manifest, # the run's numbers, as in manifest.json
     license=None # an identifier the Hub knows, such as "apache-2.0"; left out when None
@@ -119,7 +119,7 @@ def front_matter(
     "The YAML block that opens the card"
     from huggingface_hub import DatasetCardData
     data = DatasetCardData(language=[manifest["language"]], license=license, pretty_name=visible(f"{title(manifest)}, by {manifest['recipe']}"), task_categories=["text-generation"],
-        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] == "rerank"), "llmdata_nb", manifest["recipe"]])
+        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] in ("rerank", "on_policy")), "llmdata_nb", manifest["recipe"]])
     return f"---\n{data.to_yaml()}\n---"
 
 # %% ../nbs/21_export.ipynb #b13c780b
@@ -167,19 +167,19 @@ def prompts_table(
     "A Markdown table of the SHA-256 (first 12 digits) of each of the `prompts`"
     return _table(["prompt", "SHA-256"], [(escaped(name), f"`{hashlib.sha256(text.encode()).hexdigest()[:12]}`") for name, text in prompts.items()], words=2)
 
-# %% ../nbs/21_export.ipynb #d7e16f75
+# %% ../nbs/21_export.ipynb #b6bfc1e7
 def sample(
     row, # a kept row
     longest=600 # characters shown of each message
 ):
     "A `row`'s messages and verdicts as a code block"
     def cut(text): return text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest:,} more characters)"
-    parts = [(m["role"], m) for m in row.get("messages") or row.get("prompt") or []] + [(name, m) for name in ("chosen", "rejected") for m in row.get(name) or []]
+    parts = [(m["role"], m) for m in row.get("messages") or (row["prompt"] if isinstance(row.get("prompt"), list) else [])] + [(name, m) for name in ("chosen", "rejected") if isinstance(row.get(name), list) for m in row[name]]
     said = [f"{name}: {cut(m['content'])}" for name, m in parts]
     verdicts = [f"{k}: {row[k]}" for k in row if re.search("_(label|score|rationale|feedback)$|^outcome$|^margin$", k) and row[k] is not None]
     return fenced("\n\n".join([f"id: {row['id']}", *said, *(["\n".join(verdicts)] if verdicts else [])]))
 
-# %% ../nbs/21_export.ipynb #539f8363
+# %% ../nbs/21_export.ipynb #ed3f7822
 METHODS = {"translate_and_judge": """1. The conversations of the source are read; a row that cannot be read is counted as failed, with its place.
 2. A request that repeats an earlier one, exactly or nearly, is dropped.
 3. The instruction (system and user messages) is translated, then checked without a model: is it in the right language, is it a translation and not an answer, did code and addresses survive.
@@ -187,27 +187,27 @@ METHODS = {"translate_and_judge": """1. The conversations of the source are read
 5. The response is translated and checked in the same way.
 6. A judge scores the response from 1 to 5, against six criteria; a score below `min_score` is dropped. A row that could not be judged is never kept.""",
 "rerank": """1. The pairs of the source are read; a row that cannot be read is counted as failed, with its place. Answers with the same text are one.
-2. A judge rates all answers to a request in one call, 1 to 5, and once more in the reverse order; the scores are averaged.
+2. A judge rates all answers to a request in one call, 1 to 5; with `orders` 2, once more in the reverse order, and the scores are averaged.
 3. Of two answers the better is chosen (of more, the best and the worst make the pair), whoever wrote them. Where the two orders contradict each other, or the scores are the same, it is a tie, and `tie` says what becomes of it.
-4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged in both orders is never kept."""}
+4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged, in each order that was asked, is never kept."""}
 
-# %% ../nbs/21_export.ipynb #4dd49c67
+# %% ../nbs/21_export.ipynb #d064d4da
 def judge_warnings(
     rows, # kept and dropped
     min_score=None # the lowest score of a response that is kept
 ):
     "A sentence for each kind of verdict that the judge gave to nearly all rows alike, or by which it accepted nearly all or nearly none"
-    columns = {column: [row.get(column) for row in rows] for column in SCALES} | {"score": [score for row in rows for score in row.get("scores") or []]}
+    columns = {column: [row.get(column) for row in rows] for column in SCALES} | {"score": [score for row in rows for order in row.get("scores_by_order") or [] for score in order]}
     told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #96f471ab
+# %% ../nbs/21_export.ipynb #d166a216
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
     found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality.",
              *judge_warnings([*kept, *dropped], manifest["arguments"].get("min_score"))]
-    if manifest["recipe"] == "rerank": return found + _of_pairs(kept) + _of_small_models(manifest)
-    found.append("The language was checked by detectors, which err on short texts and between near neighbours.")
+    if any(row.get("outcome") for row in kept): found += _of_pairs(kept)
+    if any(row.get("detected_language") for row in [*kept, *dropped]): found.append("The language was checked by detectors, which err on short texts and between near neighbours.")
     if manifest["recipe"] == "translate_and_judge":
         compared = any(row.get("fidelity_score") is not None for row in kept)
         found.append("A judge was also shown the source text, and scored how faithful the translation is." if compared else
@@ -220,9 +220,11 @@ def _of_small_models(manifest):
             "and judges weakly. It shows the method; do not train on its rows without reading them."]
 
 def _of_pairs(kept):
-    told = [row["position_consistent"] for row in kept if row.get("position_consistent") is not None]
-    order = f"In {sum(told):,} of the {len(told):,} pairs kept, both orders name the same better answer; in the others one of them saw a tie." if told else \
-        "Each pair was judged in one order only, so the place of an answer may have decided."
+    ties = sum(row["outcome"] == "tie" for row in kept)
+    told = [row["position_consistent"] for row in kept if row.get("position_consistent") is not None and row["outcome"] != "tie"]
+    order = f"In {sum(told):,} of {len(told):,} pairs both orders name the same better answer; in the others one of them saw a tie." if told else \
+        "No pair was judged in both orders, so the place of an answer may have decided."
+    if ties: order += f" {ties:,} pairs are ties, and were decided by the argument `tie`, not by the judge."
     return [order, "The answers were not checked for their language.", "Preferences between answers of other models teach a model less than preferences between its own."]
 
 # %% ../nbs/21_export.ipynb #aeaed746

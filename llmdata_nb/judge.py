@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ASPECTS', 'RUBRICS', 'Rubric', 'rubric', 'judge_prompt', 'verdict_schema', 'Combined', 'combine', 'expected_scores',
-           'rate', 'Comparison', 'merge_orders', 'compare', 'Calibration', 'calibrate', 'Verdict', 'parse_ratings',
-           'parse_verdict']
+           'rate', 'together', 'Comparison', 'merge_orders', 'compare', 'Calibration', 'calibrate', 'Verdict',
+           'parse_ratings', 'parse_verdict']
 
-# %% ../nbs/07_judge.ipynb #6ac50790
-import asyncio, hashlib, math, re, statistics
+# %% ../nbs/07_judge.ipynb #9f20b0a4
+import asyncio, hashlib, json, math, re, statistics
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from . import agreement
@@ -108,17 +108,25 @@ def combine(
     rationale = next(v.rationale for v in good if v.label == label)
     return Combined(None, label, rationale, raw, "ok", votes, 1 - most / len(votes))
 
-# %% ../nbs/07_judge.ipynb #9aead64a
+# %% ../nbs/07_judge.ipynb #860c4b9b
 def expected_scores(
     reply,         # with `text`, and `logprobs` as in `models.Reply`
     scale: tuple,  # lowest and highest score
 ) -> list | None:  # one for each score in the text
-    "Each score in a JSON answer as the mean over the scores that were likely in its place, weighed by their probability; None where that cannot be told"
+    "Each score in an answer of the form that was asked for, as the mean over the scores that were likely in its place, weighed by their probability; None where that cannot be told"
+    if scale[1] > 9 or not _as_asked(reply.text): return None
     said = [m[1] for m in _SAID.finditer(reply.text)]
     likely = [options for token, options in reply.logprobs or [] for _ in token]  # for each character
     found = list(_SAID.finditer("".join(token for token, _ in reply.logprobs or [])))[-len(said):]  # the tokens may begin with thinking, or a fence
     if not said or [m[1] for m in found] != said: return None
     return [_expected(likely[m.start(1)], int(m[1]), scale) for m in found]
+
+def _as_asked(text):
+    "Whether `text` is one object with rationale and score, or a list of such objects in `ratings`, and nothing else"
+    try: value = json.loads(text)
+    except ValueError: return False
+    parts = value["ratings"] if isinstance(value, dict) and set(value) == {"ratings"} else [value]
+    return isinstance(parts, list) and all(isinstance(p, dict) and set(p) <= {"rationale", "score"} for p in parts)
 
 _SAID = re.compile(r'"score"\s*:\s*"?(\d)(?!\d)')
 
@@ -126,9 +134,9 @@ def _expected(options, said, scale):
     weights = {}
     for option, logprob in options.items():
         if (digits := option.strip(' \n":')).isdecimal() and scale[0] <= int(digits) <= scale[1]: weights[int(digits)] = weights.get(int(digits), 0) + math.exp(logprob)
-    return sum(s * w for s, w in weights.items()) / sum(weights.values()) if said in weights else float(said)
+    return round(sum(s * w for s, w in weights.items()) / sum(weights.values()), 2) if said in weights else float(said)
 
-# %% ../nbs/07_judge.ipynb #312fdade
+# %% ../nbs/07_judge.ipynb #44d632d9
 async def rate(
     rubric: Rubric,
     texts: list,          # what is judged, one text for each of the rubric's headings
@@ -140,10 +148,15 @@ async def rate(
     max_tokens: int = 700,
 ) -> Verdict:
     "The verdict of the judge, or of all judges together (`combine`); an answer that holds none is asked for once more, then it is `unjudged`"
+    _check_texts(texts)
     def read(text): return _whole(parse_verdict(text, rubric.scale, rubric.labels, rubric.language))
     votes = await _votes(ask, judge_prompt(rubric, *texts), verdict_schema(rubric), lambda text: [read(text)], samples, roles, expected and rubric, step, max_tokens)
     votes = [v[0] if isinstance(v, list) else v for v in votes]
     return votes[0] if len(votes) == 1 else combine(votes)
+
+def _check_texts(texts):
+    for text in texts:
+        if not isinstance(text, str): raise ValueError(f"expected texts to judge, not {str(text)[:80]!r} (load_rows gives rows with texts)")
 
 def _whole(verdict):
     "`verdict`; ValueError when it is none, or a score between those of the scale"
@@ -152,17 +165,25 @@ def _whole(verdict):
 
 async def _votes(ask, prompt, schema, read, samples, roles, expected, step, max_tokens):
     "The verdicts that `read` finds in what each judge said in each sample; in the place of a list, an unjudged verdict where nothing could be read"
+    if isinstance(roles, str) or not roles or samples < 1: raise ValueError(f"samples {samples}, roles {roles!r}: expected one sample or more, and a list of roles")
     async def vote(role, sample):
         more = dict(logprobs=20) if expected else {}
         try: reply = await ask(prompt, schema=schema, max_tokens=max_tokens, temperature=0.7 if samples > 1 else 0.0, sample=sample, step=step, role=role, parse=read, **more)
         except CallFailed as e:
-            if e.kind != "unparseable": raise
+            if e.kind != "unparseable" and not (e.kind == "refused" and len(roles) > 1): raise
             return Verdict(raw=e.message)
         scores = expected and expected_scores(reply, expected.scale)
         return [replace(v, score=s) for v, s in zip(reply.parsed, scores)] if scores and len(scores) == len(reply.parsed) else reply.parsed
-    return await asyncio.gather(*(vote(role, sample) for role in roles for sample in range(samples)))
+    return await together(vote(role, sample) for role in roles for sample in range(samples))
 
-# %% ../nbs/07_judge.ipynb #fe955ed2
+async def together(calls):
+    "The results of all awaitables; an error is raised only when all of them have ended, so that no answer is lost that was under way and paid for"
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException): raise result
+    return results
+
+# %% ../nbs/07_judge.ipynb #2a43c926
 @dataclass
 class Comparison:
     "What a judge found of several answers to one request; the lists go by the answers as they were given"
@@ -173,30 +194,26 @@ class Comparison:
     position_consistent: bool | None = None       # all orders name the same best answer, or the same tie; None with one order
     spread: float = 0.0             # over samples and jurors: the largest standard deviation of a score
     status: str = "unjudged"        # or "ok"
-    raw: list = field(default_factory=list)       # what the judge said, order by order
+    raw: list = field(default_factory=list)       # what the judge said, order by order; of an unjudged one, what could not be read
 
     def preference(self) -> tuple | None:
         "The indices of the best and the worst answer; None for a tie, where two orders contradict each other, and where nothing was judged"
         if self.status != "ok": return None
-        best, worst = (pick(range(len(self.scores)), key=self.scores.__getitem__) for pick in (max, min))
-        if self.scores[best] == self.scores[worst] or any(order[best] < order[worst] for order in self.by_order): return None
-        return best, worst
+        high, low = ([i for i, s in enumerate(self.scores) if s == end(self.scores)] for end in (max, min))
+        pairs = ((best, worst) for best in high for worst in low if self.scores[best] > self.scores[worst])
+        return next((pair for pair in pairs if not any(order[pair[0]] < order[pair[1]] for order in self.by_order)), None)
 
-    def margin(self) -> float | None:
-        "The average score of the best answer less that of the worst; None when unjudged"
-        return None if self.status != "ok" else max(self.scores) - min(self.scores)
-
-# %% ../nbs/07_judge.ipynb #94148144
+# %% ../nbs/07_judge.ipynb #39eb1290
 def merge_orders(
     orders: list,    # each a list of indices by place, such as [[0, 1], [1, 0]]
     by_order: list,  # for each of them, the scores of the answers, by their index
 ) -> Comparison:
     "The comparison that the scores in all orders make together"
-    scores = [sum(column) / len(by_order) for column in zip(*by_order)]
+    scores = [round(sum(column) / len(by_order), 6) for column in zip(*by_order)]
     best = {tuple(i for i, s in enumerate(order) if s == max(order)) for order in by_order}
     return Comparison(scores, None, orders, by_order, len(best) == 1 if len(orders) > 1 else None, status="ok")
 
-# %% ../nbs/07_judge.ipynb #cbf47314
+# %% ../nbs/07_judge.ipynb #f7044136
 async def compare(
     rubric: Rubric,       # one with scores, or `comparison`, for two answers
     request: str,
@@ -212,13 +229,15 @@ async def compare(
     "How the judge rates the `answers` beside each other; unjudged when any order is"
     if len(answers) < 2: raise ValueError(f"{len(answers)} answers: expected two or more to compare")
     if rubric.labels and (len(answers) != 2 or set(rubric.labels) - {"1", "2", "tie"}): raise ValueError(f"rubric {rubric.name}: with labels, expected two answers and the labels 1, 2 and tie")
-    if orders not in (1, 2): raise ValueError(f"orders {orders}: expected 1 or 2")
+    if orders not in (1, 2) or not isinstance(orders, int) or orders is True: raise ValueError(f"orders {orders}: expected 1 or 2")
+    _check_texts([request, *answers])
     places = list(range(len(answers)))
     if orders == 1: places.sort(key=lambda i: hashlib.sha256(answers[i].encode("utf-8", "replace")).digest())
     asked = [places, places[::-1]][:orders]
-    found = await asyncio.gather(*(_one_order(rubric, request, [answers[i] for i in order], ask, samples, roles, expected and rubric, step, max_tokens or 400 + 300 * len(answers)) for order in asked))
+    found = await together(_one_order(rubric, request, [answers[i] for i in order], ask, samples, roles, expected and not rubric.labels and rubric, step, max_tokens or 400 + 300 * len(answers)) for order in asked)
+    for scores, _, said, _ in found:
+        if scores is None: return Comparison(raw=said)
     raw = [r for _, _, said, _ in found for r in said]
-    if any(scores is None for scores, *_ in found): return Comparison(raw=raw)
     comparison = merge_orders(asked, [_placed(order, scores) for order, (scores, *_) in zip(asked, found)])
     comparison.rationales, comparison.raw, comparison.spread = _placed(asked[0], found[0][1]), raw, max(spread for *_, spread in found)
     return comparison
@@ -238,7 +257,7 @@ async def _one_order(rubric, request, answers, ask, samples, roles, expected, st
     votes = await _votes(ask, prompt, schema, read, samples, roles, expected, step, max_tokens)
     good = [v for v in votes if isinstance(v, list)]
     raw = [v[0].raw if isinstance(v, list) else v.raw for v in votes]
-    if len(good) * 2 <= len(votes): return None, None, raw, 0.0
+    if len(good) * 2 <= len(votes): return None, None, [v.raw for v in votes if not isinstance(v, list)], 0.0
     columns = [[v.score for v in column] for column in zip(*good)]
     return [sum(c) / len(c) for c in columns], [v.rationale for v in good[0]], raw, max(map(statistics.pstdev, columns))
 
@@ -247,7 +266,7 @@ def _chosen(verdict):
     first = {"1": 1, "2": 0, "tie": 0.5}[verdict.label]
     return [replace(verdict, score=s) for s in (first, 1 - first)]
 
-# %% ../nbs/07_judge.ipynb #8e07b49e
+# %% ../nbs/07_judge.ipynb #2e7cf5a6
 @dataclass
 class Calibration:
     "How a judge does beside people"
@@ -262,14 +281,14 @@ class Calibration:
     sentence: str    # what it all means
 
     def __repr__(self):
-        lines = [f"{name:<34}{_in_figures(f)}" for name, f in self.figures.items()]
-        return "\n".join([self.sentence, "", *lines, *(f"{'in ' + f['language']:<34}{_in_figures(f)}" for f in self.languages), *(f"{n} without a verdict: {reason}" for reason, n in self.failed.items())])
+        lines = [f"{name:<40}{_in_figures(f)}" for name, f in self.figures.items()]
+        return "\n".join([self.sentence, "", *lines, *(f"{'in ' + f['language']:<40}{_in_figures(f)}" for f in self.languages), *(f"{n} without a verdict: {reason}" for reason, n in self.failed.items())])
 
 def _in_figures(f):
     if f["value"] is None: return f"not defined, {f['n']} rows"
     return f"{f['value']:.2f}" + (f" ({f['low']:.2f} to {f['high']:.2f})" if f["low"] is not None else "") + f", {f['n']} rows"
 
-# %% ../nbs/07_judge.ipynb #7342322b
+# %% ../nbs/07_judge.ipynb #ad54cd20
 def calibrate(
     judge,                   # async function of a row and `ask` that gives a `Verdict` or a `Comparison`, such as `rate` and `compare` do
     labelled: list,          # rows with `human`: a score, a label, or for a comparison the index of the best answer or "tie"; may have `answers` (texts), `models` (who wrote them), `language`
@@ -280,15 +299,35 @@ def calibrate(
     **options,
 ) -> Calibration:
     "How far the `judge` agrees with people, and how it errs"
-    for row in labelled:
-        if row.get("human") is None: raise ValueError(f"row {row.get('id')}: expected a person's opinion in the column human")
-    async def recipe(row, ask, **args): return row | {"found": _plain(await judge(row, ask, **args))}
+    labelled = [row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"]), "human": _opinion(row, i)} for i, row in enumerate(labelled)]
+    if not 0 <= precision <= 1: raise ValueError(f"precision {precision}: expected a share, 0 to 1")
+    for row in labelled: row.get("language") and find_language(row["language"])
+    async def recipe(row, ask, **args): return {"id": row["id"], "found": _plain(await judge(row, ask, **args))}
+    _check_opinions(labelled, run(labelled[:1], recipe, model=model, **options).kept)  # one call tells of which kind the opinions must be
     outcome = run(labelled, recipe, model=model, **options)
-    if not outcome.kept: raise ValueError(f"no row was judged: {outcome.reasons()[0]['reason'] if outcome.reasons() else 'there are no rows'}")
     found = {row["id"]: row["found"] for row in outcome.kept}
-    failed = Counter(reason_group(row["reason"]) for row in outcome.failed) + Counter("no verdict" for f in found.values() if f["judged"] is None)
-    rows = [row | {"judged": None} | found.get(row["id"], {}) for row in ({**r, "id": str(r["id"])} for r in labelled)]
+    failed = Counter(reason_group(row["reason"]) for row in [*outcome.failed, *outcome.dropped]) + Counter("no verdict" for f in found.values() if f["judged"] is None)
+    if not any(f["judged"] is not None for f in found.values()): raise ValueError(f"no row was judged: {dict(failed) or 'there are no rows'}")
+    rows = [row | {"judged": None} | found.get(row["id"], {}) for row in labelled]
+    if rows and {f["kind"] for f in found.values()} == {"label"} and not {r["human"] for r in rows} & {r["judged"] for r in rows}:
+        raise ValueError(f"human: expected the judge's labels ({', '.join(sorted({str(r['judged']) for r in rows}))}), found {', '.join(sorted({str(r['human']) for r in rows}))}")
     return _calibration(rows, dict(failed), good, precision, own)
+
+def _opinion(row, i):
+    "What a person said of `row`, as a plain value"
+    value = row.get("human")
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and value.is_integer(): value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value != value: raise ValueError(f"row {row.get('id', i)}: expected a person's opinion in the column human, found {value!r}")
+    return value
+
+def _check_opinions(rows, first):
+    "Refuse opinions that are not of the kind of the first verdict"
+    kind, answers = (first[0]["found"]["kind"], len((first[0]["found"].get("by_order") or [[]])[0])) if first else (None, 0)
+    for row in rows:
+        n = len(row.get("answers") or []) or answers
+        if kind == "score" and isinstance(row["human"], str): raise ValueError(f"row {row['id']}: the judge gives scores, and human is {row['human']!r}")
+        if kind == "preference" and n and row["human"] != "tie" and row["human"] not in range(n): raise ValueError(f"row {row['id']}: expected the index of an answer, 0 to {n - 1}, or \"tie\" in human, found {row['human']!r}")
 
 def _plain(verdict):
     "What a verdict or a comparison says, as columns of a row"
@@ -297,7 +336,7 @@ def _plain(verdict):
     judged = None if verdict.status != "ok" else preferred[0] if preferred else "tie"
     return {"kind": "preference", "judged": judged, "position_consistent": verdict.position_consistent, "orders": verdict.orders, "by_order": verdict.by_order}
 
-# %% ../nbs/07_judge.ipynb #452ccde4
+# %% ../nbs/07_judge.ipynb #9ed4d0bd
 def _figure(statistic, *columns):
     "The value of `statistic` and its interval, over the rows where no column is None"
     rows = [row for row in zip(*columns) if None not in row]
@@ -318,14 +357,14 @@ def _first_preferred(row):
 
 def _longer_preferred(rows, column):
     "How often the opinion in `column` is for the longest answer"
-    told = agreement.longer_wins([[len(a) for a in r["answers"]] for r in rows], [r[column] if isinstance(r[column], int) else None for r in rows])
+    told = agreement.longer_wins([[len(a) for a in r["answers"]] for r in rows], [None if r[column] == "tie" else r[column] for r in rows])
     return dict(value=told["share"], low=told["low"], high=told["high"], n=told["n"])
 
 def _own_preferred(rows, column, own):
     "How often the opinion in `column` is for the answer of `own`, where one of the answers is"
-    return _share([r[column] == r["models"].index(own) for r in rows if (r.get("models") or []).count(own) == 1 and isinstance(r[column], int)])
+    return _share([r[column] == r["models"].index(own) for r in rows if (r.get("models") or []).count(own) == 1 and r[column] != "tie"])
 
-# %% ../nbs/07_judge.ipynb #6e54cca8
+# %% ../nbs/07_judge.ipynb #16eda24c
 def _calibration(rows, failed, good, precision, own):
     judged = [r for r in rows if r["judged"] is not None]
     (kind,) = {r["kind"] for r in judged}
@@ -338,12 +377,12 @@ def _calibration(rows, failed, good, precision, own):
         figures["both orders agree"] = _share([r["position_consistent"] for r in judged])
         figures["first place preferred"] = _share([f for r in judged for f in _first_preferred(r)])
     if with_answers := [r for r in judged if r.get("answers")]: figures |= _length_figures(with_answers, kind)
-    if own: figures |= {f"own answer preferred by {who}": _own_preferred(judged, column, own) for who, column in (("the judge", "judged"), ("people", "human"))}
+    if own and kind == "preference": figures |= {f"own answer preferred by {who}": _own_preferred(judged, column, own) for who, column in (("the judge", "judged"), ("people", "human"))}
     codes = sorted({r["language"] for r in judged if r.get("language")})
     languages = [{"language": c} | _figure(main, *zip(*((r["human"], r["judged"]) for r in judged if r.get("language") == c))) for c in codes]
     swept = {} if kind != "score" else {c: agreement.sweep([r["judged"] for r in rows if c in ("", r.get("language"))], [r["human"] >= good for r in rows if c in ("", r.get("language"))]) for c in ["", *codes]}
     threshold = agreement.threshold_for(swept[""], precision) if swept else None
-    sentence = _sentence(figures["rank correlation" if kind == "score" else "kappa"], agreement.one_sided(said), failed, len(rows))
+    sentence = _sentence("rank correlation" if kind == "score" else "kappa", figures, agreement.one_sided(said), failed, len(rows))
     return Calibration(kind, rows, figures, languages, dict(Counter(said).most_common()), failed, swept, threshold, sentence)
 
 def _quadratic(human, judged): return agreement.kappa(human, judged, weights="quadratic")
@@ -353,12 +392,15 @@ def _length_figures(rows, kind):
     if kind == "label": return {}
     return {f"length and score of {who}": _figure(agreement.spearman, [sum(map(len, r["answers"])) for r in rows], [r[column] for r in rows]) for who, column in (("the judge", "judged"), ("people", "human"))}
 
-def _sentence(figure, one_sided, failed, n):
-    value, low = figure["value"], figure["low"]
-    if value is None or low is None: verdict = "Nothing can be told: the judge or the people said the same of all rows."
-    elif low <= 0: verdict = f"No better than chance: agreement beyond chance is {value:.2f}, and 0 is within its interval."
-    elif value < 0.4: verdict = f"Better than chance, but weak: agreement beyond chance is {value:.2f} (usable from 0.4)."
-    else: verdict = f"Usable: agreement beyond chance is {value:.2f}."
-    few = f"Only {figure['n']} rows: judge a hundred or more to be surer." if figure["n"] < 50 else ""
+def _sentence(name, figures, one_sided, failed, n):
+    value, low, high = (figures[name][k] for k in ("value", "low", "high"))
+    if value is None: verdict = "Nothing can be told: the judge or the people said the same of all rows."
+    elif low is None: verdict = "Nothing can be told: nearly all opinions are the same."
+    elif low <= 0 <= high: verdict = f"No better than chance: {name} is {value:.2f}, and 0 is within its interval."
+    elif high < 0: verdict = f"Worse than chance: {name} is {value:.2f}. Does the judge, or do the rows, count the other way round?"
+    elif value < 0.4: verdict = f"Better than chance, but weak: {name} is {value:.2f} (usable from 0.4)."
+    else: verdict = f"Usable: {name} is {value:.2f}."
+    if name == "rank correlation" and value and value >= 0.4 and (figures["quadratic kappa"]["value"] or 0) < 0.4: verdict += " The judge ranks as people do, and gives other scores: choose the threshold by `sweep`."
+    few = f"Only {figures[name]['n']} rows: judge a hundred or more to be surer." if figures[name]["n"] < 50 else ""
     lost = f"{sum(failed.values())} of {n} rows have no verdict." if sum(failed.values()) * 10 > n else ""
     return " ".join(t for t in (verdict, one_sided, lost, few) if t)

@@ -312,7 +312,7 @@ def _typed(value, schema):
         if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
     return value
 
-# %% ../nbs/04_models.ipynb #0dcba89a
+# %% ../nbs/04_models.ipynb #bedfa902
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -330,6 +330,7 @@ class Ask:
         names = {e.url: [other.name for other in models.values() if other.url == e.url] for e in models.values()}
         self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), names[e.url], **limits) for e in models.values()}
         self.forms = store.forms()  # identity of an endpoint → the structured output it takes
+        self.without_logprobs = set()  # identities of the endpoints that refuse to tell log-probabilities
 
     async def check(self):
         "Check all endpoints, once, before the first call that is paid"
@@ -359,8 +360,14 @@ class Ask:
         "Ask a chat model"
         if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
         seed = (self.seed if seed is None else seed) + sample
-        body = dict(messages=messages, temperature=temperature, max_tokens=max_tokens, seed=seed) | (dict(logprobs=True, top_logprobs=logprobs) if logprobs else {})
-        return await _answer(self, Call(self.models.get(role, self.models["default"]), "/chat/completions", body, schema, sample, step, parse))
+        body = dict(messages=messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        call = Call(self.models.get(role, self.models["default"]), "/chat/completions", body, schema, sample, step, parse)
+        if logprobs and call.endpoint.identity not in self.without_logprobs:
+            try: return await _answer(self, replace(call, body=body | dict(logprobs=True, top_logprobs=logprobs)))
+            except CallFailed as e:
+                if e.kind != "refused" or "logprob" not in e.message: raise
+                self.without_logprobs.add(call.endpoint.identity)
+        return await _answer(self, call)
 
     async def complete(self,
         prompt: str, # sent as it is: no chat template

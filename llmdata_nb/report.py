@@ -245,10 +245,10 @@ def plot_languages(
     _title(figure, title), _legend_below(figure, left)
     return figure
 
-# %% ../nbs/22_report.ipynb #96e1fb89
+# %% ../nbs/22_report.ipynb #9a09da16
 OUTCOMES = dict(kept=COLORS["kept"], swapped="#CC79A7", ranked=COLORS["kept"], tie=COLORS["other"])
 
-def _pairs(rows): return [row for row in rows if row.get("outcome") in OUTCOMES and len(row["scores"]) == 2 and None not in row["scores"]]
+def _pairs(rows): return [row for row in rows if row.get("outcome") in OUTCOMES and row.get("scores_by_order") and len(row["scores"]) == 2 and None not in row["scores"]]
 
 def plot_margins(
     rows # kept and dropped rows of `rerank`, with `outcome` and `scores`
@@ -285,7 +285,7 @@ def position_bias(
     return [line("the answer in the first place was rated higher (50 % is fair)", sum(first), len(first)),
             line("the two orders came to different results", sum(not consistent for _, consistent in orders), len(orders))]
 
-# %% ../nbs/22_report.ipynb #fd84fcb3
+# %% ../nbs/22_report.ipynb #de27cfbb
 def plot_judged_by_length(
     rows # kept and dropped rows of `rerank`, with `outcome`, `scores` and `responses`
 ): # a matplotlib Figure
@@ -303,7 +303,7 @@ def plot_judged_by_length(
     _intervals(ax, [(f"{name} times as long ({len(wins):,})", sum(wins) / len(wins), *wilson(sum(wins), len(wins))) for name, wins in groups])
     ax.axvline(0.5, color="#333333", linestyle="--", linewidth=1)
     _dress(ax, x="share of pairs in which the longer answer was rated higher")
-    ax.set_xlim(0, 1.03), ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.set_xlim(-0.03, 1.05), ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     _title(figure, title)
     return figure
 
@@ -315,7 +315,7 @@ def _intervals(ax, lines):
         ax.annotate(f"{value:.2f}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
     _names(ax, [name for name, *_ in lines])
 
-# %% ../nbs/22_report.ipynb #0b7c4379
+# %% ../nbs/22_report.ipynb #ad4b8dc4
 def plot_figures(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
@@ -335,8 +335,10 @@ def plot_agreement(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
     "How often people and the judge said each pair of verdicts"
-    counts = Counter((str(row["human"]), str(row["judged"])) for row in calibration.rows if row["judged"] is not None)
-    names = [sorted({pair[i] for pair in counts}, key=lambda v: (not v.replace(".", "").isdigit(), v)) for i in (0, 1)]
+    def name(value): return value if isinstance(value, str) else f"{value:g}"
+    pairs = [(row["human"], row["judged"]) for row in calibration.rows if row["judged"] is not None]
+    counts = Counter((name(human), name(judged)) for human, judged in pairs)
+    names = [list(dict.fromkeys(map(name, sorted(values, key=lambda v: (isinstance(v, str), v))))) for values in zip(*pairs)]
     figure, ax = new_figure(height=1.6 + 0.42 * len(names[0]))
     ax.imshow([[counts[h, j] for j in names[1]] for h in names[0]], cmap="Blues", aspect="auto", vmin=0, vmax=1.4 * max(counts.values()))
     for y, h in enumerate(names[0]):
@@ -350,10 +352,10 @@ def plot_agreement(
 def plot_sweep(
     calibration # of scores, as from `judge.calibrate`
 ): # a matplotlib Figure
-    "For each threshold, the share of rows that would be kept, and the share of good ones among them; a panel for each language"
+    "For each threshold, the share of rows that would be kept, and the share of good ones among them; in all rows, and in the first two languages"
     if not calibration.sweep: return _nothing("Thresholds", "there are no scores to cut")
-    panels = {c: swept for c, swept in calibration.sweep.items() if swept}
-    figure, axes = new_figure(height=3.2, panels=min(len(panels), 3), sharey=True, squeeze=False)
+    panels = dict([(c, swept) for c, swept in calibration.sweep.items() if swept][:3])
+    figure, axes = new_figure(height=3.2, panels=len(panels), sharey=True, squeeze=False)
     for ax, (code, swept) in zip(axes[0], panels.items()):
         x = [s["threshold"] for s in swept]
         ax.plot(x, [s["keep_rate"] for s in swept], "s--", color=COLORS["dropped"], label="kept, of all rows")

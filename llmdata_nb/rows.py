@@ -62,13 +62,13 @@ def _parse(text):
     except json.JSONDecodeError as e: raise Unreadable(f"not JSON ({e.msg}, character {e.pos + 1})") from None
     except (ValueError, RecursionError) as e: raise Unreadable(f"not JSON ({e})") from None
 
-# %% ../nbs/02a_rows.ipynb #f9cf8c4c
+# %% ../nbs/02a_rows.ipynb #338e5004
 _PREFERENCES = [(c, "chosen", "rejected") for c in ("prompt", "question", "instruction", "messages")] + [("chosen", "rejected")]
-_SEVERAL = [(c, a) for c in ("prompt", "question", "instruction", "messages") for a in ("responses", "completions", "generations")] + [("instruction", "response1", "response2")]
+_SEVERAL = [(c, a) for c in ("prompt", "question", "instruction") for a in ("responses", "completions", "generations")] + [("instruction", "response1", "response2")]
 _CONVERSATIONS = [("messages",), ("conversations",)]
 _PAIRS = [("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
           ("question", "answer"), ("question", "response"), ("inputs", "targets")]
-SHAPES = [*_PREFERENCES, *_SEVERAL, *_CONVERSATIONS, *_PAIRS, ("text",)]
+SHAPES = [*_PREFERENCES, *_CONVERSATIONS, *_PAIRS, *_SEVERAL, ("text",)]
 
 # %% ../nbs/02a_rows.ipynb #76eaa077
 def _shape(record):
@@ -92,7 +92,7 @@ def _answer(record, column):
     if last["role"] != "assistant": raise ValueError(f"{column} ends with a {last['role']} message, expected an assistant's answer")
     return before, last["content"]
 
-# %% ../nbs/02a_rows.ipynb #c1068ae0
+# %% ../nbs/02a_rows.ipynb #335806ac
 def _pair(record, shape):
     "The conversation of a request and its answer, such as instruction and output"
     before, answer = _answer(record, shape[1])
@@ -110,8 +110,10 @@ def _several(record, shape):
     answers = record[shape[1]] if len(shape) == 2 else [record[c] for c in shape[1:]]
     if not isinstance(answers, list): raise ValueError(f"{shape[1]} is not a list of answers but {type(answers).__name__}")
     texts = [next((a[k] for k in ("response", "text", "content", "generation") if k in a), None) if isinstance(a, dict) else a for a in answers]
-    models = [a.get("model") for a in answers if isinstance(a, dict)] or record.get("models") or record.get("generation_models")
-    new = {"messages": _request(record, shape[0]), "responses": [_text(t, f"answer {n} of {shape[1]}") for n, t in enumerate(texts, 1)]}
+    models = [a.get("model") if isinstance(a, dict) else None for a in answers]
+    if not any(models): models = record.get("models") or record.get("generation_models")
+    names = [f"answer {n} of {shape[1]}" for n in range(1, len(texts) + 1)] if len(shape) == 2 else shape[1:]
+    new = {"messages": _request(record, shape[0]), "responses": [_text(t, name) for t, name in zip(texts, names)]}
     return new | ({"models": models} if models else {})
 
 # %% ../nbs/02a_rows.ipynb #b057c51f

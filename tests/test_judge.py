@@ -229,5 +229,62 @@ def test_expected_scores_come_from_log_probabilities_and_are_stored(tmp_path, gi
     with serve(answer) as (model, bodies):
         for _ in range(2):
             (row,) = run([{"id": "r"}], recipe, model=model, store=tmp_path / "s.sqlite").kept
-            assert row["score"] == (pytest.approx(sum(s * w for s, w in weights.items()) / sum(weights.values())) if given else 4)
+            assert row["score"] == (pytest.approx(sum(s * w for s, w in weights.items()) / sum(weights.values()), abs=0.005) if given else 4)
     assert len(bodies) == 1
+
+
+def with_logprobs(text):
+    "A body that says `text`, each character a token; digits are 4, or next to it 5"
+    data = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}
+    tokens = [{"token": c, "logprob": 0, "top_logprobs": [{"token": c, "logprob": -0.1}, {"token": "3" if c.isdigit() else "x", "logprob": -2.4}]} for c in text]
+    data["choices"][0]["logprobs"] = {"content": tokens}
+    return 200, data
+
+
+@pytest.mark.parametrize("text, scores", [
+    (ratings(5, 1), [4.82, 1.18]), ('{"ratings": [{"id": 2, "score": 1}, {"id": 1, "score": 5}]}', [5, 1]), ('{"response_2": {"score": 1}, "response_1": {"score": 5}}', [5, 1])])
+def test_expected_scores_are_not_put_to_another_answer(tmp_path, text, scores):
+    "Ratings that name their answer are read in that order; the log-probabilities come in another, and are left out"
+    row = {"id": "p", "answers": ["a", "b"]}
+    async def once(row, ask): return await compared(row, ask, orders=1, expected=True)
+    with serve(lambda body, n: with_logprobs(text)) as (model, _): (found,) = run([row], once, model=model, store=tmp_path / "s.sqlite").kept
+    assert sorted(found["scores"]) == pytest.approx(sorted(scores), abs=0.03)
+    with serve(lambda body, n: text) as (model, _): (said,) = run([row], once, model=model, store=tmp_path / "t.sqlite").kept
+    assert found["preference"] == said["preference"]
+
+
+def test_an_endpoint_that_refuses_log_probabilities_is_asked_without(tmp_path):
+    def answer(body, n): return (400, {"error": {"message": "logprobs is not supported by this model"}}) if "logprobs" in body else honest(body)
+    async def expecting(row, ask): return await compared(row, ask, expected=True)
+    with serve(answer) as (model, bodies): outcome = run(pairs(30), expecting, model=model, store=tmp_path / "s.sqlite", concurrency=2)
+    assert len(outcome.kept) == 30 and len(bodies) < 60 + 10
+
+
+def test_a_juror_that_refuses_is_outvoted(tmp_path):
+    def answer(body, n): return (400, {"error": {"message": "content filter"}}) if body["model"] == "third" else honest(body)
+    async def jury(row, ask): return await compared(row, ask, roles=("judge", "second", "third"))
+    with serve(answer, models=("m", "second", "third")) as (model, _):
+        models = {"default": model} | {name: model.replace("#m", f"#{name}") for name in ("second", "third")}
+        outcome = run(pairs(5), jury, model=models, store=tmp_path / "s.sqlite")
+    assert all(r["status"] == "ok" for r in outcome.kept) and len(outcome.kept) == 5
+
+
+@pytest.mark.parametrize("human, message", [("0", "row p1: expected the index of an answer, 0 to 1"), (2, "found 2"), ("Tie", "found 'Tie'"), (True, "expected a person's opinion"), (float("nan"), "expected a person's opinion")])
+def test_opinions_of_another_kind_are_refused_after_one_row(tmp_path, human, message):
+    rows = [row | {"id": f"p{i}", "human": human if i == 1 else 0} for i, row in enumerate(pairs(20))]
+    with serve(honest) as (model, bodies), pytest.raises(ValueError, match=re.escape(message)): calibrate(judge, rows, model=model, store=tmp_path / "s.sqlite")
+    assert len(bodies) <= 2
+
+
+def test_rows_without_ids_and_a_judge_that_never_judges(tmp_path):
+    rows = [{"human": i % 2, "answers": p["answers"]} for i, p in enumerate(pairs(20))]
+    async def one(row, ask): return await compare(rubric("response"), "Why?", row["answers"], ask)
+    with serve(honest) as (model, _): assert len(calibrate(one, rows, model=model, store=tmp_path / "s.sqlite").rows) == 20
+    with serve(lambda body, n: "No.") as (model, _), pytest.raises(ValueError, match="no row was judged: .*no verdict"): calibrate(one, rows, model=model, store=tmp_path / "t.sqlite")
+
+
+def test_a_judge_that_says_the_contrary_is_worse_than_chance(tmp_path):
+    rows = labelled(100)
+    for row in rows: row["human"] = "tie" if worth(row["answers"][0]) == worth(row["answers"][1]) else int(worth(row["answers"][1]) < worth(row["answers"][0]))
+    with serve(honest) as (model, _): found = calibrate(judge, rows, model=model, store=tmp_path / "s.sqlite")
+    assert found.sentence.startswith("Worse than chance")

@@ -1,11 +1,13 @@
 "Pairs that are kept, swapped, tied or failed: the recipe, its dataset, and its notebook."
+import asyncio
 import json
 from pathlib import Path
 
 import papermill as pm
 import pytest
+from aiohttp import web
 from datasets import load_dataset
-from scripted_server import serve
+from scripted_server import said, serve
 from test_judge import honest, prompt, ratings, responses, shared, worth
 
 from llmdata_nb.cli import main
@@ -82,7 +84,7 @@ def test_floor_and_margin(tmp_path):
         some = run(rows, rerank, model=model, language="it", min_score=4, min_margin=2, store=tmp_path / "s.sqlite")
         assert len(bodies) == 120
     assert [r["id"] for r in some.kept] == [r["id"] for r in every if r["chosen_score"] >= 4 and r["margin"] >= 2] and some.kept
-    assert {r["reason"].split(" (")[0] for r in some.dropped} == {"tie: the same score", "both answers judged too low", "margin too small"}
+    assert {r["reason"].split(" (")[0] for r in some.dropped} == {"tie: the same score", "answers judged too low", "margin too small"}
 
 
 def test_several_answers_of_several_models(tmp_path):
@@ -109,6 +111,61 @@ def test_own_answers_and_a_stronger_model_where_all_are_poor(tmp_path):
     assert (text(hard["chosen"]), text(hard["rejected"]), hard["outcome"], hard["margin"]) == ("A good answer.", "A poor answer.", "stronger", None)
     assert hard["chosen_model"] == "strong" and sum(b["model"] == "strong" for b in bodies) == 1
     assert outcome.dropped[0]["reason"] == "the answers are the same"
+
+
+def test_what_is_under_way_when_a_sibling_fails_is_kept(tmp_path):
+    "The first order is refused at once, the second is answered later: it is not paid again"
+    refuse = [True]
+    def answer(body, n):
+        first = responses(body)[0].endswith("large model")
+        if refuse[0] and first: return 400, {"error": {"message": "content filter"}}
+        async def later(request):
+            await asyncio.sleep(0.3)
+            return web.json_response(said(honest(body)))
+        return later
+    with serve(answer) as (model, bodies):
+        first = run(load_rows(made(1)), rerank, model=model, language="it", store=tmp_path / "s.sqlite")
+        assert len(first.failed) == 1 and len(bodies) == 2
+        refuse[0] = False
+        second = run(load_rows(made(1)), rerank, model=model, language="it", store=tmp_path / "s.sqlite")
+        assert len(bodies) == 3 and not second.failed
+
+
+def test_a_tie_is_decided_by_its_policy_whatever_the_average(tmp_path):
+    "The orders contradict each other; the average is for either side"
+    for scores in ((5, 3), (5, 4)):
+        for tie in ("shorter", "original"):
+            with serve(lambda body, n: ratings(*scores) if n or responses(body)[0].endswith("model") else ratings(4, 1)) as (model, _):
+                outcome = run(load_rows(made(3)), rerank, model=model, language="it", tie=tie, store=":memory:")
+            for row in outcome.kept:
+                if row["outcome"] != "tie": continue
+                texts = text(row["chosen"]), text(row["rejected"])
+                assert row["margin"] == 0 and (texts[0] == min(texts, key=len) if tie == "shorter" else texts[0] == row["original_chosen"])
+            assert len(outcome.kept) == 3 and not outcome.failed
+
+
+def test_a_dataset_of_ours_is_ranked_again_as_a_pair(tmp_path):
+    "What the first run wrote is not taken for an opinion"
+    with serve(honest) as (model, _):
+        first = run(load_rows(made(20)), rerank, model=model, language="it", out=tmp_path / "out", store=tmp_path / "s.sqlite")
+        again = run(load_rows(str(tmp_path / "out")), rerank, model=model, language="it", tie="original", store=tmp_path / "s.sqlite")
+    assert {r["outcome"] for r in again.kept} == {"kept"} and [text(r["chosen"]) for r in again.kept] == [text(r["chosen"]) for r in first.kept]
+    with serve(lambda body, n: "No.") as (model, _): failed = run(load_rows(str(tmp_path / "out")), rerank, model=model, language="it", store=":memory:").failed
+    assert len(failed) == len(first.kept) and not any({"outcome", "scores", "margin", "chosen_score"} & set(r) for r in failed)
+
+
+def test_own_answers_are_not_booked_to_the_authors_of_the_source(tmp_path):
+    row = {"id": "r", "messages": [{"role": "user", "content": "What?"}], "responses": ["x", "y", "z"], "models": ["gpt", "llama", "other"]}
+    def answer(body, n): return honest(body) if "## Response" in prompt(body) else f"An answer of seed {body['seed']}."
+    with serve(answer) as (model, _): outcome = run([row], on_policy, model=model, n=3, min_score=1, language="en", store=tmp_path / "s.sqlite")
+    (kept,) = outcome.kept + outcome.dropped
+    assert kept["models"] == ["generator"] * 3 and all("seed" in t for t in kept["responses"])
+
+
+@pytest.mark.parametrize("fault", [dict(min_score="4"), dict(min_margin=None), dict(orders=True), dict(samples=0), dict(roles="judge"), dict(tie="longer")])
+def test_wrong_choices_fail_with_what_was_expected_and_cost_nothing(fault):
+    with serve(honest) as (model, bodies): outcome = run(load_rows(made(2)), rerank, model=model, language="it", store=":memory:", **fault)
+    assert not bodies and {r["reason"].split(": ")[0] for r in outcome.failed} == {"ValueError"} and all("expected" in r["reason"] for r in outcome.failed)
 
 
 # the notebook

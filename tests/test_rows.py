@@ -1,4 +1,5 @@
 """Loading: whatever lies in a source, each record ends as exactly one row, good or failed, in its place."""
+import re
 import bz2, gzip, json, lzma, os, subprocess, sys
 from pathlib import Path
 
@@ -278,11 +279,27 @@ def test_demo():
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
 @pytest.mark.parametrize("name, count, roles", [
     ("dolly_15k_en", 383, {"ua"}), ("oasst_en_100/ranked_pairs.jsonl", 90, {"u", "uau"}), ("sharegpt_format", 330, None), ("aya_like/aya_schema_sample.jsonl", 309, {"ua"}),
-    ("gpteacher_neardup", 600, {"ua"}), ("rakuda_ja", 52, {"ua"}), ("magpie_examples", 5, {"u"}), ("pandalm_testset", 349, {"u"}), ("monolingual/it_wikipedia.jsonl", 101, {""})])
+    ("gpteacher_neardup", 600, {"ua"}), ("rakuda_ja", 52, {"ua"}), ("magpie_examples", 5, {"u"}), ("monolingual/it_wikipedia.jsonl", 101, {""})])
 def test_real_data(name, count, roles):
     rows = load_rows(DATA/name)
     assert len(rows) == count and not failed(rows) and len({r["id"] for r in rows}) == count
     if roles: assert {"".join(m["role"][0] for m in r.get("messages", [])) for r in rows} == roles
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
+def test_answers_that_are_no_texts_fail_with_their_column():
+    rows = load_rows(DATA/"pandalm_testset")
+    reasons = [r["failed"].split(": ")[-1] for r in rows if "failed" in r]
+    assert len(rows) == 349 and 0 < len(reasons) < 40 and all(re.fullmatch(r"response[12] is (empty|not text but bool.*)", r) for r in reasons)
+    assert {len(r["responses"]) for r in rows if "failed" not in r} == {2}
+
+
+def test_several_answers_come_after_complete_conversations():
+    "A column of that name beside a pair, or one that holds something else, is no shape"
+    pair = {"instruction": "2+2?", "output": "4", "generations": 3}
+    assert [m["content"] for m in to_messages(pair)["messages"]] == ["2+2?", "4"] and to_messages(pair)["generations"] == 3
+    texts = to_messages({"prompt": "2+2?", "completions": [{"text": "4"}, {"text": "5"}], "models": ["a", "b"]})
+    assert texts["responses"] == ["4", "5"] and texts["models"] == ["a", "b"]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
