@@ -288,7 +288,7 @@ def _in_figures(f):
     if f["value"] is None: return f"not defined, {f['n']} rows"
     return f"{f['value']:.2f}" + (f" ({f['low']:.2f} to {f['high']:.2f})" if f["low"] is not None else "") + f", {f['n']} rows"
 
-# %% ../nbs/07_judge.ipynb #ad54cd20
+# %% ../nbs/07_judge.ipynb #52afc480
 def calibrate(
     judge,                   # async function of a row and `ask` that gives a `Verdict` or a `Comparison`, such as `rate` and `compare` do
     labelled: list,          # rows with `human`: a score, a label, or for a comparison the index of the best answer or "tie"; may have `answers` (texts), `models` (who wrote them), `language`
@@ -309,8 +309,8 @@ def calibrate(
     failed = Counter(reason_group(row["reason"]) for row in [*outcome.failed, *outcome.dropped]) + Counter("no verdict" for f in found.values() if f["judged"] is None)
     if not any(f["judged"] is not None for f in found.values()): raise ValueError(f"no row was judged: {dict(failed) or 'there are no rows'}")
     rows = [row | {"judged": None} | found.get(row["id"], {}) for row in labelled]
-    if rows and {f["kind"] for f in found.values()} == {"label"} and not {r["human"] for r in rows} & {r["judged"] for r in rows}:
-        raise ValueError(f"human: expected the judge's labels ({', '.join(sorted({str(r['judged']) for r in rows}))}), found {', '.join(sorted({str(r['human']) for r in rows}))}")
+    labels = {r["judged"] for r in rows if r["judged"] is not None and r["kind"] == "label"}
+    if labels and not labels & {r["human"] for r in rows}: raise ValueError(f"human: expected the judge's labels ({', '.join(sorted(labels))}), found {', '.join(sorted({str(r['human']) for r in rows}))}")
     return _calibration(rows, dict(failed), good, precision, own)
 
 def _opinion(row, i):
@@ -323,7 +323,8 @@ def _opinion(row, i):
 
 def _check_opinions(rows, first):
     "Refuse opinions that are not of the kind of the first verdict"
-    kind, answers = (first[0]["found"]["kind"], len((first[0]["found"].get("by_order") or [[]])[0])) if first else (None, 0)
+    if not first or first[0]["found"]["judged"] is None: return
+    kind, answers = first[0]["found"]["kind"], len((first[0]["found"].get("by_order") or [[]])[0])
     for row in rows:
         n = len(row.get("answers") or []) or answers
         if kind == "score" and isinstance(row["human"], str): raise ValueError(f"row {row['id']}: the judge gives scores, and human is {row['human']!r}")

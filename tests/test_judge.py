@@ -288,3 +288,15 @@ def test_a_judge_that_says_the_contrary_is_worse_than_chance(tmp_path):
     for row in rows: row["human"] = "tie" if worth(row["answers"][0]) == worth(row["answers"][1]) else int(worth(row["answers"][1]) < worth(row["answers"][0]))
     with serve(honest) as (model, _): found = calibrate(judge, rows, model=model, store=tmp_path / "s.sqlite")
     assert found.sentence.startswith("Worse than chance")
+
+
+def test_a_label_judge_whose_first_row_is_unjudged(tmp_path):
+    rows = [{"id": f"r{i}", "human": "high" if i % 2 else "low"} for i in range(20)]
+    async def one(row, ask): return await rate(rubric("instruction"), [row["id"]], ask)
+    def answer(body, n):
+        i = int(prompt(body).split("r")[-1])
+        return json.dumps({"label": "high" if i % 2 else "low"}) if i else "Hm."
+    with serve(answer) as (model, _): found = calibrate(one, rows, model=model, store=tmp_path / "s.sqlite")
+    assert found.kind == "label" and found.figures["kappa"]["value"] == 1 and found.failed == {"no verdict": 1}
+    with serve(answer) as (model, _), pytest.raises(ValueError, match="expected the judge's labels \\(high, low\\), found good"):
+        calibrate(one, [row | {"human": "good"} for row in rows], model=model, store=tmp_path / "t.sqlite")
