@@ -75,14 +75,21 @@ class Reply:
     cached: bool = False       # it came from the store
     logprobs: list | None = None # for each token `[token, {likely token: log-probability}]`, where they were asked for and given
 
-# %% ../nbs/04_models.ipynb #a83d4b3a
-_OPEN, _CLOSE = (rf"(?:<{s}(?:think|thinking|thought|reasoning|analysis)>|\[{s}THINK\]|◁{s}think▷)" for s in ("", "/"))
+# %% ../nbs/04_models.ipynb #69344a8a
+_THINKING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|analysis|reflection|scratchpad|seed:think)>|\[(/?)THINK\]|◁(/?)think▷"
+                       r"|<\|(?:start_thinking|(end)_thinking|begin_of_thought|(end)_of_thought)\|>", re.I)
+_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<{]*(?:<\|constrain\|>[^<{]*)?<\|message\|>")
 
 def after_thinking(text: str) -> str:
-    "`text` without its thinking, in any of the usual marks; what follows an unclosed one is thinking, not answer"
-    if "<|channel|>" in text: text = text.rpartition("<|channel|>final<|message|>")[2] if "<|channel|>final" in text else ""
-    text = re.sub(_OPEN + ".*?" + _CLOSE, "", text, flags=re.S | re.I)
-    return re.split(_OPEN, re.split(_CLOSE, text, flags=re.I)[-1], flags=re.I)[0]
+    "`text` without its thinking, in any of the usual marks; empty when it ends in thinking"
+    if "<|channel|>" in text:
+        text = _FINAL.split(text)[-1]
+        if "<|channel|>" in text: return ""  # it has no final part, or goes on after it
+    kept, thinking, start = "", False, 0
+    for m in _THINKING.finditer(text):
+        if any(m.groups()): kept, thinking, start = kept if thinking else "", False, m.end()  # what stands before a lone closing mark is thinking too
+        elif not thinking: kept, thinking = kept + text[start:m.start()], True
+    return "" if thinking else kept + text[start:]
 
 # %% ../nbs/04_models.ipynb #ae0e122d
 def json_objects(text: str) -> list[dict]:

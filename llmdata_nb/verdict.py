@@ -22,9 +22,7 @@ class Verdict:
     raw: str = ""
     status: str = "unjudged"    # or "ok"
 
-# %% ../nbs/06a_verdict.ipynb #02025f91
-_THINK = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|analysis|reflection|scratchpad|seed:think)>|\[(/?)THINK\]|◁(/?)think▷"
-                    r"|<\|(?:start_thinking|(end)_thinking|begin_of_thought|(end)_of_thought)\|>", re.I)
+# %% ../nbs/06a_verdict.ipynb #26a611ed
 _INVISIBLE = re.compile("[\ufeff\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\u00ad]")
 
 def _visible(text):
@@ -34,11 +32,6 @@ def _answer(text):
     "`text` without its thinking and its special tokens"
     if text.startswith("analysis"): text = text.rpartition("assistantfinal")[2]  # the tokens were lost
     if not any(sign in text for sign in ("<", "◁", "[")): return text.strip()
-    if "<|channel|>" in text:
-        text = re.sub(r"<\|channel\|>\s*final\b[^<{]*(?:<\|constrain\|>[^<{]*)?<\|message\|>", "<|channel|>final<|message|>", text)
-        if "<|channel|>" in (text.rpartition("<|channel|>final<|message|>")[2] if "<|channel|>final<|message|>" in text else text): return ""
-    text = _THINK.sub(lambda m: "</think>" if any(m.groups()) else "<think>", text)
-    if "<think>" in text.rpartition("</think>")[2]: return ""
     return re.sub(r"<\|\w+\|>|</?(?:answer|final_answer|s)>", "", after_thinking(text)).strip()
 
 # %% ../nbs/06a_verdict.ipynb #c84895f4
