@@ -21,14 +21,6 @@ NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
 PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    "An empty folder to work in, with a store of its own"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LLMDATA_STORE", raising=False)
-    return tmp_path
-
-
 def manifest(folder): return json.loads((folder / "manifest.json").read_text())
 
 

@@ -170,14 +170,6 @@ def test_wrong_choices_fail_with_what_was_expected_and_cost_nothing(fault):
 
 # the notebook
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    "An empty folder to work in, with a store of its own"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LLMDATA_STORE", raising=False)
-    return tmp_path
-
-
 def test_the_command_makes_a_dataset_and_runs_again_for_nothing(project, capsys):
     (project / "pairs.jsonl").write_text("\n".join(map(json.dumps, made(30))) + '\n{"broken": \n')
     with serve(honest) as (model, bodies):
