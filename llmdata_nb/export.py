@@ -201,7 +201,7 @@ def judge_warnings(
     told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #d166a216
+# %% ../nbs/21_export.ipynb #01c9e692
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
     found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality.",
@@ -216,14 +216,14 @@ def limits(manifest, kept, dropped=()):
 
 def _of_small_models(manifest):
     if not any(m.split(":")[0] == "embedded" for m in manifest["models"].values()): return []
-    return ["A small model embedded in llmdata_nb was used (by default Qwen2.5-Coder 1.5B): it translates plain sentences with mistakes "
-            "and judges weakly. It shows the method; do not train on its rows without reading them."]
+    does = "on 60 pairs of LLMBar it was no better a judge than chance" if manifest["recipe"] == "rerank" else "it translates plain sentences with mistakes and judges weakly"
+    return [f"A small model embedded in llmdata_nb was used (by default Qwen2.5-Coder 1.5B): {does}. It shows the method; do not train on its rows without reading them."]
 
 def _of_pairs(kept):
-    ties = sum(row["outcome"] == "tie" for row in kept)
     told = [row["position_consistent"] for row in kept if row.get("position_consistent") is not None and row["outcome"] != "tie"]
-    order = f"In {sum(told):,} of {len(told):,} pairs both orders name the same better answer; in the others one of them saw a tie." if told else \
-        "No pair was judged in both orders, so the place of an answer may have decided."
+    ties = sum(row["outcome"] == "tie" for row in kept)
+    order = "Each pair was judged in one order only, so the place of an answer may have decided." if all(row.get("position_consistent") is None for row in kept) else \
+        f"The judge decided {len(told):,} pairs; in {sum(told):,} of them both orders name the same best answer."
     if ties: order += f" {ties:,} pairs are ties, and were decided by the argument `tie`, not by the judge."
     return [order, "The answers were not checked for their language.", "Preferences between answers of other models teach a model less than preferences between its own."]
 

@@ -183,7 +183,7 @@ async def together(calls):
         if isinstance(result, BaseException): raise result
     return results
 
-# %% ../nbs/07_judge.ipynb #2a43c926
+# %% ../nbs/07_judge.ipynb #fe2c7c99
 @dataclass
 class Comparison:
     "What a judge found of several answers to one request; the lists go by the answers as they were given"
@@ -196,12 +196,16 @@ class Comparison:
     status: str = "unjudged"        # or "ok"
     raw: list = field(default_factory=list)       # what the judge said, order by order; of an unjudged one, what could not be read
 
-    def preference(self) -> tuple | None:
-        "The indices of the best and the worst answer; None for a tie, where two orders contradict each other, and where nothing was judged"
-        if self.status != "ok": return None
+    def preferences(self) -> list:
+        "All pairs of indices of a best and a worst answer, by the average, that no order contradicts: several where answers share the highest or the lowest score"
+        if self.status != "ok": return []
         high, low = ([i for i, s in enumerate(self.scores) if s == end(self.scores)] for end in (max, min))
         pairs = ((best, worst) for best in high for worst in low if self.scores[best] > self.scores[worst])
-        return next((pair for pair in pairs if not any(order[pair[0]] < order[pair[1]] for order in self.by_order)), None)
+        return [pair for pair in pairs if not any(order[pair[0]] < order[pair[1]] for order in self.by_order)]
+
+    def preference(self) -> tuple | None:
+        "The indices of the best and the worst answer; None for a tie, where two orders contradict each other, and where nothing was judged"
+        return next(iter(self.preferences()), None)
 
 # %% ../nbs/07_judge.ipynb #39eb1290
 def merge_orders(

@@ -245,7 +245,7 @@ def plot_languages(
     _title(figure, title), _legend_below(figure, left)
     return figure
 
-# %% ../nbs/22_report.ipynb #9a09da16
+# %% ../nbs/22_report.ipynb #cbd309b5
 OUTCOMES = dict(kept=COLORS["kept"], swapped="#CC79A7", ranked=COLORS["kept"], tie=COLORS["other"])
 
 def _pairs(rows): return [row for row in rows if row.get("outcome") in OUTCOMES and row.get("scores_by_order") and len(row["scores"]) == 2 and None not in row["scores"]]
@@ -267,7 +267,7 @@ def plot_margins(
         base = [b + count[e] for b, e in zip(base, edges)]
     for x, total in zip(edges, base):
         if total: ax.annotate(f"{total:,}", (x, total), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
-    _dress(ax, x="points that the first is above the second", y="pairs", grid="y")
+    _dress(ax, x="points of the first answer (chosen in the source) above the second", y="pairs", grid="y")
     ax.set(xlim=(-4.4, 4.4), ylim=(0, max(base) * 1.2))
     _title(figure, title), _legend_right(ax)
     return figure

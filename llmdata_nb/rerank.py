@@ -26,7 +26,7 @@ def answers_of(
     if len(first) < 2: drop("the answers are the same" if len(texts) > 1 else f"{len(texts)} answers, expected two or more")
     return [texts[i] for i in sorted(first.values())], [models[i] for i in sorted(first.values())]
 
-# %% ../nbs/11_rerank.ipynb #f15acab7
+# %% ../nbs/11_rerank.ipynb #f764962e
 TIES = ("drop", "shorter", "original")
 
 def pick_pair(
@@ -35,7 +35,7 @@ def pick_pair(
     tie: str = "drop", # drop, shorter or original
 ) -> tuple: # indices of the chosen and the rejected answer
     "Who is chosen and who is rejected; a tie is dropped unless `tie` names another way"
-    if preference := comparison.preference(): return preference
+    if pairs := comparison.preferences(): return min(pairs, key=lambda pair: len(answers[pair[0]]))
     if tie == "original": return 0, 1
     by_length = sorted(range(len(answers)), key=lambda i: len(answers[i]))
     if tie == "shorter" and len(answers[by_length[0]]) < len(answers[by_length[-1]]): return by_length[0], by_length[-1]
@@ -51,14 +51,14 @@ def check_choices(
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
     if isinstance(orders, bool) or orders not in (1, 2) or not isinstance(orders, int): raise ValueError(f"orders {orders!r}: expected 1 or 2")
 
-# %% ../nbs/11_rerank.ipynb #86a6375a
+# %% ../nbs/11_rerank.ipynb #a65a6d5d
 async def rerank(
     row: dict,                  # `messages` (the prompt) with `chosen` and `rejected`, or with `responses`
     ask,                        # a model in the role `judge`
     language: str = "en",       # code or name of the language of the answers
     tie: str = "drop",          # what becomes of ties: drop, shorter or original
     min_score: float = 1,       # the chosen answer has at least this score, 1 to 5
-    min_margin: float = 0,      # and is better than the rejected one by this much, 0 to 4
+    min_margin: float = 0,      # and is better than the rejected one by this much, 0 to 4; above 0, ties are dropped whatever `tie` says
     orders: int = 2,            # 2: both orders are asked; 1: half the price, and their place may decide
     english_rubrics: bool = False, # write the rubric in English even where `language` has a pack
     samples: int = 1,           # how often the judge is asked in each order; the mean counts
@@ -73,12 +73,12 @@ async def rerank(
     row["outcome"] = "tie"
     chosen, rejected = pick_pair(comparison, answers, tie)
     if comparison.preference(): row["outcome"] = "ranked" if "original_chosen" not in row else "swapped" if chosen else "kept"
-    _finish(row, chosen, rejected)
-    if row["chosen_score"] < min_score: drop(f"answers judged too low ({row['chosen_score']:g}, kept from {min_score:g})")
-    if row["margin"] < min_margin: drop(f"margin too small ({row['margin']:g}, kept from {min_margin:g})")
-    return row
+    score, margin = row["scores"][chosen], _margin(row, chosen, rejected)
+    if score < min_score: drop(f"answers judged too low ({score:g}, kept from {min_score:g})")
+    if margin < min_margin: drop(f"margin too small ({margin:g}, kept from {min_margin:g})")
+    return _finish(row, chosen, rejected)
 
-# %% ../nbs/11_rerank.ipynb #e8f7c172
+# %% ../nbs/11_rerank.ipynb #464131f3
 def request_of(row) -> str:
     "What the answers of a row answer: the text of its prompt; where there are several messages, each with who said it"
     if not row.get("messages"): raise ValueError("expected the prompt in messages (load_rows gives such rows)")
@@ -99,24 +99,31 @@ async def _judged(row, answers, models, ask, rubric, orders=2, samples=1, roles=
     row["scores_by_order"] = comparison.by_order
     return comparison
 
+def _margin(row, chosen, rejected):
+    "Points that the chosen answer is better; 0 for a tie, whatever its two averages, and None where one has no score"
+    chosen, rejected = row["scores"][chosen], row["scores"][rejected]
+    return 0.0 if row["outcome"] == "tie" else None if chosen is None else round(chosen - rejected, 6)
+
 def _finish(row, chosen, rejected):
-    "The preference pair of the answers number `chosen` and `rejected`, as TRL reads it, and what is known of the two"
-    row["prompt"] = row.pop("messages")
+    "The row as a preference pair of the answers number `chosen` and `rejected`, as TRL reads it, with what is known of the two"
+    row["prompt"], row["margin"] = row.pop("messages"), _margin(row, chosen, rejected)
     for name, i in (("chosen", chosen), ("rejected", rejected)):
         row[name] = [{"role": "assistant", "content": row["responses"][i]}]
-        row[f"{name}_score"], row[f"{name}_feedback"], row[f"{name}_model"] = row["scores"][i], row["feedbacks"][i], row["models"][i]
-    row["margin"] = 0.0 if row["outcome"] == "tie" else None if row["chosen_score"] is None else round(row["chosen_score"] - row["rejected_score"], 6)
+        row[f"{name}_score"], row[f"{name}_feedback"] = row["scores"][i], row["feedbacks"][i]
+        if row["models"][i] is not None: row[f"{name}_model"] = row["models"][i]
+    return row
 
-# %% ../nbs/11_rerank.ipynb #0d750175
+# %% ../nbs/11_rerank.ipynb #b48a64f0
 def outcome_rates(
     rows: list, # of an outcome: those kept and those dropped
 ) -> list: # dicts of outcome, rows, share, low, high
     "How many of the judged rows kept their order, were swapped, or were ties, with intervals of 95 %"
     found = [row["outcome"] for row in rows if row.get("outcome")]
-    names = [n for n in ("kept", "swapped", "ranked", "stronger", "tie") if n in found or n in ("swapped", "tie") and "kept" in found]
+    pairs = {"kept", "swapped", "tie"} if {"kept", "swapped"} & set(found) else set()
+    names = [n for n in ("kept", "swapped", "ranked", "stronger", "tie") if n in found or n in pairs]
     return [dict(outcome=n, rows=found.count(n), share=found.count(n) / len(found), **dict(zip(("low", "high"), wilson(found.count(n), len(found))))) for n in names]
 
-# %% ../nbs/11_rerank.ipynb #7dfde897
+# %% ../nbs/11_rerank.ipynb #72178a55
 async def on_policy(
     row: dict,                  # `messages`, of which those up to the last request are the prompt
     ask,                        # models in the roles `generator`, `judge` and, unless `poor` is 0, `strong`
@@ -145,9 +152,8 @@ async def on_policy(
     row["outcome"] = "tie"
     chosen, rejected = pick_pair(comparison, answers, tie)
     if comparison.preference(): row["outcome"] = "ranked"
-    _finish(row, chosen, rejected)
-    if row["chosen_score"] < min_score: drop(f"all answers judged too low ({row['chosen_score']:g}, kept from {min_score:g})")
-    return row
+    if row["scores"][chosen] < min_score: drop(f"all answers judged too low ({row['scores'][chosen]:g}, kept from {min_score:g})")
+    return _finish(row, chosen, rejected)
 
 def _prompt(messages):
     last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
@@ -161,5 +167,4 @@ async def _stronger(row, ask, temperature, max_tokens):
     if not best or reply.finish_reason == "length" or best in row["responses"]: drop("the stronger model gave no other whole answer")
     worst = min(range(len(row["responses"])), key=lambda i: (row["scores"][i], -len(row["responses"][i])))
     for column, value in (("responses", best), ("scores", None), ("feedbacks", None), ("models", "strong")): row[column] = [*row[column], value]
-    _finish(row, len(row["responses"]) - 1, worst)
-    return row
+    return _finish(row, len(row["responses"]) - 1, worst)

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-# %% ../nbs/05a_rowfile.ipynb #46cd3b8f
+# %% ../nbs/05a_rowfile.ipynb #85ce3971
 def kind(value):
     "The type of `value`: None, \"bool\", \"int\", \"float\", \"str\", (\"list\", type), {name: type}, or \"mixed\""
     if value is None: return None
@@ -31,7 +31,7 @@ def join(a, b):
     if a is None: return b
     if isinstance(a, dict) and isinstance(b, dict): return a | {k: join(a.get(k), v) for k, v in b.items()}
     if isinstance(a, tuple) and isinstance(b, tuple): return "list", join(a[1], b[1])
-    return "float" if {"int", "float"} == {a, b} else "mixed"
+    return "float" if (a, b) in (("int", "float"), ("float", "int")) else "mixed"
 
 # %% ../nbs/05a_rowfile.ipynb #fcbe7fc6
 def _is_text(kind):

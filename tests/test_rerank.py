@@ -87,6 +87,14 @@ def test_floor_and_margin(tmp_path):
     assert {r["reason"].split(" (")[0] for r in some.dropped} == {"tie: the same score", "answers judged too low", "margin too small"}
 
 
+def test_rows_dropped_at_different_points_are_written_to_one_file(tmp_path):
+    "One before it was judged, one as a tie, one for its margin"
+    rows = [*made(30), {"id": "same", "question": "What?", "chosen": "This.", "rejected": "This."}]
+    with serve(honest) as (model, _): outcome = run(load_rows(rows), rerank, model=model, language="it", min_margin=2, out=tmp_path / "out", store=tmp_path / "s.sqlite")
+    dropped = load_dataset("parquet", data_files=str(tmp_path / "out" / "dropped.parquet"), split="train")
+    assert len({r.split(" (")[0] for r in dropped["reason"]}) == 3 and len(dropped) == len(outcome.dropped)
+
+
 def test_several_answers_of_several_models(tmp_path):
     "UltraFeedback's shape: the best and the worst make the pair, and who wrote them is known"
     rows = load_rows([{"id": "u", "instruction": "What?", "completions": [{"model": m, "response": f"The answer of {m}"} for m in ("alpha", "beta", "gamma", "delta")]}])
