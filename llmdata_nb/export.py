@@ -201,7 +201,7 @@ def judge_warnings(
     told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #01c9e692
+# %% ../nbs/21_export.ipynb #dedfa004
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
     found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality.",
@@ -216,8 +216,8 @@ def limits(manifest, kept, dropped=()):
 
 def _of_small_models(manifest):
     if not any(m.split(":")[0] == "embedded" for m in manifest["models"].values()): return []
-    does = "on 60 pairs of LLMBar it was no better a judge than chance" if manifest["recipe"] == "rerank" else "it translates plain sentences with mistakes and judges weakly"
-    return [f"A small model embedded in llmdata_nb was used (by default Qwen2.5-Coder 1.5B): {does}. It shows the method; do not train on its rows without reading them."]
+    does = "judged no better than chance on 60 pairs of LLMBar" if manifest["recipe"] == "rerank" else "translates plain sentences with mistakes and judges weakly"
+    return [f"A small model embedded in llmdata_nb was used. The default one, Qwen2.5-Coder 1.5B, {does}. It shows the method; do not train on its rows without reading them."]
 
 def _of_pairs(kept):
     told = [row["position_consistent"] for row in kept if row.get("position_consistent") is not None and row["outcome"] != "tie"]

@@ -51,7 +51,7 @@ def check_choices(
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
     if isinstance(orders, bool) or orders not in (1, 2) or not isinstance(orders, int): raise ValueError(f"orders {orders!r}: expected 1 or 2")
 
-# %% ../nbs/11_rerank.ipynb #a65a6d5d
+# %% ../nbs/11_rerank.ipynb #44cd3235
 async def rerank(
     row: dict,                  # `messages` (the prompt) with `chosen` and `rejected`, or with `responses`
     ask,                        # a model in the role `judge`
@@ -63,7 +63,7 @@ async def rerank(
     english_rubrics: bool = False, # write the rubric in English even where `language` has a pack
     samples: int = 1,           # how often the judge is asked in each order; the mean counts
     roles: tuple = ("judge",),  # the models that judge, such as ("judge", "second judge")
-    expected: bool = False,     # expected scores (`judge.expected_scores`), which make fewer ties, where the endpoint tells log-probabilities
+    expected: bool = False,     # expected scores (`judge.expected_scores`), of which few are the same, where the endpoint tells log-probabilities
 ) -> dict:
     "Judge the answers of a row, and make its preference pair of the best and the worst"
     check_choices(tie, min_score, min_margin, orders)

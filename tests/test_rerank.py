@@ -146,7 +146,7 @@ def test_a_tie_is_decided_by_its_policy_whatever_the_average(tmp_path):
             with serve(lambda body, n: ratings(*scores) if n or responses(body)[0].endswith("model") else ratings(4, 1)) as (model, _):
                 outcome = run(load_rows(made(3)), rerank, model=model, language="it", tie=tie, store=":memory:")
             for row in outcome.kept:
-                if row["outcome"] != "tie": continue
+                assert row["outcome"] == "tie"
                 texts = text(row["chosen"]), text(row["rejected"])
                 assert row["margin"] == 0 and (texts[0] == min(texts, key=len) if tie == "shorter" else texts[0] == row["original_chosen"])
             assert len(outcome.kept) == 3 and not outcome.failed
