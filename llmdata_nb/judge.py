@@ -341,7 +341,7 @@ def _plain(verdict):
     judged = None if verdict.status != "ok" else preferred[0] if preferred else "tie"
     return {"kind": "preference", "judged": judged, "position_consistent": verdict.position_consistent, "orders": verdict.orders, "by_order": verdict.by_order}
 
-# %% ../nbs/07_judge.ipynb #9ed4d0bd
+# %% ../nbs/07_judge.ipynb #e138cde8
 def _figure(statistic, *columns):
     "The value of `statistic` and its interval, over the rows where no column is None"
     rows = [row for row in zip(*columns) if None not in row]
@@ -352,7 +352,7 @@ def _figure(statistic, *columns):
 
 def _share(flags):
     flags = [f for f in flags if f is not None]
-    return dict(zip(("value", "low", "high", "n"), (sum(flags) / len(flags) if flags else None, *(agreement.wilson(sum(flags), len(flags)) if flags else (None, None)), len(flags))))
+    return agreement.share(sum(flags), len(flags))
 
 def _first_preferred(row):
     "Of each order of a comparison, whether the answer in the first place was rated highest; None where it shares that"
@@ -362,8 +362,7 @@ def _first_preferred(row):
 
 def _longer_preferred(rows, column):
     "How often the opinion in `column` is for the longest answer"
-    told = agreement.longer_wins([[len(a) for a in r["answers"]] for r in rows], [None if r[column] == "tie" else r[column] for r in rows])
-    return dict(value=told["share"], low=told["low"], high=told["high"], n=told["n"])
+    return agreement.longer_wins([[len(a) for a in r["answers"]] for r in rows], [None if r[column] == "tie" else r[column] for r in rows])
 
 def _own_preferred(rows, column, own):
     "How often the opinion in `column` is for the answer of `own`, where one of the answers is"
