@@ -78,14 +78,14 @@ async def rerank(
     if margin < min_margin: drop(f"margin too small ({margin:g}, kept from {min_margin:g})")
     return _finish(row, chosen, rejected)
 
-# %% ../nbs/11_rerank.ipynb #464131f3
+# %% ../nbs/11_rerank.ipynb #175dada5
 def request_of(row) -> str:
     "What the answers of a row answer: the text of its prompt; where there are several messages, each with who said it"
     if not row.get("messages"): raise ValueError("expected the prompt in messages (load_rows gives such rows)")
     if len(row["messages"]) == 1: return row["messages"][0]["content"]
     return "\n\n".join(f"[{m['role']}] {m['content']}" for m in row["messages"])
 
-_WRITTEN = ("original_chosen", "original_rejected", "scores", "feedbacks", "position_consistent", "scores_by_order", "outcome", "margin",
+_WRITTEN = ("original_chosen", "original_rejected", "scores", "feedbacks", "position_consistent", "scores_by_order", "spread", "outcome", "margin",
             *(f"{side}{part}" for side in ("chosen", "rejected") for part in ("", "_score", "_feedback", "_model")))
 
 async def _judged(row, answers, models, ask, rubric, orders=2, samples=1, roles=("judge",), expected=False):
@@ -97,6 +97,7 @@ async def _judged(row, answers, models, ask, rubric, orders=2, samples=1, roles=
     if comparison.status != "ok": raise CallFailed("unjudged", f"twice no verdict on every answer: {comparison.raw[-1][:200]}", "judge")
     row["scores"], row["feedbacks"], row["position_consistent"] = comparison.scores, comparison.rationales, comparison.position_consistent
     row["scores_by_order"] = comparison.by_order
+    if samples > 1 or len(roles) > 1: row["spread"] = comparison.spread
     return comparison
 
 def _margin(row, chosen, rejected):

@@ -152,6 +152,12 @@ def test_a_tie_is_decided_by_its_policy_whatever_the_average(tmp_path):
             assert len(outcome.kept) == 3 and not outcome.failed
 
 
+def test_the_spread_of_several_samples_is_kept(tmp_path):
+    def answer(body, n): return ratings(*((5, 1 + body["seed"]) if responses(body)[0].endswith("large model") else (1 + body["seed"], 5)))
+    with serve(answer) as (model, bodies): (row,) = run(load_rows(made(1)), rerank, model=model, language="it", samples=3, store=tmp_path / "s.sqlite").kept
+    assert len(bodies) == 6 and row["rejected_score"] == 2 and round(row["spread"], 3) == 0.816  # of 1, 2 and 3
+
+
 def test_a_dataset_of_ours_is_ranked_again_as_a_pair(tmp_path):
     "What the first run wrote is not taken for an opinion"
     with serve(honest) as (model, _):
