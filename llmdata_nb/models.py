@@ -33,7 +33,7 @@ class Endpoint:
     def __post_init__(self):
         if not self.identity: object.__setattr__(self, "identity", f"{self.url}#{self.model}")
 
-# %% ../nbs/04_models.ipynb #31eedb96
+# %% ../nbs/04_models.ipynb #2787cb98
 _PROVIDERS = {"hf": ("https://router.huggingface.co/v1", "HF_TOKEN"), "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
               "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"), "ollama": ("http://localhost:11434/v1", None)}
 
@@ -44,6 +44,11 @@ def _key_name(host):
 def _host_key(host):
     own = os.environ.get(_key_name(host))
     return own or (os.environ.get("HF_TOKEN") if host.endswith(".endpoints.huggingface.cloud") else None)
+
+def _ollama_host(text):
+    "The address in Ollama's own variable, which may lack the scheme and the port, and be that of all interfaces"
+    scheme, host, port = re.match(r"(https?://)?([^/:]*|\[[^]]*\])(:\d+)?", text.strip()).groups()
+    return f"{scheme or 'http://'}{'localhost' if host in ('', '0.0.0.0') else host}{port or ':11434'}/v1"
 
 def endpoint(
     reference: str, # such as `hf:meta-llama/Llama-3.3-70B-Instruct` or `http://host:8000/v1#model`
@@ -59,6 +64,7 @@ def endpoint(
     if provider not in _PROVIDERS or not model:
         raise ValueError(f"model {reference!r}: expected embedded, {', '.join(p + ':NAME' for p in _PROVIDERS)} or http://host:port/v1#NAME")
     url, variable = _PROVIDERS[provider]
+    if provider == "ollama" and os.environ.get("OLLAMA_HOST"): url = _ollama_host(os.environ["OLLAMA_HOST"])
     key = os.environ.get(variable) if variable else None
     if variable and not key: raise ValueError(f"model {reference!r}: set {variable} in the environment to your key")
     return Endpoint(reference, url, model, key, free=provider == "ollama")
@@ -116,7 +122,7 @@ def read_json(text: str, keys: list[str]) -> dict:
         if isinstance(value, dict) and all(k in value for k in keys): return value
     raise ValueError(f"no JSON object with {', '.join(keys)} in the answer: {text[:200]!r}")
 
-# %% ../nbs/04_models.ipynb #9e553656
+# %% ../nbs/04_models.ipynb #29856928
 _KINDS = {408: "timeout", 425: "server", 429: "rate limit"}
 _TOO_MUCH = (429, 503, 529)  # the server has too much to do: slow down
 
@@ -133,14 +139,15 @@ def _error_text(data, key):
 async def post(
     session,            # aiohttp.ClientSession
     endpoint: Endpoint,
-    path: str,          # `/chat/completions` or `/completions`
+    path: str,          # `/chat/completions`, `/completions` or `/embeddings`
     body: dict,
 ) -> dict:
     "Send `body` to `endpoint` once, and give the decoded answer; CallFailed has the `status` (None without one) and the `seconds` the server asks to wait"
     import aiohttp
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {})
     try:
-        async with session.post(endpoint.url + path, data=json.dumps(body).encode(), headers=headers, allow_redirects=False) as r:
+        url, body = _raw_ollama(endpoint, body) if path == "/completions" and endpoint.name.startswith("ollama:") else (endpoint.url + path, body)
+        async with session.post(url, data=json.dumps(body).encode(), headers=headers, allow_redirects=False) as r:
             data = await (r.read() if r.content.is_eof() else asyncio.wait_for(r.read(), 60))
             if r.status == 200 and (answer := _choices(data)): return answer
             text = _error_text(data, endpoint.key)
@@ -152,10 +159,27 @@ async def post(
     raise failed
 
 def _choices(data):
-    "The decoded answer; None when it is not one"
+    "The decoded answer, in the form of a completion; None when it is none"
     try: answer = json.loads(data)
     except ValueError: return None
-    return answer if isinstance(answer, dict) and answer.get("choices") else None
+    if not isinstance(answer, dict): return None
+    return answer if answer.get("choices") else _vector(answer) or _from_ollama(answer)
+
+# %% ../nbs/04_models.ipynb #a8d51b30
+def _raw_ollama(endpoint, body):
+    "The address and the body of a request to go on from raw text, as Ollama wants them"
+    options = {"num_predict" if k == "max_tokens" else k: v for k, v in body.items() if k not in ("model", "prompt")}
+    return endpoint.url.removesuffix("/v1") + "/api/generate", dict(model=body["model"], prompt=body["prompt"], raw=True, stream=False, options=options)
+
+def _from_ollama(answer):
+    if not isinstance(answer.get("response"), str): return None
+    return dict(choices=[dict(text=answer["response"], finish_reason=answer.get("done_reason"))],
+                usage=dict(prompt_tokens=answer.get("prompt_eval_count"), completion_tokens=answer.get("eval_count")))
+
+def _vector(answer):
+    data = answer.get("data")
+    vector = data[0].get("embedding") if isinstance(data, list) and data and isinstance(data[0], dict) else None
+    return isinstance(vector, list) and dict(choices=[dict(text=json.dumps([round(x, 5) for x in vector]), finish_reason="stop")], usage=answer.get("usage"))
 
 # %% ../nbs/04_models.ipynb #27d4406c
 def price(endpoint: Endpoint, usage: dict) -> float | None:
@@ -319,7 +343,7 @@ def _typed(value, schema):
         if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
     return value
 
-# %% ../nbs/04_models.ipynb #bedfa902
+# %% ../nbs/04_models.ipynb #b57768ca
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -337,6 +361,7 @@ class Ask:
         names = {e.url: [other.name for other in models.values() if other.url == e.url] for e in models.values()}
         self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), names[e.url], **limits) for e in models.values()}
         self.forms = store.forms()  # identity of an endpoint → the structured output it takes
+        self.shared = {}  # what the rows of a run have in common, for a recipe that needs it
         self.without_logprobs = set()  # identities of the endpoints that refuse to tell log-probabilities
 
     async def check(self):
@@ -380,11 +405,20 @@ class Ask:
         prompt: str, # sent as it is: no chat template
         *, temperature: float = 0.0, max_tokens: int = 2048, stop: list | None = None, seed: int | None = None,
         sample: int = 0, step: str = "complete", role: str = "default", parse=None,
+        **sampling,  # what else the request is to hold, such as top_p or logit_bias
     ) -> Reply:
         "Let a model go on from raw text; parameters as in `ask`"
         seed = (self.seed if seed is None else seed) + sample
-        body = dict(prompt=prompt, temperature=temperature, max_tokens=max_tokens, seed=seed) | ({"stop": stop} if stop else {})
+        body = dict(prompt=prompt, temperature=temperature, max_tokens=max_tokens, seed=seed) | ({"stop": stop} if stop else {}) | sampling
         return await _answer(self, Call(self.models.get(role, self.models["default"]), "/completions", body, None, sample, step, parse))
+
+    async def embed(self,
+        text: str,
+        *, step: str = "embed", role: str = "embedder",
+    ) -> list:
+        "The vector of `text`, from a model for embeddings"
+        reply = await _answer(self, Call(self.models[role], "/embeddings", dict(input=text), step=step))
+        return json.loads(reply.text)
 
 # %% ../nbs/04_models.ipynb #1b5dc2b8
 async def _answer(ask, call):

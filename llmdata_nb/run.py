@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AHEAD', 'Dropped', 'drop', 'reason_group', 'Outcome', 'write_manifest', 'check_folder', 'run', 'Estimate', 'estimate']
 
-# %% ../nbs/06_run.ipynb #61725d55
+# %% ../nbs/06_run.ipynb #126bc7ac
 import asyncio, copy, inspect, json, os, re, threading, time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,7 +51,7 @@ def reason_group(reason: str) -> str:
     "`reason` without its particulars (what stands in brackets, and words with digits), so that reasons of one kind count together"
     return re.sub(r"[^\s:,]*\d[^\s:,]*", "…", reason.split(" (")[0])
 
-# %% ../nbs/06_run.ipynb #e88ee7bc
+# %% ../nbs/06_run.ipynb #e796ee09
 @dataclass
 class Outcome:
     "What became of the rows: `kept`, `dropped` and `failed`, the latter two with a `reason`; and what it took"
@@ -79,30 +79,53 @@ class Outcome:
         count = Counter({k: sum(line.get(k, 0) for line in self.ledger) for k in ("calls", "replayed", "retries", "failed", "lost")})
         calls = f"{count['calls']:,} calls, {count['replayed']:,} replayed from the store" + (f", {n:,} requests without a result" if (n := count["retries"] + count["failed"]) else "") \
             + (f", {count['lost']:,} lost when a run was stopped" if count["lost"] else "")
-        return "\n".join([f"{rows['in']:>6}  rows in", *lines, f"{rows['kept']:>6}  kept", f"        {calls}, {money(None if None in usd else sum(usd))}"])
+        ended = [f"        ended before {self.about['until']:,} were kept: {self.about['gave_up']}"] if self.about.get("gave_up") else []
+        return "\n".join([f"{rows['in']:>6}  rows in", *lines, f"{rows['kept']:>6}  kept", *ended, f"        {calls}, {money(None if None in usd else sum(usd))}"])
 
-# %% ../nbs/06_run.ipynb #365c7d07
+# %% ../nbs/06_run.ipynb #864e72fc
 AHEAD = 4096  # rows
 
-async def _run_rows(rows, recipe, ask, args, concurrency, settled, write):
+async def _run_rows(rows, recipe, ask, args, concurrency, settled, write, until=None):
     "Call `settled(state)` when a row is done, and `write(state, row, ledger)` in the order of the input"
     queue, done, written = enumerate(rows), {}, 0
     async def worker():
         nonlocal written
-        for i, row in queue:
+        while (not until or await until.lets_in()) and (taken := next(queue, None)):
+            i, row = taken
             while i >= written + AHEAD: await asyncio.sleep(0.05)
             row_ledger.set(ledger := Ledger())
             done[i] = *await _settle(row, recipe, ask, args), ledger
             settled(done[i][0])
+            if until: until.ended(done[i][0])
             while written in done:
                 write(*done.pop(written))
                 written += 1
             await asyncio.sleep(0)  # rows that are replayed never wait: let others, and an interrupt, come in
+        if until: until.permits.release()
     tasks = [asyncio.create_task(worker()) for _ in range(concurrency)]
     try: await asyncio.gather(*tasks)
     finally:
         for task in tasks: task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+# %% ../nbs/06_run.ipynb #dc925472
+class _Until:
+    "Lets rows in until `wanted` of them are kept, or too few are"
+    def __init__(self, wanted, least):
+        self.wanted, self.least, self.kept, self.over = wanted, least, 0, None
+        self.permits, self.last = asyncio.Semaphore(wanted), deque(maxlen=100)
+
+    async def lets_in(self):
+        await self.permits.acquire()
+        return not self.over  # a worker that is turned away gives its permit to the next one
+
+    def ended(self, state):
+        self.kept += state == "kept"
+        self.last.append(state)
+        if self.kept == self.wanted: self.over = self.over or "done"
+        elif list(self.last)[-20:] == ["failed"] * 20: self.over = "the last 20 rows failed"
+        elif len(self.last) == 100 and self.last.count("kept") < 100 * self.least: self.over = f"of the last 100 rows {self.last.count('kept')} were kept"
+        if state != "kept" or self.over: self.permits.release()
 
 # %% ../nbs/06_run.ipynb #7a6a181b
 def _in_thread(work, tick, meanwhile=lambda: None):
@@ -136,14 +159,15 @@ def _cancel(result, ready, done):
         except KeyboardInterrupt: pass
         except RuntimeError: return  # the loop has closed meanwhile
 
-# %% ../nbs/06_run.ipynb #8a1ec66d
-def _status(name, tally, total, ask, started, concurrency=64, last=False):
+# %% ../nbs/06_run.ipynb #6d1a9687
+def _status(name, tally, total, ask, started, concurrency=64, until=None, last=False):
     "`arrived` rows came in dropped or failed, and say nothing of how long a row takes; nor do the first ones, while as many are under way"
     done, ledger, seconds = sum(tally[s] for s in ("kept", "dropped", "failed")), ask.ledger, time.monotonic() - started
     parts = [f"{name}  {done:,}{f'/{total:,}' if total is not None else ''} rows"] + [f"{tally[s]:,} {s}" for s in ("kept", "dropped", "failed") if tally[s]]
+    if until: parts[0] = f"{name}  {tally['kept']:,}/{until:,} kept of {done:,} rows"
     calls = f"{ledger.total('calls'):,} calls" + (f" + {n:,} replayed" if (n := ledger.total("replayed")) else "") + (f" + {n:,} without a result" if (n := ledger.total("retries") + ledger.total("failed")) else "")
     tokens = f"{ledger.total('prompt_tokens') + ledger.total('completion_tokens'):,} tokens"
-    new, rest = done - tally["arrived"], (total or done) - done
+    new, rest = (tally["kept"], until - tally["kept"]) if until else (done - tally["arrived"], (total or done) - done)
     clock = duration(seconds) + (f", about {duration(seconds / new * rest)} left" if rest and new > min(concurrency, rest) and not last else "")
     waiting = [] if last else [text for limiter in ask.limiters.values() if (text := limiter.status())]
     return " · ".join([parts[0], clock, *waiting, *parts[1:], calls, tokens, money(ledger.total("usd"))])  # a narrow terminal cuts the end
@@ -210,7 +234,7 @@ def check_folder(
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
 
-# %% ../nbs/06_run.ipynb #3fdbb6dc
+# %% ../nbs/06_run.ipynb #7a68cd67
 def run(
     rows,                   # row dicts: a list, as from `load_rows`, or anything that gives them one by one
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -226,12 +250,14 @@ def run(
     per_day: int = None,    # per day, over all runs that share the store
     wait: bool = False,     # when one of these, or the address, wants a pause of more than ten minutes: wait, or fail the rows and say when to go on
     timeout: float = 900.0, # seconds for one request
+    until: int = None,      # end when so many rows are kept; `rows` may then be endless
+    least: float = 0.05,    # with `until`: give up when of the last 100 rows a smaller share than this was kept
     **recipe_args,
 ) -> Outcome:
     "Send `rows` through `recipe`; ValueError, before any call is paid, when an argument is wrong or a model cannot be used"
     rows, models = _with_ids(rows), model if isinstance(model, dict) else {"default": model}
     _check(recipe, recipe_args, concurrency, budget)
-    for name, n in (("per_minute", per_minute), ("per_day", per_day), ("timeout", timeout)):
+    for name, n in (("per_minute", per_minute), ("per_day", per_day), ("timeout", timeout), ("until", until)):
         if n is not None and n <= 0: raise ValueError(f"{name} {n}: expected more than 0")
     if out: check_folder(out, source)
     if "default" not in models: raise ValueError(f"model {models!r}: one must be the 'default'")
@@ -244,13 +270,15 @@ def run(
         files[state].append(row)
         states[state].merge(ledger)
         tally["arrived"] += not ledger.lines and state != "kept"
-    def status(**last): return _status(f"{about['recipe']} {about.get('language', '')}".strip(), tally, len(rows) if hasattr(rows, "__len__") else None, ask, started, concurrency, **last)
+    def status(**last): return _status(f"{about['recipe']} {about.get('language', '')}".strip(), tally, len(rows) if hasattr(rows, "__len__") else None, ask, started, concurrency, until, **last)
     def tick():
         if progress.due() and (ask.ledger.lines or any(limiter.status() for limiter in ask.limiters.values())): progress.show(status())
-    _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, timeout, settled, write), tick, lambda: _prepare(out))
+    gate = _Until(until, least) if until else None
+    _in_thread(lambda: _work(rows, recipe, ask, recipe_args, concurrency, timeout, settled, write, gate), tick, lambda: _prepare(out))
     progress.show(status(last=True), last=True)
     if out:
         for file in files.values(): file.close()
+    if gate: about |= {"until": until} | ({"gave_up": gate.over or "there were no more rows"} if gate.kept < until else {})
     outcome = Outcome(**{state: file.rows() for state, file in files.items()}, ledger=list(ask.ledger.lines.values()),
                       about=about | {"seconds": round(time.monotonic() - started, 1)}, states={state: list(ledger.lines.values()) for state, ledger in states.items()})
     if out: write_manifest(outcome, out)
@@ -260,12 +288,12 @@ def run(
 def _prepare(out):
     if out: import pyarrow.json, pyarrow.parquet
 
-# %% ../nbs/06_run.ipynb #d77db29f
-async def _work(rows, recipe, ask, args, concurrency, timeout, settled, write):
+# %% ../nbs/06_run.ipynb #7774b3c0
+async def _work(rows, recipe, ask, args, concurrency, timeout, settled, write, until):
     import aiohttp
     limits = dict(timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=20), connector=aiohttp.TCPConnector(limit=0))
     async with aiohttp.ClientSession(**limits) as ask.session:
-        try: await _run_rows(rows, recipe, ask, args, concurrency, settled, write)
+        try: await _run_rows(rows, recipe, ask, args, concurrency, settled, write, until)
         finally:
             for limiter in ask.limiters.values(): limiter.close()
             ask.store.close()  # in the thread that writes to it

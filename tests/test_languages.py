@@ -9,7 +9,7 @@ import pytest
 
 from llmdata_nb.languages import _parse, _registry, _table, language, pack, packs
 
-RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]
+RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]  # and magpie, which is prose too
 # how the Unicode names of a script's letters begin
 LETTERS = {"Latn": ("LATIN",), "Arab": ("ARABIC",), "Deva": ("DEVANAGARI",), "Telu": ("TELUGU",), "Hans": ("CJK",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA")}
 
@@ -29,6 +29,7 @@ def test_pack_has_the_parts_of_the_english_one(code):
         for key, entry in entries.items():
             mine = pack(code)[part][key]
             assert type(mine) is type(entry) and mine, f"{part}.{key}"
+            if isinstance(entry, dict): assert list(mine) == list(entry), f"{part}.{key}"
             if key == "criteria": assert len(mine) == len(entry), f"{part}.{key}"
             if key == "scale": assert len(mine) == 5, f"{part}.{key}"
     assert list(pack(code)) == list(pack("en"))
@@ -39,6 +40,7 @@ def test_pack_placeholders(code):
     assert [fields(pack(code)["judge"][key]) for key in ("reply", "reply_each", "choose")] == [{"key"}, set(), set()]
     rubrics = [t for part in RUBRICS for t in texts(pack(code)[part])]
     assert set().union(*map(fields, rubrics)) == ({"language"} if code == "en" else set())
+    assert [fields(pack(code)["magpie"][key]) for key in ("user", "answer")] == [{"language"} if code == "en" else set()] * 2
 
 @pytest.mark.parametrize("code", packs())
 def test_pack_keeps_the_words_of_an_answer_in_english(code):
@@ -49,10 +51,11 @@ def test_pack_keeps_the_words_of_an_answer_in_english(code):
 def test_pack_words_are_lower_case_and_labels_distinct(code):
     labels = texts(pack(code)["labels"])
     assert len(labels) == len(set(labels))
-    for words in (labels, pack(code)["judge"]["rating_words"], pack(code)["judge"]["rationale_words"]):
-        assert all(w == w.lower() for w in words) and len(words) == len(set(words))
-    rating, rationale = ({w for c in ("en", code) for w in pack(c)["judge"][key]} for key in ("rating_words", "rationale_words"))  # an answer may use English ones too
-    assert not rating & rationale
+    assert all(w == w.lower() for w in labels)
+    for part, *keys in (("judge", "rating_words", "rationale_words"), ("magpie", "asks", "answers")):
+        for words in (pack(code)[part][key] for key in keys): assert all(w == w.lower() for w in words) and len(words) == len(set(words))
+        one, other = ({w for c in ("en", code) for w in pack(c)[part][key]} for key in keys)  # a model may use English ones too
+        assert not one & other
 
 @pytest.mark.parametrize("code", packs())
 def test_pack_is_in_its_own_language_and_script(code):
@@ -61,6 +64,8 @@ def test_pack_is_in_its_own_language_and_script(code):
         rubric = " ".join(texts(pack(code)[part])).format(language="English")
         assert detect(rubric, model="lite")[0]["lang"] == code, part
     for key in ("reply_each", "choose"): assert detect(re.sub('"[^"]*"', "", pack(code)["judge"][key]), model="lite")[0]["lang"] == code, key
+    magpie = pack(code)["magpie"]
+    for text in (magpie["user"], magpie["answer"], *magpie["categories"].values()): assert detect(text.format(language="English"), model="lite")[0]["lang"] == code, text
     letters = [c for c in prose(code) if c.isalpha()]
     own = sum(unicodedata.name(c).startswith(LETTERS[language(code).script]) for c in letters)
     assert own / len(letters) > 0.97  # "AI" and "JSON" may stay in Latin letters
