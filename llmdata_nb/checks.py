@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS', 'ALSO', 'TOLD_APART', 'LATIN_SHARE',
-           'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'protected_spans', 'prose', 'letters',
-           'main_script', 'detect_language', 'wrong_language', 'wrong_script', 'lost_spans', 'lost_numbers', 'echo',
-           'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated', 'repetition', 'Translation',
-           'translation_problem']
+           'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'GENERATION_RULES', 'protected_spans',
+           'prose', 'letters', 'main_script', 'detect_language', 'wrong_language', 'wrong_script', 'lost_spans',
+           'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated', 'repetition',
+           'Translation', 'translation_problem', 'switches_language', 'doubtful_language', 'loops',
+           'generation_problem']
 
 # %% ../nbs/01_checks.ipynb #fce2e9bc
 import json, re, unicodedata, zlib
@@ -563,3 +564,56 @@ def translation_problem(
     "The first objection of `TRANSLATION_RULES` to `text` as a translation of `source`"
     translation = Translation(source, text, language, finish_reason, role)
     return next((reason for rule in TRANSLATION_RULES if (reason := rule(translation))), None)
+
+# %% ../nbs/01_checks.ipynb #037256f5
+def switches_language(
+    text: str,
+    language: str,  # code of the language that it should be in
+) -> str | None:
+    "Name the first sentence of `text`, outside quotes, that is surely in another language"
+    text, language = prose(text), find_language(language).code
+    if _letters(outside := _QUOTED.sub(" ", text)): text = outside
+    for part in _doubtful_sentences(text, language, None):
+        if found := _surely_other(part, language, {"en"}): return f"other language inside ({found[0]}: {_short(part)})"
+
+# %% ../nbs/01_checks.ipynb #931cec8a
+def doubtful_language(
+    text: str,
+    language: str,  # code of the language that it should be in
+) -> str | None:
+    "Say so when `text` has enough letters to tell, and is more likely in another language that the detectors know"
+    text, language = prose(text), find_language(language).code
+    own = _family(language)
+    if _weight(text) < 12 or not own & _detectable(): return None
+    found, confidence = detect_language(text)
+    if found in own or found == "und" or sum(_votes(_sample(text))[c] for c in own) > 0.3: return None
+    return f"doubtful language ({found}, {confidence:.2f})"
+
+# %% ../nbs/01_checks.ipynb #1d4ad8a1
+_CLAUSE_LOOP = re.compile(r"([^\n]{8,60}?)\1{3}")
+
+def loops(text: str) -> str | None:
+    "Show the start of a loop: as in `repetition`, or one clause four times in a row"
+    found = next((m for m in _CLAUSE_LOOP.finditer(prose(text)) if sum(map(str.isalpha, m[1])) >= 4), None)
+    return f"repeats {_short(found[1])}" if found else repetition(text)
+
+# %% ../nbs/01_checks.ipynb #1955d274
+GENERATION_RULES = [  # of text, language and finish_reason, in this order
+    lambda text, language, reason: None if text.strip() else "empty",
+    lambda text, language, reason: truncated(text, reason),
+    lambda text, language, reason: template_leak(text),
+    lambda text, language, reason: refusal(text),
+    lambda text, language, reason: wrong_language(text, language),
+    lambda text, language, reason: wrong_script(text, language),
+    lambda text, language, reason: doubtful_language(text, language),
+    lambda text, language, reason: switches_language(text, language),
+    lambda text, language, reason: loops(text),
+]
+
+def generation_problem(
+    text: str,
+    language: str,  # code of the language that `text` should be in
+    finish_reason: str | None = None,  # as the endpoint gave it
+) -> str | None:  # None where no rule objects
+    "The first objection of `GENERATION_RULES` to `text` as something written in `language`"
+    return next((reason for rule in GENERATION_RULES if (reason := rule(text, language, finish_reason))), None)

@@ -14,8 +14,13 @@ def said(text, finish_reason="stop"):
             "usage": {"prompt_tokens": 20, "completion_tokens": 5}}
 
 
+def wrote(text, prompt_tokens=1, finish_reason="stop"):
+    "Status and body of a raw completion that goes on with `text`"
+    return 200, {"choices": [{"text": text, "finish_reason": finish_reason}], "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 5}}
+
+
 class Body(dict):
-    "The body of a request, with its `headers` and the `time` it came"
+    "The body of a request, with its `headers`, its `path` and the `time` it came"
 
 
 @contextmanager
@@ -27,7 +32,7 @@ def serve(answer, seconds=0.0, models=("m",), port=0):
 
     async def handle(request):
         body = Body(await request.json())
-        body.headers, body.time = request.headers, time.time()
+        body.headers, body.path, body.time = request.headers, request.path, time.time()
         key = json.dumps(body, sort_keys=True)
         n = seen[key] = seen.get(key, -1) + 1
         bodies.append(body)
@@ -45,7 +50,7 @@ def serve(answer, seconds=0.0, models=("m",), port=0):
     async def start():
         app = web.Application()
         app.router.add_get("/v1/models", listed)
-        app.router.add_post("/v1/{path:.*}", handle)
+        app.router.add_post("/{path:.*}", handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
