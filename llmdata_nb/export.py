@@ -111,7 +111,7 @@ def title(manifest):
     source = manifest["source"] and Path(manifest["source"])
     return f"{language(manifest['language']).name} rows" + (f" from {source.name if source.is_absolute() else source}" if source else "")
 
-# %% ../nbs/21_export.ipynb #e9542bb2
+# %% ../nbs/21_export.ipynb #302d9bab
 def front_matter(
     manifest, # the run's numbers, as in manifest.json
     license=None # an identifier the Hub knows, such as "apache-2.0"; left out when None
@@ -119,7 +119,7 @@ def front_matter(
     "The YAML block that opens the card"
     from huggingface_hub import DatasetCardData
     data = DatasetCardData(language=[manifest["language"]], license=license, pretty_name=visible(f"{title(manifest)}, by {manifest['recipe']}"), task_categories=["text-generation"],
-        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] in ("rerank", "on_policy")), "llmdata_nb", manifest["recipe"]])
+        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] in ("rerank", "on_policy") or manifest["arguments"].get("answers", 1) > 1), "llmdata_nb", manifest["recipe"]])
     return f"---\n{data.to_yaml()}\n---"
 
 # %% ../nbs/21_export.ipynb #b13c780b
@@ -179,7 +179,7 @@ def sample(
     verdicts = [f"{k}: {row[k]}" for k in row if re.search("_(label|score|rationale|feedback)$|^outcome$|^margin$", k) and row[k] is not None]
     return fenced("\n\n".join([f"id: {row['id']}", *said, *(["\n".join(verdicts)] if verdicts else [])]))
 
-# %% ../nbs/21_export.ipynb #ed3f7822
+# %% ../nbs/21_export.ipynb #ab541a08
 METHODS = {"translate_and_judge": """1. The conversations of the source are read; a row that cannot be read is counted as failed, with its place.
 2. A request that repeats an earlier one, exactly or nearly, is dropped.
 3. The instruction (system and user messages) is translated, then checked without a model: is it in the right language, is it a translation and not an answer, did code and addresses survive.
@@ -189,7 +189,13 @@ METHODS = {"translate_and_judge": """1. The conversations of the source are read
 "rerank": """1. The pairs of the source are read; a row that cannot be read is counted as failed, with its place. Answers with the same text are one.
 2. A judge rates all answers to a request in one call, 1 to 5; with `orders` 2, once more in the reverse order, and the scores are averaged.
 3. Of two answers the better is chosen (of more, the best and the worst make the pair), whoever wrote them. Where the two orders contradict each other, or the scores are the same, it is a tie, and `tie` says what becomes of it.
-4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged, in each order that was asked, is never kept."""}
+4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged, in each order that was asked, is never kept.""",
+"magpie": """1. The model is shown the opening of a user's turn, from its own chat template, steered to the language as `steering` says, and writes a request (Magpie, Xu et al. 2024). The exact prefix, the seed and the sampling are in `user_turns`.
+2. The request is cleaned of labels, lists, answers and marks of the template, and checked without a model: language, script, sentences in another language, loops, an assistant's words. One that repeats an earlier one is dropped.
+3. Where `tags` or a least quality or difficulty asks for it, a model tags the request.
+4. The request is answered, under a system message in the language that is not part of the row, and the answer checked in the same way. With `n_turns` it goes on; with `answers` from 2 up, a judge compares that many answers in both orders, and the best and the worst make a pair.
+5. Where `min_score` asks for it, a judge scores the answer from 1 to 5; where a guard model is given, what it calls unsafe is dropped.
+6. Rows are made in this way until as many are kept as were asked for."""}
 
 # %% ../nbs/21_export.ipynb #d064d4da
 def judge_warnings(
@@ -201,10 +207,11 @@ def judge_warnings(
     told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #dedfa004
+# %% ../nbs/21_export.ipynb #a2d8411e
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
-    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality.",
+    judged = any(row.get(column) is not None for row in kept for column in (*SCALES, "scores"))
+    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality." if judged else "No judge and no person read the rows: only checks without a model did.",
              *judge_warnings([*kept, *dropped], manifest["arguments"].get("min_score"))]
     if any(row.get("outcome") for row in kept): found += _of_pairs(kept)
     if any(row.get("detected_language") for row in [*kept, *dropped]): found.append("The language was checked by detectors, which err on short texts and between near neighbours.")
@@ -212,11 +219,12 @@ def limits(manifest, kept, dropped=()):
         compared = any(row.get("fidelity_score") is not None for row in kept)
         found.append("A judge was also shown the source text, and scored how faithful the translation is." if compared else
                      "The judge did not see the source text, so a fluent mistranslation can pass.")
+    if manifest["recipe"] == "magpie": found.append("A model made up the requests as well as the answers: they are what it expects people to ask, and as narrow as that, and its mistakes in the language are in both.")
     return found + _of_small_models(manifest)
 
 def _of_small_models(manifest):
     if not any(m.split(":")[0] == "embedded" for m in manifest["models"].values()): return []
-    does = "judged no better than chance on 60 pairs of LLMBar" if manifest["recipe"] == "rerank" else "translates plain sentences with mistakes and judges weakly"
+    does = {"rerank": "judged no better than chance on 60 pairs of LLMBar", "magpie": "writes short, often odd requests, and gives wrong answers to many of them"}.get(manifest["recipe"], "translates plain sentences with mistakes and judges weakly")
     return [f"A small model embedded in llmdata_nb was used. The default one, Qwen2.5-Coder 1.5B, {does}. It shows the method; do not train on its rows without reading them."]
 
 def _of_pairs(kept):
@@ -227,13 +235,14 @@ def _of_pairs(kept):
     if ties: order += f" {ties:,} pairs are ties, and were decided by the argument `tie`, not by the judge."
     return [order, "The answers were not checked for their language.", "Preferences between answers of other models teach a model less than preferences between its own."]
 
-# %% ../nbs/21_export.ipynb #aeaed746
+# %% ../nbs/21_export.ipynb #25fed7a2
 def _about(manifest, license):
     "The title and the first lines"
     m, n = manifest, manifest["rows"]
     return [f"# {escaped(title(m))}",
         f"{n['kept']:,} of {n['in']:,} rows kept. Synthetic data in {language(m['language']).name}, made by the recipe `{m['recipe']}` of llmdata_nb "
         f"{m['versions']['llmdata_nb']} on {m['created'][:10]} in {m['seconds']:,.0f} seconds, with seed {m['seed']}.",
+        *([f"Rows were made until {m['until']:,} were kept" + (f"; this ended before, for {m['gave_up']}." if m.get("gave_up") else ".")] if m.get("until") else []),
         *([] if license else ["Licence of the source: not stated, check before publishing."])]
 
 # %% ../nbs/21_export.ipynb #191f32b0

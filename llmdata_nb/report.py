@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COLORS', 'MARKS', 'OUTCOMES', 'to_png', 'new_figure', 'label', 'plot_funnel', 'plot_scores', 'plot_labels',
            'plot_lengths', 'plot_languages', 'plot_margins', 'position_bias', 'plot_judged_by_length', 'plot_figures',
-           'plot_agreement', 'plot_sweep', 'plot_calls', 'run_plots', 'save_plots', 'table']
+           'plot_agreement', 'plot_sweep', 'plot_calls', 'plot_turns', 'plot_tags', 'run_plots', 'save_plots', 'table']
 
-# %% ../nbs/22_report.ipynb #bb8e5029
+# %% ../nbs/22_report.ipynb #f9205d55
 from collections import Counter
 from io import BytesIO
 from math import ceil
@@ -18,6 +18,7 @@ from .agreement import wilson
 from .export import SCALES, read_folder, reason_groups, total_money
 from .languages import language as find_language
 from .progress import money
+from .tags import CATEGORIES, DIFFICULTIES, QUALITIES
 
 # %% ../nbs/22_report.ipynb #645270a0
 COLORS = dict(kept="#0072B2", dropped="#E69F00", failed="#D55E00", other="#999999")
@@ -398,7 +399,50 @@ def plot_calls(
     _title(figure, title), _legend_below(figure, left)
     return figure
 
-# %% ../nbs/22_report.ipynb #22223c7d
+# %% ../nbs/22_report.ipynb #0d7a2435
+def _said(row):
+    "`(role, characters)` of each message of a row, of a pair with its chosen answer"
+    messages = row.get("messages") or [*(row.get("prompt") or []), *(row.get("chosen") or [])]
+    return [(m["role"], len(m["content"])) for m in messages if m["role"] != "system"]
+
+def plot_turns(
+    rows # rows with `messages`, or with `prompt` and `chosen`
+): # a matplotlib Figure
+    "How many characters the messages of users and assistants have"
+    found = [pair for row in rows for pair in _said(row)]
+    if not found: return _nothing("Length of messages")
+    figure, axes = new_figure(height=3, panels=2)
+    for ax, role in zip(axes, ("user", "assistant")):
+        lengths = [n for r, n in found if r == role]
+        ax.hist(lengths, bins=24, color=MARKS[role][0])
+        _dress(ax, x=f"characters of the {role}s' messages", y="messages", grid="y")
+        if lengths: ax.axvline(median(lengths), color="black", linewidth=1, linestyle=":")
+        if lengths: ax.annotate(f"median {median(lengths):,.0f}", (median(lengths), 0.98), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=9, va="top")
+    _title(figure, f"Length of {len(found):,} messages (rows: {len(rows):,})")
+    return figure
+
+# %% ../nbs/22_report.ipynb #add44245
+def plot_tags(
+    rows # rows with `tags`, as from `tags.tag`
+): # a matplotlib Figure
+    "How many rows have each quality, difficulty and category"
+    tagged = [row for row in rows if row.get("tags")]
+    if not tagged: return _nothing("Tags", "no row was tagged")
+    scales = dict(quality=QUALITIES, difficulty=DIFFICULTIES, category=CATEGORIES)
+    figure, axes = new_figure(height=3.8, panels=3)
+    for ax, (name, scale) in zip(axes, scales.items()):
+        names = [v for v in reversed(scale) if any(row["tags"][name] == v for row in tagged)]
+        kept, all_ = ([sum(row["tags"][name] == v for row in some) for v in names] for some in ([r for r in tagged if "reason" not in r], tagged))
+        _bars(ax, 0, kept, COLORS["kept"], "kept")
+        _bars(ax, kept, [n - k for n, k in zip(all_, kept)], COLORS["dropped"], "dropped")
+        _at_ends(ax, all_, [f"{n:,}" for n in all_], room=1.35)
+        _dress(ax)
+        _names(ax, names)
+        ax.set_title(name, fontsize=10)
+    _title(figure, f"Tags of {len(tagged):,} rows"), _legend_below(figure, axes[0])
+    return figure
+
+# %% ../nbs/22_report.ipynb #84e7786d
 def run_plots(
     run # what `read_folder` gave
 ): # `{name: Figure}`
@@ -406,6 +450,10 @@ def run_plots(
     judged = run.kept + run.dropped
     if run.manifest["recipe"] == "rerank":
         return dict(funnel=plot_funnel(run.manifest), margins=plot_margins(judged), judged_by_length=plot_judged_by_length(judged), calls=plot_calls(run.manifest))
+    if run.manifest["recipe"] == "magpie":
+        more = dict(margins=plot_margins(judged)) if run.manifest["arguments"].get("answers", 1) > 1 else dict(scores=plot_scores(judged, min_score=run.manifest["arguments"]["min_score"])) if run.manifest["arguments"].get("min_score") else {}
+        if any(row.get("tags") for row in judged): more["tags"] = plot_tags(judged)
+        return dict(funnel=plot_funnel(run.manifest), **more, turns=plot_turns(run.kept), languages=plot_languages(judged, run.manifest["language"]), calls=plot_calls(run.manifest))
     return dict(funnel=plot_funnel(run.manifest), labels=plot_labels(judged),
                 scores=plot_scores(judged, min_score=run.manifest["arguments"].get("min_score")), lengths=plot_lengths(run.kept),
                 languages=plot_languages(judged, run.manifest["language"]), calls=plot_calls(run.manifest))
