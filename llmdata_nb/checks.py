@@ -576,7 +576,7 @@ def switches_language(
     for part in _doubtful_sentences(text, language, None):
         if found := _surely_other(part, language, {"en"}): return f"other language inside ({found[0]}: {_short(part)})"
 
-# %% ../nbs/01_checks.ipynb #931cec8a
+# %% ../nbs/01_checks.ipynb #d081b24b
 def doubtful_language(
     text: str,
     language: str,  # code of the language that it should be in
@@ -584,7 +584,7 @@ def doubtful_language(
     "Say so when `text` has enough letters to tell, and is more likely in another language that the detectors know"
     text, language = prose(text), find_language(language).code
     own = _family(language)
-    if _weight(text) < 12 or not own & _detectable(): return None
+    if _weight(text) < 6 or not own & _detectable(): return None
     found, confidence = detect_language(text)
     if found in own or found == "und" or sum(_votes(_sample(text))[c] for c in own) > 0.3: return None
     return f"doubtful language ({found}, {confidence:.2f})"

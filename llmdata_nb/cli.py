@@ -99,7 +99,7 @@ def plan(args) -> list:
     folders = {code: Path(values["out_dir"]).expanduser() if values.get("out_dir") else outputs_folder()/code/args.recipe for code in codes}
     return [(notebook, folders[code], values | {"language": name, "out_dir": str(folders[code])}) for code, name in codes.items()]
 
-# %% ../nbs/40_cli.ipynb #7af77f52
+# %% ../nbs/40_cli.ipynb #03628564
 def main(argv=None) -> int:
     "The `llmdata` command; 0 when all runs worked, 1 when one failed or kept no row, 2 when the arguments are wrong, 130 when stopped"
     try: runs = plan(_arguments(argv))
@@ -133,6 +133,7 @@ def _summary(notebook, out, values):
     default = parameters(notebook).get("limit", {"default": "0"})["default"]
     rows, cut = made["rows"], values.get("limit", ast.literal_eval(default))
     print(f"{rows['kept']} rows kept of {rows['in']}" + (f" (limit={cut}: only the start of the source; limit=0 takes all)" if rows["in"] == cut else ""))
+    if made.get("gave_up"): print(f"Ended before {made['until']} were kept: {made['gave_up']}")
     for r in made["reasons"][:12]: print(f"{r['rows']:>6}  {r['state']}: {r['reason']}")
     print(f"Card, plots and executed notebook: {_short(out)}")
     return 0 if rows["kept"] else 1

@@ -56,10 +56,12 @@ def _datasketch(bands, rows):
 
 _engines = {"rensa": _rensa, "datasketch": _datasketch}
 
-# %% ../nbs/02_dedup.ipynb #ae378c68
+# %% ../nbs/02_dedup.ipynb #988b0190
 class Seen:
     "Texts so far, normalised, and which of them a further one repeats"
     def __init__(self, threshold=0.8, engine="rensa"): # as in `near_duplicates`
+        if not 0 < threshold <= 1: raise ValueError(f"threshold must be above 0 and at most 1, not {threshold!r}")
+        if engine not in _engines: raise ValueError(f"engine must be one of {', '.join(_engines)}, not {engine!r}")
         self.threshold, self.n, self.texts, self.minhashes = threshold, 0, {}, {}
         self.index, self.sketch = _engines[engine](*lsh_bands(threshold))
 
@@ -77,21 +79,17 @@ class Seen:
         self.index.insert(n, minhash)
         self.texts[n], self.minhashes[n] = text, minhash
 
-# %% ../nbs/02_dedup.ipynb #85ecc3a2
+# %% ../nbs/02_dedup.ipynb #7f27f1f1
 def near_duplicates(
     texts,             # strings, in any language
     threshold=0.8,     # the Jaccard similarity of 5-character runs from which a text is a copy: above 0, at most 1
     engine="rensa",    # "rensa" or "datasketch"
 ):                     # a list as long as `texts`
     "For each of `texts`, the index of the earlier text that it repeats, or None; that earlier text is never itself a duplicate"
-    if not 0 < threshold <= 1: raise ValueError(f"threshold must be above 0 and at most 1, not {threshold!r}")
-    if engine not in _engines: raise ValueError(f"engine must be one of {', '.join(_engines)}, not {engine!r}")
-    texts = [normalise(t) for t in texts]
-    first = {}
+    seen, texts, first = Seen(threshold, engine), [normalise(t) for t in texts], {}
     for i, t in enumerate(texts): first.setdefault(t, i)
     first.pop("", None)
     distinct = list(first)
-    seen = Seen(threshold, engine)
     for start in range(0, len(distinct), 100):  # shingle sets are large, so only a few are held at once
         some = distinct[start:start + 100]
         for text, copy in zip(some, seen.add(some)):

@@ -7,11 +7,11 @@ __all__ = ['STEERINGS', 'CATEGORIES', 'seeds', 'read_steering', 'choose_category
            'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'instruct', 'respond', 'answer_message',
            'magpie', 'check_options', 'compare_steering', 'advice', 'pre_query']
 
-# %% ../nbs/12_magpie.ipynb #faccfcb2
+# %% ../nbs/12_magpie.ipynb #3a7471bd
 import asyncio, random, re
 from itertools import count
 from .agreement import share
-from .checks import detect_language, doubtful_language, generation_problem, wrong_language, wrong_script
+from .checks import DENSITY, detect_language, doubtful_language, generation_problem, letters, wrong_language, wrong_script
 from .dedup import Seen, normalise
 from .judge import rate, rubric, together
 from .languages import language as find_language, pack
@@ -134,9 +134,9 @@ def assistant_voice(
     "Say so when `text` is what an assistant says, and no user"
     return f"an assistant's words: {' '.join(found[0].split())[:40]}" if (found := _VOICE.search(text)) else None
 
-# %% ../nbs/12_magpie.ipynb #6a63dbc4
+# %% ../nbs/12_magpie.ipynb #c284a366
 _MARK = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?(?:start|end)_of_turn>|\[/?INST\]|</s>|<｜[^<>｜\n]{1,40}｜>")
-_SPEAKER = re.compile(r"(?:\n\s*|(?<=[.?!:。？！…\"”»」)]))(?:assistant|user|system|model|human|AI)\s*(?:[:：\n]|\Z)", re.I)
+_SPEAKER = re.compile(r"(?:\n\s*|(?<=[.?!:。？！…\"”»」)]))(?:assistant|user|system|model|human|AI)\s*(?:[:：\n]|\Z|(?<=\w)[\"“])", re.I)
 _ITEM = re.compile(r"(?:\(?\d{1,2}\s?[.):、]|[-*•])\s+")
 _QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』", "**": "**", "__": "__", "*": "*", "'": "'"}
 
@@ -187,14 +187,14 @@ def _unquoted(text):
         if text.startswith(opening) and text.endswith(closing) and len(text) > 2 * len(opening) and closing not in text[len(opening):-len(closing)]: return text[len(opening):-len(closing)]
     return text
 
-# %% ../nbs/12_magpie.ipynb #a61959a3
+# %% ../nbs/12_magpie.ipynb #464e9ea1
 def instruction_problem(
     text: str,
     language: str,  # code of the language that it should be in
     finish_reason: str | None = None,  # as the endpoint gave it
 ) -> str | None:
     "Say why `text` is no instruction in `language`"
-    if text and len(text.split()) < 2 and sum(map(str.isalpha, text)) < 6: return "too short"
+    if text and sum(n / DENSITY.get(script, 1) for script, n in letters(text).items()) < 10: return "too short"  # a letter of Chinese says as much as three of English
     if problem := generation_problem(text, language, finish_reason): return problem
     return "ends with a colon" if text.rstrip("*_ ").endswith((":", "：")) else assistant_voice(text)
 
@@ -294,7 +294,7 @@ def _not_again(row, shared, text, near, vector, near_meaning):
     if found is not None and row["nearest_similarity"] >= near_meaning: drop(f"instruction: means the same as {row['nearest']} ({row['nearest_similarity']:.2f})")
     vectors.append((row["id"], vector))
 
-# %% ../nbs/12_magpie.ipynb #49cc3765
+# %% ../nbs/12_magpie.ipynb #3d24527e
 async def respond(
     messages: list, # up to a user's turn
     ask,            # a model in the role `responder`
@@ -304,11 +304,16 @@ async def respond(
     sample: int = 0, # another number, another answer
 ) -> tuple:          # the answer, and what is wrong with it or None
     "Answer the last turn of `messages` in `language`"
-    target = find_language(language)
-    system = answer_message(language)
-    reply = await ask([{"role": "system", "content": system}, *messages], temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role="responder")
+    said = dict(temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role="responder")
+    system, first, rest = {"role": "system", "content": answer_message(language)}, messages[0], messages[1:]
+    folded = [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    try: reply = await ask(folded if ask.shared.get("no system") else [system, *messages], **said)
+    except CallFailed as e:
+        if e.kind != "refused" or not re.search("system|alternate", e.message, re.I): raise
+        ask.shared["no system"] = True  # the template of this model takes none, as that of Gemma 2
+        reply = await ask(folded, **said)
     text = after_thinking(reply.text).strip()
-    return text, generation_problem(text, target.code, reply.finish_reason)
+    return text, generation_problem(text, find_language(language).code, reply.finish_reason)
 
 def answer_message(language: str) -> str:
     "The system message under which requests in `language` are answered; in English for a language without a pack"

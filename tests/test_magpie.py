@@ -203,6 +203,17 @@ def test_a_guard_and_an_embedder_of_their_own(template):
     assert len(inputs) == 4 and outcome.kept[0]["safety"] == {"safe": True, "hazards": []} and outcome.kept[1]["nearest"]
 
 
+def test_a_responder_that_takes_no_system_message(template):
+    "It is folded into the user's turn, once the server has refused it; the rows show the request alone"
+    def answer(body):
+        if body["messages"][0]["role"] == "system": return 400, {"error": {"message": "System role not supported"}}
+        assert body["messages"][0]["content"].startswith(pack("it")["magpie"]["answer"])
+        return "Ecco una spiegazione semplice, con un esempio preso dalla vita di tutti i giorni."
+    with model(answer=answer) as (reference, bodies): outcome = made(reference, template, rows=list(seeds(5)), concurrency=1)
+    assert len(outcome.kept) == 5 and sum(b["messages"][0]["role"] == "system" for b in bodies if "messages" in b) == 1
+    assert outcome.kept[4]["messages"][0]["content"] == request(4)
+
+
 def test_ollama_goes_raw(template, monkeypatch):
     "The prompt goes to /api/generate with raw, and the sampling in its options"
     def answer(body, n):
@@ -238,7 +249,7 @@ def test_compare_steering_counts(template):
 
 
 @pytest.mark.parametrize("raw, language, instruction", [
-    ("Scrivi una poesia.\n\nassistant\nEcco", "it", "Scrivi una poesia."), ("Scrivi una poesia.<|im_end|>", "it", "Scrivi una poesia."), ("1) Che ora è?\n2) Che giorno è?", "it", "Che ora è?"),
+    ("Scrivi una poesia.\n\nassistant\nEcco", "it", "Scrivi una poesia."), ("Scrivi una poesia.<|im_end|>", "it", "Scrivi una poesia."), ('Dove sei?\n\nAssistant"Sono qui."', "it", "Dove sei?"), ("1) Che ora è?\n2) Che giorno è?", "it", "Che ora è?"),
     ("Aufgabe: Berechne 3 mal 4.\nAntwort: 12", "de", "Berechne 3 mal 4."), ("質問：日本の首都はどこですか？\n回答：東京", "ja", "日本の首都はどこですか？"), ("### Pregunta: ¿Qué hora es?", "es", "¿Qué hora es?"),
     ("**Spiega la gravità.**", "it", "Spiega la gravità."), ("Confronta:\n1. il mare\n2. la montagna", "it", "Confronta:\n1. il mare\n2. la montagna"), ("Wie heißt der Assistant in Word?", "de", "Wie heißt der Assistant in Word?"),
     ("Schreibe eine User Story: Ein Nutzer will sich anmelden.", "de", "Schreibe eine User Story: Ein Nutzer will sich anmelden."), ("", "it", ""), ("1.", "it", "1."),

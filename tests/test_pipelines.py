@@ -12,7 +12,7 @@ import nbformat
 import papermill as pm
 import pytest
 from datasets import load_dataset
-from scripted_server import serve, translator_and_judge
+from scripted_server import serve, translator_and_judge, wrote
 
 from llmdata_nb.cli import main
 
@@ -74,13 +74,13 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     (["translate_and_judge", "-p", "min_scor=4"], "no parameter 'min_scor', did you mean 'min_score'?"),
     (["translate_and_judge", "-p", "limit=few"], "parameter limit: expected int, got 'few'"),
     (["translate_and_judge", "-p", "limit"], "expected name=value"),
-    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: rerank_preferences, translate_and_judge"),
+    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: magpie, rerank_preferences, translate_and_judge"),
     (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only"),
     (["translate_and_judge", "--language", "zh,zh-Hant"], "share a folder"),
     (["translate_and_judge", "--language", "it", "-p", "language=es"], "given twice"),
     (["translate_and_judge", "--language", ""], "unknown language ''"),
     (["translate_and_judge", "-p", "multi_turn=yes"], "expected true or false"),
-    ([], "which recipe? rerank_preferences, translate_and_judge")])
+    ([], "which recipe? magpie, rerank_preferences, translate_and_judge")])
 def test_wrong_arguments_are_one_line(project, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err
@@ -137,3 +137,33 @@ def test_a_limit_per_day_holds_over_languages_and_says_when_to_go_on(project, ca
         main(["translate_and_judge", "--language", "it,es", "-p", f"model={model}", "-p", "limit=3", "-p", "per_day=5", "-p", "concurrency=2"])
     (reason, *_) = {r["reason"] for r in load_dataset("parquet", data_files=str(project / "outputs" / "es" / "translate_and_judge" / "failed.parquet"), split="train")}
     assert len(bodies) == 5 and "the budget of 5 requests per day is used up" in reason and "can be asked again at 2" in reason and "--wait" in reason
+
+
+def test_magpie_on_the_real_small_model(project, capsys):
+    "SmolLM2 knows English: four rows, made until they are four; the second run calls nothing and gives the same file; more rows begin with these"
+    run = ["magpie", "--language", "en", "-p", "model=embedded:smollm2-135m", "-p", "steering=plain", "-p", "temperature=0.7", "-p", "response_max_tokens=150", "-p"]
+    assert main([*run, "n=4"]) == 0
+    out = project / "outputs" / "en" / "magpie"
+    first, data = manifest(out), (out / "data" / "train-00000-of-00001.parquet").read_bytes()
+    assert first["rows"]["kept"] == 4 == first["until"] and "gave_up" not in first
+    rows = load_dataset(str(out), split="train")
+    assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] and r["user_turns"][0]["seed"] == r["number"] for r in rows)
+    card = (out / "README.md").read_text()
+    assert "Rows were made until 4 were kept." in card and "No judge and no person read the rows" in card and {p.name for p in (out / "plots").iterdir()} == {"funnel.png", "turns.png", "languages.png", "calls.png"}
+    assert main([*run, "n=4"]) == 0
+    assert sum(c["calls"] for c in manifest(out)["calls"]) == 0 and (out / "data" / "train-00000-of-00001.parquet").read_bytes() == data
+    assert main([*run, "n=5"]) == 0
+    assert load_dataset(str(out), split="train")["id"][:4] == rows["id"]
+
+
+def test_magpie_that_keeps_nothing_says_what_to_try(project, capsys):
+    "A chat service is found out by its first call, and a model that writes English only ends the run after a hundred rows"
+    (project / "chat.jinja").write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
+    with serve(translator_and_judge) as (model, bodies):
+        assert main(["magpie", "-p", f"model={model}", "-p", "template=chat.jinja"]) == 1
+    assert len(bodies) <= 3 and "puts the prompt into a chat template (one letter became 20 tokens)" in capsys.readouterr().err
+    with serve(lambda body, n: wrote("b" if body["prompt"] == "a" else f"What is the {body['seed']}th prime number, and how do you find it?")) as (model, bodies):
+        assert main(["magpie", "-p", f"model={model}", "-p", "template=chat.jinja", "-p", "n=500", "-p", "concurrency=8", "-p", "out_dir=none"]) == 1
+    assert "Ended before 500 were kept: of the last 100 rows 0 were kept" in capsys.readouterr().out and len(bodies) <= 110
+    notebook = nbformat.read(project / "none" / "run.ipynb", 4)
+    assert any("see with compare_steering" in o.get("text", "") for c in notebook.cells for o in c.get("outputs", []))
