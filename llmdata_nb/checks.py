@@ -7,7 +7,7 @@ __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS'
            'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'GENERATION_RULES', 'protected_spans',
            'prose', 'letters', 'main_script', 'detect_language', 'wrong_language', 'wrong_script', 'lost_spans',
            'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated', 'repetition',
-           'Translation', 'translation_problem', 'switches_language', 'doubtful_language', 'loops',
+           'Translation', 'translation_problem', 'switches_language', 'doubtful_language', 'language_problem', 'loops',
            'generation_problem']
 
 # %% ../nbs/01_checks.ipynb #fce2e9bc
@@ -589,6 +589,14 @@ def doubtful_language(
     if found in own or found == "und" or sum(_votes(_sample(text))[c] for c in own) > 0.3: return None
     return f"doubtful language ({found}, {confidence:.2f})"
 
+# %% ../nbs/01_checks.ipynb #239388f2
+def language_problem(
+    text: str,
+    language: str,  # code of the language that it should be in
+) -> str | None:
+    "What `wrong_language`, `wrong_script` or `doubtful_language` says of `text`, the first of them"
+    return wrong_language(text, language) or wrong_script(text, language) or doubtful_language(text, language)
+
 # %% ../nbs/01_checks.ipynb #1d4ad8a1
 _CLAUSE_LOOP = re.compile(r"([^\n]{8,60}?)\1{3}")
 
@@ -597,15 +605,13 @@ def loops(text: str) -> str | None:
     found = next((m for m in _CLAUSE_LOOP.finditer(prose(text)) if sum(map(str.isalpha, m[1])) >= 4), None)
     return f"repeats {_short(found[1])}" if found else repetition(text)
 
-# %% ../nbs/01_checks.ipynb #1955d274
+# %% ../nbs/01_checks.ipynb #08ce5119
 GENERATION_RULES = [  # of text, language and finish_reason, in this order
     lambda text, language, reason: None if text.strip() else "empty",
     lambda text, language, reason: truncated(text, reason),
     lambda text, language, reason: template_leak(text),
     lambda text, language, reason: refusal(text),
-    lambda text, language, reason: wrong_language(text, language),
-    lambda text, language, reason: wrong_script(text, language),
-    lambda text, language, reason: doubtful_language(text, language),
+    lambda text, language, reason: language_problem(text, language),
     lambda text, language, reason: switches_language(text, language),
     lambda text, language, reason: loops(text),
 ]

@@ -7,11 +7,11 @@ __all__ = ['STEERINGS', 'CATEGORIES', 'seeds', 'read_steering', 'choose_category
            'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'instruct', 'respond', 'answer_message',
            'magpie', 'check_options', 'compare_steering', 'advice', 'pre_query']
 
-# %% ../nbs/12_magpie.ipynb #3a7471bd
+# %% ../nbs/12_magpie.ipynb #76a2554a
 import asyncio, random, re
 from itertools import count
 from .agreement import share
-from .checks import DENSITY, detect_language, doubtful_language, generation_problem, letters, wrong_language, wrong_script
+from .checks import DENSITY, detect_language, generation_problem, language_problem, letters
 from .dedup import Seen, normalise
 from .judge import rate, rubric, together
 from .languages import language as find_language, pack
@@ -216,7 +216,7 @@ class _Turns:
             if not ticket[1].done(): ticket[1].set_result(None)
         go() if not ticket[0] or ticket[0].done() else ticket[0].add_done_callback(go)
 
-# %% ../nbs/12_magpie.ipynb #7c7e7be6
+# %% ../nbs/12_magpie.ipynb #fac342cc
 async def instruct(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator` and, for languages without a pack, `translator`; `embedder` where there is one
@@ -245,7 +245,7 @@ async def instruct(
         row["user_turns"] = []
         problem = await _user_turn(row, ask, language, prefix(found, language, steering, system), sampling)
         text = row["user_turns"][0]["instruction"]
-        row["in_language"] = bool(text) and not (wrong_language(text, find_language(language).code) or wrong_script(text, find_language(language).code) or doubtful_language(text, find_language(language).code))
+        row["in_language"] = bool(text) and not language_problem(text, find_language(language).code)
         vector = await ask.embed(text) if not problem and "embedder" in ask.models else None
         await ask.shared["turns"].mine(ticket)
         _first_texts(ask, row["user_turns"][0])
@@ -294,46 +294,51 @@ def _not_again(row, shared, text, near, vector, near_meaning):
     if found is not None and row["nearest_similarity"] >= near_meaning: drop(f"instruction: means the same as {row['nearest']} ({row['nearest_similarity']:.2f})")
     vectors.append((row["id"], vector))
 
-# %% ../nbs/12_magpie.ipynb #3d24527e
+# %% ../nbs/12_magpie.ipynb #665d0c46
 async def respond(
     messages: list, # up to a user's turn
-    ask,            # a model in the role `responder`
+    ask,
     language: str,
     temperature: float = 0.2,
     max_tokens: int = 1024,
     sample: int = 0, # another number, another answer
-) -> tuple:          # the answer, and what is wrong with it or None
-    "Answer the last turn of `messages` in `language`"
-    said = dict(temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role="responder")
+    role: str = "responder",
+) -> tuple:          # the answer, without thinking, and the finish_reason
+    "Let the model in `role` answer the last turn of `messages`, in `language` unless that asks for another"
+    said = dict(temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role=role)
     system, first, rest = {"role": "system", "content": answer_message(language)}, messages[0], messages[1:]
     folded = [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
-    try: reply = await ask(folded if ask.shared.get("no system") else [system, *messages], **said)
+    try: reply = await ask(folded if ask.shared.get(("no system", role)) else [system, *messages], **said)
     except CallFailed as e:
         if e.kind != "refused" or not re.search("system|alternate", e.message, re.I): raise
-        ask.shared["no system"] = True  # the template of this model takes none, as that of Gemma 2
+        ask.shared["no system", role] = True  # the template of this model takes none, as that of Gemma 2
         reply = await ask(folded, **said)
-    text = after_thinking(reply.text).strip()
-    return text, generation_problem(text, find_language(language).code, reply.finish_reason)
+    return after_thinking(reply.text).strip(), reply.finish_reason
+
+async def _checked_answer(messages, ask, language, *options, **more):
+    "An answer, and what is wrong with it or None"
+    text, reason = await respond(messages, ask, language, *options, **more)
+    return text, generation_problem(text, find_language(language).code, reason)
 
 def answer_message(language: str) -> str:
     "The system message under which requests in `language` are answered; in English for a language without a pack"
     target = find_language(language)
     return (target.texts or pack("en"))["magpie"]["answer"].replace("{language}", target.name)
 
-# %% ../nbs/12_magpie.ipynb #c595a51a
+# %% ../nbs/12_magpie.ipynb #fccf4a99
 async def _more_turns(row, ask, language, system, n_turns, temperature, max_tokens):
     found, code = await _once(ask, "template", None), find_language(language).code
     sampling = {k: row["user_turns"][0][k] for k in ("temperature", "top_p", "max_tokens", "stop")}
     for n in range(2, n_turns + 1):
         problem = await _user_turn(row, ask, language, prefix(found, language, row["steering"], system, row["messages"]), sampling)
         turn = {"role": "user", "content": row["user_turns"][-1]["instruction"]}
-        answer, problem = (None, f"instruction: {problem}") if problem else await respond([*row["messages"], turn], ask, language, temperature, max_tokens)
+        answer, problem = (None, f"instruction: {problem}") if problem else await _checked_answer([*row["messages"], turn], ask, language, temperature, max_tokens)
         if problem:
             row["ended"] = f"turn {n}: {problem}"
             return
         row["messages"] += [turn, {"role": "assistant", "content": answer}]
 
-# %% ../nbs/12_magpie.ipynb #5e6417d5
+# %% ../nbs/12_magpie.ipynb #c9daa98f
 async def magpie(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator`, `responder`, `tagger`, `judge`, `guard`, `embedder`; those not named are the default one, or, of the last two, not asked
@@ -365,7 +370,7 @@ async def magpie(
     warmth = response_temperature if response_temperature is not None else 0.8 if answers > 1 else 0.2
     row["response_from"] = dict(model=_endpoint(ask, "responder").name, system=answer_message(language), seed=ask.seed, temperature=warmth, max_tokens=response_max_tokens)
     if answers > 1: return await _pair(row, ask, language, answers, warmth, response_max_tokens, min_length, min_score, min_margin, english_rubrics)
-    answer, problem = await respond(row["messages"], ask, language, warmth, response_max_tokens)
+    answer, problem = await _checked_answer(row["messages"], ask, language, warmth, response_max_tokens)
     row["messages"] += [{"role": "assistant", "content": answer}]
     if problem: drop(f"response: {problem}")
     if len(answer) < min_length: drop(f"response: too short ({len(answer)} characters, kept from {min_length})")
@@ -377,7 +382,7 @@ async def magpie(
     row["detected_language"], row["detected_confidence"] = detect_language("\n\n".join(m["content"] for m in row["messages"]))
     return row
 
-# %% ../nbs/12_magpie.ipynb #573ac143
+# %% ../nbs/12_magpie.ipynb #70e77259
 def check_options(steering="system", categories=False, n_turns=1, answers=1, tags=False, min_quality="", min_difficulty="", min_score=0, min_margin=0) -> None:
     "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
     if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
@@ -399,7 +404,7 @@ async def _safe(row, messages, ask):
     if not row["safety"]["safe"]: drop(f"unsafe ({', '.join(row['safety']['hazards'])})")
 
 async def _pair(row, ask, language, answers, temperature, max_tokens, min_length, min_score, min_margin, english_rubrics):
-    found = await together(respond(row["messages"], ask, language, temperature, max_tokens, sample=i) for i in range(answers))
+    found = await together(_checked_answer(row["messages"], ask, language, temperature, max_tokens, sample=i) for i in range(answers))
     row["responses"] = [text for text, problem in found if not problem and len(text) >= min_length]
     row["models"] = [row["response_from"]["model"]] * len(row["responses"])
     if len(set(row["responses"])) < 2: drop("response: fewer than two different answers without a fault")

@@ -362,14 +362,14 @@ def _hub(name, split, subset, stream):
     except (DatasetsError, ArrowInvalid, RuntimeError) as e:
         raise ValueError(f"{name} cannot be read: {_line(e.__cause__ or e)}. Download its files and give their path: broken lines become failed rows") from e
 
-# %% ../nbs/02a_rows.ipynb #72438511
+# %% ../nbs/02a_rows.ipynb #6d174d37
 def _records(source, split, subset, limit):
     "Where `source` is (for errors) and its records"
     kind, path = type(source).__module__.split(".")[0], None
     if isinstance(source, dict) and kind != "datasets" or not isinstance(source, Path) and not hasattr(source, "__iter__"):
         raise TypeError(f"a {type(source).__name__} is no source of rows: give a list of dicts, a path, a frame, a datasets object or a Hub name")
     if isinstance(source, (str, Path)):
-        path = Path(_demo(source) if source in ("demo", "demo_pairs") else source).expanduser()
+        path = Path(_demo(source) if source in ("demo", "demo_pairs", "demo_aya") else source).expanduser()
         if _is_hub_name(source, path): return source, _hub(source, split, subset, limit is not None and "[" not in split)
     if subset: raise ValueError(f"subset={subset!r}: only Hub datasets have subsets; leave it out")
     if kind == "datasets": return "the dataset", _dataset(source, split)
@@ -401,7 +401,7 @@ def _matching(path):
     if not found: raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
     return found
 
-# %% ../nbs/02a_rows.ipynb #5b6b144d
+# %% ../nbs/02a_rows.ipynb #f2f11e6e
 def _check(name, records):
     "Raise `ValueError` when there are no `records` or none of them is readable"
     if not records: raise ValueError(f"{name} is empty: no rows in it")
@@ -425,7 +425,7 @@ def stream_rows(source, split="train", limit=None, subset=None):
     return _unique(_row(*r) for r in islice(chain(first, records), limit))
 
 def load_rows(
-    source, # Hub name, path or glob, `datasets` object, pandas frame, iterable of dicts, or "demo" or "demo_pairs"
+    source, # Hub name, path or glob, `datasets` object, pandas frame, iterable of dicts, or "demo", "demo_pairs" or "demo_aya"
     split: str = "train", # of a Hub dataset, a `DatasetDict`, or a folder with files named after splits
     limit: int | None = None, # at most so many rows, from the start; failed ones count
     subset: str | None = None, # configuration of a Hub dataset that has several
