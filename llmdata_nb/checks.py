@@ -605,12 +605,11 @@ def loops(text: str) -> str | None:
     found = next((m for m in _CLAUSE_LOOP.finditer(prose(text)) if sum(map(str.isalpha, m[1])) >= 4), None)
     return f"repeats {_short(found[1])}" if found else repetition(text)
 
-# %% ../nbs/01_checks.ipynb #08ce5119
+# %% ../nbs/01_checks.ipynb #6435d3ee
 GENERATION_RULES = [  # of text, language and finish_reason, in this order
     lambda text, language, reason: None if text.strip() else "empty",
     lambda text, language, reason: truncated(text, reason),
     lambda text, language, reason: template_leak(text),
-    lambda text, language, reason: refusal(text),
     lambda text, language, reason: language_problem(text, language),
     lambda text, language, reason: switches_language(text, language),
     lambda text, language, reason: loops(text),
@@ -620,6 +619,8 @@ def generation_problem(
     text: str,
     language: str,  # code of the language that `text` should be in
     finish_reason: str | None = None,  # as the endpoint gave it
+    request: bool = False,  # it is a user's: "Unfortunately I cannot sleep. What helps?" is no refusal
 ) -> str | None:  # None where no rule objects
-    "The first objection of `GENERATION_RULES` to `text` as something written in `language`"
+    "The first objection of `GENERATION_RULES` to `text` as something written in `language`, or that it is a refusal"
+    if (problem := refusal(text)) and not (request and (_ASKS.search(text) or len(_SENTENCE_END.split(text.strip())) > 2)): return problem
     return next((reason for rule in GENERATION_RULES if (reason := rule(text, language, finish_reason))), None)

@@ -7,12 +7,12 @@ __all__ = ['STEERINGS', 'CATEGORIES', 'seeds', 'read_steering', 'choose_category
            'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'instruct', 'respond', 'answer_message',
            'magpie', 'check_options', 'compare_steering', 'advice', 'pre_query']
 
-# %% ../nbs/12_magpie.ipynb #76a2554a
+# %% ../nbs/12_magpie.ipynb #36d6bb9c
 import asyncio, random, re
 from itertools import count
 from .agreement import share
 from .checks import DENSITY, detect_language, generation_problem, language_problem, letters
-from .dedup import Seen, normalise
+from .dedup import Seen, jaccard, normalise
 from .judge import rate, rubric, together
 from .languages import language as find_language, pack
 from .models import CallFailed, EndpointError, after_thinking
@@ -25,12 +25,12 @@ from .translate import keep_from, translate
 # %% ../nbs/12_magpie.ipynb #356ed134
 _all_ = ["pre_query"]
 
-# %% ../nbs/12_magpie.ipynb #c9975e02
+# %% ../nbs/12_magpie.ipynb #19adcaf3
 def seeds(
     n: int | None = None, # how many; None: without end, for a run `until` so many are kept
 ):
     "Rows to be filled: `id` and `number`"
-    for i in range(n) if n else count(): yield {"id": f"magpie-{i:06}", "number": i}
+    for i in count() if n is None else range(n): yield {"id": f"magpie-{i:06}", "number": i}
 
 # %% ../nbs/12_magpie.ipynb #a04fb65b
 STEERINGS = ("word", "native", "system", "bias")
@@ -103,7 +103,7 @@ def english_tokens(endpoint) -> list:
         found.append(told["tokens"][0])
     return list(dict.fromkeys(found))
 
-# %% ../nbs/12_magpie.ipynb #698ee7b1
+# %% ../nbs/12_magpie.ipynb #fb3eeeb7
 _INSTEAD = "Magpie needs an endpoint that goes on from raw text: embedded, a llama.cpp, vLLM or TGI server (http://host:8000/v1#model), a dedicated Hugging Face endpoint, or ollama:NAME"
 
 async def check_raw(
@@ -112,21 +112,20 @@ async def check_raw(
 ) -> None:
     "Raise EndpointError when the model in `role` does not go on from raw text"
     name = _endpoint(ask, role).name
-    try: reply = await ask.complete("a", max_tokens=1, step="probe", role=role)
+    try: reply = await ask.complete("a", max_tokens=1, seed=ask.seed, step="probe", role=role)
     except CallFailed as e:
-        if e.kind != "refused": raise
+        if e.kind != "refused" or not re.match("40[045]|422", e.message): raise
         raise EndpointError(f"model {name!r}: its server refuses raw text ({e.message}). {_INSTEAD}") from e
-    if (tokens := reply.usage["prompt_tokens"] or 0) > 4: raise EndpointError(f"model {name!r}: its server puts the prompt into a chat template (one letter became {tokens} tokens). {_INSTEAD}")
+    if (tokens := reply.usage["prompt_tokens"] or 0) > 4: raise EndpointError(f"model {name!r}: its server puts the prompt into a chat template (one letter became {tokens} tokens). {_INSTEAD}. If this one was put right, give another seed: its answer is in the store")
 
 def _endpoint(ask, role): return ask.models.get(role, ask.models["default"])
 
-# %% ../nbs/12_magpie.ipynb #29cd2a87
-_VOICE = re.compile(r"""how (?:can|may) i (?:help|assist)(?: you|\b[^a-z]*\Z)|what can i do for you|come posso (?:aiutar|assister)(?:ti|la|vi)|in (?:che|cosa|quale) (?:modo )?posso (?:aiutar|assister)(?:ti|la|vi)
-    |(?:cómo|en qué) (?:(?:te|le|lo|les) puedo ayudar|puedo ayudar(?:te|le|lo|la|les|os))|(?:como|em que) posso (?:(?:te|lhe|o|a) ajudar|ajudá-l|ajudar você)|(?:comment|en quoi) puis-je (?:vous|t'|te) ?(?:aid|être|assist)
-    |(?:wie|womit|wobei) kann ich (?:dir|ihnen|euch)\b.{0,30}helfen|(?:waarmee|hoe) kan ik (?:je|u|jou)\b.{0,30}(?:helpen|dienst)|(?:w czym|jak) mogę (?:(?:ci|panu|pani|wam) )?pomóc(?: ci| panu| pani)?\?
-    |どのように?お?(?:手伝い|助け|力になれ)|何かお(?:手伝い|困り)|ご用件は|(?:我|有什么)(?:能|可以|可)(?:为|帮|帮助)(?:您|你)|有什么(?:我)?(?:可以|能)帮|كيف (?:يمكنني|أستطيع) (?:أن )?(?:أساعدك|مساعدتك)
-    |मैं आपकी (?:कैसे|क्या|किस प्रकार) ?(?:मदद|सहायता)|(?:మీకు )?(?:ఎలా|ఏ విధంగా) (?:సహాయపడగల|సహాయం చేయగల|సాయం చేయగల)
-    |\A\W*(?:sure|certainly|of course|absolutely|certo|certamente|claro|por supuesto|com certeza|bien sûr|natürlich|natuurlijk|oczywiście|もちろん|承知(?:いた)?しました|当然|बिल्कुल|తప్పకుండా|بالتأكيد)\s*[!！。]""".replace("\n    ", ""), re.I)
+# %% ../nbs/12_magpie.ipynb #a6cb514b
+_VOICE = re.compile(r"""(?:how (?:can|may) i (?:help|assist) you|what can i do for you|come posso (?:aiutar|assister)(?:ti|vi)|in (?:che|cosa|quale) (?:modo )?posso (?:aiutar|assister)(?:ti|vi)|(?:cómo|en qué) (?:te puedo ayudar|le puedo ayudar|puedo ayudar(?:te|le|os))
+    |(?:como|em que) posso (?:(?:te|lhe) ajudar|ajudar você)|(?:comment|en quoi) puis-je (?:vous |t')(?:aider|être utile|assister)|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:be)?hilflich sein|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:weiter)?helfen
+    |(?:waarmee|hoe) kan ik (?:je|u|jou)(?: vandaag)? (?:helpen|van dienst zijn)|(?:w czym|jak) mogę (?:(?:ci|panu|pani|wam) )?pomóc(?: ci| panu| pani)?|كيف (?:يمكنني|أستطيع) (?:أن )?(?:أساعدك|مساعدتك)|मैं आपकी (?:कैसे|क्या|किस प्रकार) ?(?:मदद|सहायता)[^?।]{0,20}
+    |(?:మీకు )?(?:ఎలా|ఏ విధంగా) (?:సహాయపడగల|సహాయం చేయగల|సాయం చేయగల)[^?.]{0,12}|(?:どのように|何か)お?手伝い(?:できること|しましょう|できます|いたし)[^。？?]{0,12}|何かお困りのことはありますか|ご用件は何[^。？?]{0,8}|(?:我|有什么我?)(?:能|可以|可)(?:为|帮|帮助)(?:您|你)[^。？?]{0,8})
+    (?: today| with anything| oggi| hoy| hoje| heute| vandaag| dzisiaj| aujourd'hui| اليوم)?\s*[?？؟.。!]*\W*\Z|\A\W*(?:sure|certainly|of course|absolutely|certo|certamente|claro|por supuesto|com certeza|bien sûr|natürlich|natuurlijk|oczywiście|もちろん|承知(?:いた)?しました|当然|बिल्कुल|తప్పకుండా|بالتأكيد)\s*[!！。]""".replace("\n    ", ""), re.I)
 
 def assistant_voice(
     text: str, # an instruction
@@ -134,15 +133,16 @@ def assistant_voice(
     "Say so when `text` is what an assistant says, and no user"
     return f"an assistant's words: {' '.join(found[0].split())[:40]}" if (found := _VOICE.search(text)) else None
 
-# %% ../nbs/12_magpie.ipynb #c284a366
-_MARK = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?(?:start|end)_of_turn>|\[/?INST\]|</s>|<｜[^<>｜\n]{1,40}｜>")
-_SPEAKER = re.compile(r"(?:\n\s*|(?<=[.?!:。？！…\"”»」)]))(?:assistant|user|system|model|human|AI)\s*(?:[:：\n]|\Z|(?<=\w)[\"“])", re.I)
-_ITEM = re.compile(r"(?:\(?\d{1,2}\s?[.):、]|[-*•])\s+")
+# %% ../nbs/12_magpie.ipynb #c27aa315
+_MARK = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:start|end)_of_turn>|\[/?INST\]|</s>\s*\Z|<｜[^<>｜\s]{1,40}｜>")
+_SPEAKER = re.compile(r"\n(?:assistant[ \t]*(?:[:：\n\"“]|\Z)|user[ \t]*(?:\n|\Z))|(?<=[.?!:。？！…\"”»」)])assistant[ \t]*(?:[:：\n]|\Z)", re.I)
+_ITEM = re.compile(r"(?:\(?1([.):、])|([-*•]))\s*(?=\S)")
 _QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』", "**": "**", "__": "__", "*": "*", "'": "'"}
 
 def sanitise(
     text: str,      # as a model wrote it after the opening of a user's turn
     language: str,  # code or name of the language it should be in
+    word: bool = False, # whether the prefix ended with the language's name, which models then put before each further line
 ) -> tuple:         # the instruction, and a list of what was done to get it
     "The request in `text`, without what does not belong to it"
     done, asks, answers, names = [], *_labels(find_language(language))
@@ -151,7 +151,8 @@ def sanitise(
     text = text.strip()
     for _ in range(3):  # a label in quotes in a list
         before = text
-        for name, step in (("number", _first_item), ("label", lambda t: _unlabelled(t, asks, names)), ("answer", lambda t: _unanswered(t, answers)), ("quotes", _unquoted)):
+        for name, step in (("number", _first_item), ("label", lambda t: _unlabelled(t, asks)), ("next one", lambda t: _before_next(t, names) if word else t),
+                           ("answer", lambda t: _unanswered(t, answers)), ("quotes", _unquoted)):
             if (clean := step(text).strip()) != text: text, done = clean, [*done, name]
         if text == before: break
     return text, done
@@ -163,22 +164,28 @@ def _labels(language):
     return ("|".join(map(re.escape, words)) for words in (sum((p["asks"] for p in packs), names), sum((p["answers"] for p in packs), []), [*names, "translation", "english translation"]))
 
 def _first_item(text):
-    "The first item, where `text` is a list; else the text without a number before it"
+    "The first item, where `text` is a list with a second one"
     if not (start := _ITEM.match(text)): return text
-    following = re.search(r"\n\s*" + _ITEM.pattern, text[start.end():])
-    return text[start.end():][:following.start() if following else None]
+    second = re.search(rf"\n[ \t]*\(?2{re.escape(start[1])}" if start[1] else rf"\n[ \t]*{re.escape(start[2])}[ \t]", text[start.end():])
+    return text[start.end():][:second.start()] if second else text
 
-def _unlabelled(text, asks, names):
-    "`text` without a label before it, and up to where another one comes"
-    def label(words): return rf"[\W_]{{0,4}}(?:{words})(?:\s?\d{{1,2}})?[*_]{{0,2}}\s?[:：][*_]{{0,2}}\s*"
-    start = re.match(label(asks), text, re.I)
-    rest = text[start.end():] if start else text
-    again = re.search(r"\n" + label(asks if start else names), rest, re.I)
-    return rest[:again.start()] if again else rest
+def _label(words): return rf"[^\w\n]{{0,4}}({words})(?:\s?\d{{1,2}})?[*_]{{0,2}}\s?[:：][*_]{{0,2}}[ \t]*"
+
+def _unlabelled(text, asks):
+    "`text` without a label before it, and up to where the same one comes again"
+    start = re.match(_label(asks), text, re.I)
+    if not start: return text
+    again = re.search(r"\n" + _label(re.escape(start[1])), text[start.end():], re.I)
+    return text[start.end():][:again.start() if again else None]
+
+def _before_next(text, names):
+    "`text` up to a line that begins with a language's name"
+    again = re.search(r"\n" + _label(names), text, re.I)
+    return text[:again.start()] if again else text
 
 def _unanswered(text, answers):
     "`text` up to the label of an answer"
-    found = re.search(rf"(?:\n|(?<=[.?!。？！])\s)[\W_]{{0,4}}(?:{answers})(?:\s?\d{{1,2}})?[*_]{{0,2}}\s?[:：]", text, re.I)
+    found = re.search(rf"(?:\n|(?<=[.?!。？！])[ \t]){_label(answers)}", text, re.I)
     return text[:found.start()] if found else text
 
 def _unquoted(text):
@@ -187,15 +194,15 @@ def _unquoted(text):
         if text.startswith(opening) and text.endswith(closing) and len(text) > 2 * len(opening) and closing not in text[len(opening):-len(closing)]: return text[len(opening):-len(closing)]
     return text
 
-# %% ../nbs/12_magpie.ipynb #464e9ea1
+# %% ../nbs/12_magpie.ipynb #6eff4958
 def instruction_problem(
     text: str,
     language: str,  # code of the language that it should be in
     finish_reason: str | None = None,  # as the endpoint gave it
 ) -> str | None:
     "Say why `text` is no instruction in `language`"
-    if text and sum(n / DENSITY.get(script, 1) for script, n in letters(text).items()) < 10: return "too short"  # a letter of Chinese says as much as three of English
-    if problem := generation_problem(text, language, finish_reason): return problem
+    if text and sum(n / DENSITY.get(script, 1) for script, n in letters(text).items()) + 2 * sum(map(str.isdigit, text)) < 10: return "too short"  # a letter of Chinese says as much as three of English
+    if problem := generation_problem(text, language, finish_reason, request=True): return problem
     return "ends with a colon" if text.rstrip("*_ ").endswith((":", "：")) else assistant_voice(text)
 
 # %% ../nbs/12_magpie.ipynb #4489b886
@@ -216,7 +223,7 @@ class _Turns:
             if not ticket[1].done(): ticket[1].set_result(None)
         go() if not ticket[0] or ticket[0].done() else ticket[0].add_done_callback(go)
 
-# %% ../nbs/12_magpie.ipynb #fac342cc
+# %% ../nbs/12_magpie.ipynb #ccb7bffb
 async def instruct(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator` and, for languages without a pack, `translator`; `embedder` where there is one
@@ -239,9 +246,9 @@ async def instruct(
         row["steering"], row["category"] = steering, choose_category(ask.seed, row["number"]) if categories else None
         system = await system_message(language, ask, row["category"]) if "system" in parts else None
         found = await _once(ask, "template", lambda: _fit(ask, template))
-        tokens = await _once(ask, "bias", lambda: asyncio.to_thread(english_tokens, _endpoint(ask, "generator"))) if "bias" in parts else []
+        tokens = await _once(ask, "bias", lambda: asyncio.to_thread(english_tokens, _endpoint(ask, "generator"))) if "bias" in parts and find_language(language).code != "en" else []
         temperature = temperature if temperature is not None else 0.7 if "system" in parts else 1.0
-        sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=found.stops()) | ({"logit_bias": {str(t): bias for t in tokens}} if tokens else {})
+        sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=found.stops()[:4]) | ({"logit_bias": {str(t): bias for t in tokens}} if tokens else {})
         row["user_turns"] = []
         problem = await _user_turn(row, ask, language, prefix(found, language, steering, system), sampling)
         text = row["user_turns"][0]["instruction"]
@@ -255,7 +262,7 @@ async def instruct(
     row["messages"] = [{"role": "user", "content": text}]
     return row
 
-# %% ../nbs/12_magpie.ipynb #ce1f815a
+# %% ../nbs/12_magpie.ipynb #9077142f
 async def _fit(ask, template):
     try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
@@ -265,9 +272,12 @@ async def _fit(ask, template):
 
 async def _user_turn(row, ask, language, text, sampling):
     "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
-    reply = await ask.complete(text, sample=row["number"], step="instruction", role="generator", **sampling)
-    instruction, done = sanitise(reply.text, language)
-    row["user_turns"].append(dict(model=_endpoint(ask, "generator").name, prefix=text, seed=ask.seed + row["number"], raw=reply.text, sanitised=done, instruction=instruction,
+    endpoint, seed = _endpoint(ask, "generator"), (ask.seed * 1_000_003 + row["number"]) % 2**31  # another seed of the run, and all rows are others
+    plain = dict(skip_special_tokens=False) if endpoint.name.startswith("http") else {}  # else vLLM hides the mark that ends a turn, and does not stop at it
+    sent = {k: v for k, v in sampling.items() if (k, v) != ("top_p", 1.0)}  # TGI refuses a top_p that changes nothing
+    reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **sent, **plain)
+    instruction, done = sanitise(reply.text, language, text.endswith(":"))
+    row["user_turns"].append(dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction,
                                   **{k: v for k, v in sampling.items() if k != "logit_bias"}, logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"]))
     cut = reply.finish_reason if reply.text.rstrip().endswith(instruction) else None  # it is not the request that was cut off
     return instruction_problem(instruction, find_language(language).code, cut)
@@ -279,7 +289,7 @@ def _first_texts(ask, turn):
     texts.append(turn["raw"].strip())
     if len(texts) < 5: return
     name = turn["model"]
-    if texts[0] and len(set(texts)) == 1: raise EndpointError(f"model {name!r}: five seeds gave the same text, {texts[0][:60]!r}: its server does not heed the seed, or answers from a cache (or the temperature, {turn['temperature']:g}, is too low). Turn the cache off, or use another endpoint")
+    if texts[0] and len(set(texts)) == 1: raise EndpointError(f"model {name!r}: five seeds gave the same text, {texts[0][:60]!r}: its server does not heed the seed, or answers from a cache (or the temperature, {turn['temperature']:g}, is too low). Turn the cache off and give another seed, for these texts are in the store; or use another endpoint")
     if turn["prompt_tokens"] is None and sum(bool(_VOICE.search(t)) for t in texts) >= 3: raise EndpointError(f"model {name!r}: it greets, as {texts[0][:60]!r}: its server puts the prompt into a chat template. {_INSTEAD}")
 
 def _not_again(row, shared, text, near, vector, near_meaning):
@@ -289,12 +299,13 @@ def _not_again(row, shared, text, near, vector, near_meaning):
     ids.append(row["id"])
     if copy: drop(f"instruction: near-duplicate of {ids[copy[0]]} ({copy[1]:.2f})")
     if vector is None: return
+    import numpy as np
     found, row["nearest_similarity"] = nearest([v for _, v in vectors], vector)
     row["nearest"] = vectors[found][0] if found is not None else None
     if found is not None and row["nearest_similarity"] >= near_meaning: drop(f"instruction: means the same as {row['nearest']} ({row['nearest_similarity']:.2f})")
-    vectors.append((row["id"], vector))
+    vectors.append((row["id"], np.asarray(vector, dtype="float32")))
 
-# %% ../nbs/12_magpie.ipynb #665d0c46
+# %% ../nbs/12_magpie.ipynb #91d88476
 async def respond(
     messages: list, # up to a user's turn
     ask,
@@ -310,9 +321,9 @@ async def respond(
     folded = [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
     try: reply = await ask(folded if ask.shared.get(("no system", role)) else [system, *messages], **said)
     except CallFailed as e:
-        if e.kind != "refused" or not re.search("system|alternate", e.message, re.I): raise
-        ask.shared["no system", role] = True  # the template of this model takes none, as that of Gemma 2
+        if e.kind != "refused" or not re.search(r"system[ '\"`]*(?:role|message|prompt)|role.{0,20}system|alternate", e.message, re.I): raise
         reply = await ask(folded, **said)
+        ask.shared["no system", role] = True  # the template of this model takes none, as that of Gemma 2
     return after_thinking(reply.text).strip(), reply.finish_reason
 
 async def _checked_answer(messages, ask, language, *options, **more):
@@ -325,20 +336,30 @@ def answer_message(language: str) -> str:
     target = find_language(language)
     return (target.texts or pack("en"))["magpie"]["answer"].replace("{language}", target.name)
 
-# %% ../nbs/12_magpie.ipynb #fccf4a99
-async def _more_turns(row, ask, language, system, n_turns, temperature, max_tokens):
-    found, code = await _once(ask, "template", None), find_language(language).code
+# %% ../nbs/12_magpie.ipynb #7e98876f
+async def _next_turn(row, ask, language, text, sampling, near, *answering):
+    "The answer to a further turn of the user, which is added to `user_turns`, and what is wrong with either"
+    if problem := await _user_turn(row, ask, language, text, sampling): return None, f"instruction: {problem}"
+    new = row["user_turns"][-1]["instruction"]
+    if any(m["role"] == "user" and jaccard(m["content"], new) >= near for m in row["messages"]): return None, "instruction: asked before"
+    answer, problem = await _checked_answer([*row["messages"], {"role": "user", "content": new}], ask, language, *answering)
+    return answer, problem and f"response: {problem}"
+
+async def _more_turns(row, ask, language, system, n_turns, near, temperature, max_tokens):
+    found = await _once(ask, "template", None)
     sampling = {k: row["user_turns"][0][k] for k in ("temperature", "top_p", "max_tokens", "stop")}
     for n in range(2, n_turns + 1):
-        problem = await _user_turn(row, ask, language, prefix(found, language, row["steering"], system, row["messages"]), sampling)
-        turn = {"role": "user", "content": row["user_turns"][-1]["instruction"]}
-        answer, problem = (None, f"instruction: {problem}") if problem else await _checked_answer([*row["messages"], turn], ask, language, temperature, max_tokens)
+        try: answer, problem = await _next_turn(row, ask, language, prefix(found, language, row["steering"], system, row["messages"]), sampling, near, temperature, max_tokens)
+        except CallFailed as e:
+            if e.kind != "refused": raise
+            problem = str(e)  # most likely the conversation has grown too long for the model
         if problem:
             row["ended"] = f"turn {n}: {problem}"
             return
+        turn = {"role": "user", "content": row["user_turns"][-1]["instruction"]}
         row["messages"] += [turn, {"role": "assistant", "content": answer}]
 
-# %% ../nbs/12_magpie.ipynb #c9daa98f
+# %% ../nbs/12_magpie.ipynb #4a36e1d4
 async def magpie(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator`, `responder`, `tagger`, `judge`, `guard`, `embedder`; those not named are the default one, or, of the last two, not asked
@@ -363,12 +384,13 @@ async def magpie(
     english_rubrics: bool = False, # judge by English rubrics; else by ones in the language, where it has a pack
 ) -> dict:
     "Let a model write a request and answer it"
-    check_options(steering, categories, n_turns, answers, tags, min_quality, min_difficulty, min_score, min_margin)
+    check_options(steering, categories, n_turns, answers, min_quality, min_difficulty, min_score, min_margin, near)
     row = await instruct(row, ask, language, steering, temperature, top_p, max_tokens, categories, near=near, template=template)
     request = row["messages"][0]["content"]
     if tags or min_quality or min_difficulty: await _tagged(row, ask, request, min_quality, min_difficulty)
     warmth = response_temperature if response_temperature is not None else 0.8 if answers > 1 else 0.2
     row["response_from"] = dict(model=_endpoint(ask, "responder").name, system=answer_message(language), seed=ask.seed, temperature=warmth, max_tokens=response_max_tokens)
+    row["detected_language"], row["detected_confidence"] = detect_language(request)
     if answers > 1: return await _pair(row, ask, language, answers, warmth, response_max_tokens, min_length, min_score, min_margin, english_rubrics)
     answer, problem = await _checked_answer(row["messages"], ask, language, warmth, response_max_tokens)
     row["messages"] += [{"role": "assistant", "content": answer}]
@@ -376,22 +398,22 @@ async def magpie(
     if len(answer) < min_length: drop(f"response: too short ({len(answer)} characters, kept from {min_length})")
     if n_turns > 1:
         system = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
-        await _more_turns(row, ask, language, system, n_turns, warmth, response_max_tokens)
+        await _more_turns(row, ask, language, system, n_turns, near, warmth, response_max_tokens)
     await _safe(row, row["messages"], ask)
     if min_score: keep_from(min_score, row, "response", await rate(rubric("response", language, english_rubrics), [request, answer], ask, step="judge response"))
     row["detected_language"], row["detected_confidence"] = detect_language("\n\n".join(m["content"] for m in row["messages"]))
     return row
 
-# %% ../nbs/12_magpie.ipynb #70e77259
-def check_options(steering="system", categories=False, n_turns=1, answers=1, tags=False, min_quality="", min_difficulty="", min_score=0, min_margin=0) -> None:
+# %% ../nbs/12_magpie.ipynb #ad175c46
+def check_options(steering="system", categories=False, n_turns=1, answers=1, min_quality="", min_difficulty="", min_score=0, min_margin=0, near=0.7) -> None:
     "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
     if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
-    for name, value, low, high in (("n_turns", n_turns, 1, 20), ("answers", answers, 1, 20), ("min_score", min_score, 0, 5), ("min_margin", min_margin, 0, 4)):
+    for name, value, low, high in (("n_turns", n_turns, 1, 20), ("answers", answers, 1, 20), ("min_score", min_score, 0, 5), ("min_margin", min_margin, 0, 4), ("near", near, 0.01, 1)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
     if answers > 1 and n_turns > 1: raise ValueError(f"n_turns {n_turns} and answers {answers}: a preference pair has one turn")
     if min_margin and answers < 2: raise ValueError(f"min_margin {min_margin:g}: there is a margin only between several answers")
-    for value, scale in ((min_quality, QUALITIES), (min_difficulty, DIFFICULTIES)):
-        if value: at_least(scale[-1], value, scale)
+    for name, value, scale in (("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)):
+        if value and value not in scale: raise ValueError(f"{name} {value!r}: expected {', '.join(scale)}")
 
 async def _tagged(row, ask, request, min_quality, min_difficulty):
     row["tags"] = found = await tag(request, ask)
@@ -411,7 +433,7 @@ async def _pair(row, ask, language, answers, temperature, max_tokens, min_length
     for text in row["responses"] if "guard" in ask.models else []: await _safe(row, [*row["messages"], {"role": "assistant", "content": text}], ask)
     return await rerank(row, ask, language, min_score=max(min_score, 1), min_margin=min_margin, english_rubrics=english_rubrics)
 
-# %% ../nbs/12_magpie.ipynb #ef39dafd
+# %% ../nbs/12_magpie.ipynb #d3a90a43
 def compare_steering(
     model,                 # as for `run`
     languages: list,       # codes or names
@@ -422,15 +444,19 @@ def compare_steering(
     "Instructions only, made side by side in several ways: the share in the right language, the share kept, and what a kept one takes"
     for steering in steerings: read_steering(steering)
     return [line for language in languages for line in
-            sorted((_steered(model, language, s, rows, options) for s in steerings), key=lambda line: -line["kept"]["value"])]
+            sorted((_steered(model, language, s, rows, options) for s in steerings), key=lambda line: -(line["kept"]["value"] or 0))]
 
 def _steered(model, language, steering, rows, options):
-    outcome = run(list(seeds(rows)), instruct, model=model, language=language, steering=steering, **options)
+    code = find_language(language).code
+    try: outcome = run(list(seeds(rows)), instruct, model=model, language=language, steering=steering, **options)
+    except EndpointError as e:
+        if "bias" not in read_steering(steering): raise
+        return dict(language=code, steering=steering, rows=0, in_language=share(0, 0), kept=share(0, 0), repeated=0, tokens=None, seconds=None, usd=None, examples=[str(e)])
     made, kept = [*outcome.kept, *outcome.dropped], len(outcome.kept)
     def each(*columns):
         values = [line[c] for line in outcome.ledger for c in columns]
         return None if None in values or not kept else sum(values) / kept
-    return dict(language=find_language(language).code, steering=steering, rows=rows, in_language=share(sum(r["in_language"] for r in made), len(made)), kept=share(kept, rows),
+    return dict(language=code, steering=steering, rows=rows, in_language=share(sum(r["in_language"] for r in made), len(made)), kept=share(kept, rows),
                 repeated=sum("near-duplicate" in r["reason"] or "means the same" in r["reason"] for r in outcome.dropped),
                 tokens=each("prompt_tokens", "completion_tokens"), seconds=each("seconds"), usd=each("usd"), examples=[r["messages"][0]["content"] for r in outcome.kept[:3]])
 

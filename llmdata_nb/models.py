@@ -33,7 +33,7 @@ class Endpoint:
     def __post_init__(self):
         if not self.identity: object.__setattr__(self, "identity", f"{self.url}#{self.model}")
 
-# %% ../nbs/04_models.ipynb #2787cb98
+# %% ../nbs/04_models.ipynb #5b09bd9c
 _PROVIDERS = {"hf": ("https://router.huggingface.co/v1", "HF_TOKEN"), "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
               "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"), "ollama": ("http://localhost:11434/v1", None)}
 
@@ -47,8 +47,11 @@ def _host_key(host):
 
 def _ollama_host(text):
     "The address in Ollama's own variable, which may lack the scheme and the port, and be that of all interfaces"
-    scheme, host, port = re.match(r"(https?://)?([^/:]*|\[[^]]*\])(:\d+)?", text.strip()).groups()
-    return f"{scheme or 'http://'}{'localhost' if host in ('', '0.0.0.0') else host}{port or ':11434'}/v1"
+    scheme, rest = (text.strip().split("://") if "://" in text else ("", text.strip()))
+    m = re.fullmatch(r"(\[[^]]*\]|[^/:@]*)(:\d+)?(/\S*)?", rest)
+    if not m: raise ValueError(f"OLLAMA_HOST {text.rpartition('@')[2]!r}: expected an address such as http://host:11434, without a password")
+    host = "localhost" if m[1] in ("", "0.0.0.0", "[::]") else m[1]
+    return f"{scheme or 'http'}://{host}{m[2] or ('' if scheme else ':11434')}{(m[3] or '').rstrip('/')}/v1"
 
 def endpoint(
     reference: str, # such as `hf:meta-llama/Llama-3.3-70B-Instruct` or `http://host:8000/v1#model`
@@ -165,7 +168,7 @@ def _choices(data):
     if not isinstance(answer, dict): return None
     return answer if answer.get("choices") else _vector(answer) or _from_ollama(answer)
 
-# %% ../nbs/04_models.ipynb #a8d51b30
+# %% ../nbs/04_models.ipynb #8f091cc1
 def _raw_ollama(endpoint, body):
     "The address and the body of a request to go on from raw text, as Ollama wants them"
     options = {"num_predict" if k == "max_tokens" else k: v for k, v in body.items() if k not in ("model", "prompt")}
@@ -174,12 +177,12 @@ def _raw_ollama(endpoint, body):
 def _from_ollama(answer):
     if not isinstance(answer.get("response"), str): return None
     return dict(choices=[dict(text=answer["response"], finish_reason=answer.get("done_reason"))],
-                usage=dict(prompt_tokens=answer.get("prompt_eval_count"), completion_tokens=answer.get("eval_count")))
+                usage=dict(prompt_tokens=answer.get("prompt_eval_count"), completion_tokens=answer.get("eval_count", 0)))  # it leaves out a 0
 
 def _vector(answer):
-    data = answer.get("data")
-    vector = data[0].get("embedding") if isinstance(data, list) and data and isinstance(data[0], dict) else None
-    return isinstance(vector, list) and dict(choices=[dict(text=json.dumps([round(x, 5) for x in vector]), finish_reason="stop")], usage=answer.get("usage"))
+    try: vector = [round(float(x), 5) for x in answer["data"][0]["embedding"]]
+    except (KeyError, IndexError, TypeError, ValueError): return None
+    return vector and dict(choices=[dict(text=json.dumps(vector), finish_reason="stop")], usage={"completion_tokens": 0} | (answer.get("usage") or {}))
 
 # %% ../nbs/04_models.ipynb #27d4406c
 def price(endpoint: Endpoint, usage: dict) -> float | None:
@@ -343,7 +346,7 @@ def _typed(value, schema):
         if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
     return value
 
-# %% ../nbs/04_models.ipynb #b57768ca
+# %% ../nbs/04_models.ipynb #6390dcf5
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -367,9 +370,10 @@ class Ask:
     async def check(self):
         "Check all endpoints, once, before the first call that is paid"
         async with self.checking:
+            chats = {m.identity for role, m in self.models.items() if role != "embedder"}
             for e in {} if self.checked else {m.identity: m for m in self.models.values()}.values():
                 listed = await check_endpoint(self.session, e)
-                if listed: await _ask_for_a_word(self, e, listed)
+                if listed and e.identity in chats: await _ask_for_a_word(self, e, listed)
             self.checked = True
 
     def book(self, call, *args, **counts):

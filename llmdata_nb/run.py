@@ -82,17 +82,18 @@ class Outcome:
         ended = [f"        ended before {self.about['until']:,} were kept: {self.about['gave_up']}"] if self.about.get("gave_up") else []
         return "\n".join([f"{rows['in']:>6}  rows in", *lines, f"{rows['kept']:>6}  kept", *ended, f"        {calls}, {money(None if None in usd else sum(usd))}"])
 
-# %% ../nbs/06_run.ipynb #864e72fc
+# %% ../nbs/06_run.ipynb #2adf10c6
 AHEAD = 4096  # rows
 
 async def _run_rows(rows, recipe, ask, args, concurrency, settled, write, until=None):
     "Call `settled(state)` when a row is done, and `write(state, row, ledger)` in the order of the input"
-    queue, done, written = enumerate(rows), {}, 0
+    queue, done, begun, written = enumerate(rows), {}, 0, 0
     async def worker():
-        nonlocal written
-        while (not until or await until.lets_in()) and (taken := next(queue, None)):
-            i, row = taken
-            while i >= written + AHEAD: await asyncio.sleep(0.05)
+        nonlocal begun, written
+        while not until or await until.lets_in():
+            while begun >= written + AHEAD: await asyncio.sleep(0.05)  # before a row is taken, so that rows begin in their order
+            if not (taken := next(queue, None)): break
+            (i, row), begun = taken, begun + 1
             row_ledger.set(ledger := Ledger())
             done[i] = *await _settle(row, recipe, ask, args), ledger
             settled(done[i][0])
@@ -181,8 +182,8 @@ def write_manifest(outcome: Outcome, out) -> None:
     part.write_bytes(json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str).encode("utf-8", "replace"))
     part.replace(Path(out)/"manifest.json")
 
-# %% ../nbs/06_run.ipynb #1e99c3cf
-def _check(recipe, args, concurrency, budget):
+# %% ../nbs/06_run.ipynb #da0e94ee
+def _check(recipe, args, concurrency, budget, until=None, least=0):
     if not inspect.iscoroutinefunction(recipe): raise ValueError(f"recipe {recipe!r}: expected an async function of a row and ask")
     takes = dict(list(inspect.signature(recipe).parameters.items())[2:])
     named = [k for k, p in takes.items() if p.kind is not p.VAR_KEYWORD]
@@ -192,6 +193,8 @@ def _check(recipe, args, concurrency, budget):
     if needed: raise ValueError(f"{_name(recipe)} needs {needed[0]!r}: give it to run, as in run(rows, {_name(recipe)}, …, {needed[0]}=…)")
     if "language" in args: find_language(args["language"])
     read_budget(budget)
+    if until is not None and (isinstance(until, bool) or not isinstance(until, int) or until < 1): raise ValueError(f"until {until!r}: expected a whole number of rows, 1 or more")
+    if not 0 <= least <= 1: raise ValueError(f"least {least!r}: expected a share of the rows, 0 to 1")
     if concurrency < 1: raise ValueError(f"concurrency {concurrency}: expected 1 or more")
 
 def _with_ids(rows):
@@ -234,7 +237,7 @@ def check_folder(
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
 
-# %% ../nbs/06_run.ipynb #7a68cd67
+# %% ../nbs/06_run.ipynb #199562bd
 def run(
     rows,                   # row dicts: a list, as from `load_rows`, or anything that gives them one by one
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -256,8 +259,8 @@ def run(
 ) -> Outcome:
     "Send `rows` through `recipe`; ValueError, before any call is paid, when an argument is wrong or a model cannot be used"
     rows, models = _with_ids(rows), model if isinstance(model, dict) else {"default": model}
-    _check(recipe, recipe_args, concurrency, budget)
-    for name, n in (("per_minute", per_minute), ("per_day", per_day), ("timeout", timeout), ("until", until)):
+    _check(recipe, recipe_args, concurrency, budget, until, least)
+    for name, n in (("per_minute", per_minute), ("per_day", per_day), ("timeout", timeout)):
         if n is not None and n <= 0: raise ValueError(f"{name} {n}: expected more than 0")
     if out: check_folder(out, source)
     if "default" not in models: raise ValueError(f"model {models!r}: one must be the 'default'")
@@ -288,13 +291,16 @@ def run(
 def _prepare(out):
     if out: import pyarrow.json, pyarrow.parquet
 
-# %% ../nbs/06_run.ipynb #7774b3c0
+# %% ../nbs/06_run.ipynb #e7242a11
 async def _work(rows, recipe, ask, args, concurrency, timeout, settled, write, until):
     import aiohttp
     limits = dict(timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=20), connector=aiohttp.TCPConnector(limit=0))
     async with aiohttp.ClientSession(**limits) as ask.session:
         try: await _run_rows(rows, recipe, ask, args, concurrency, settled, write, until)
         finally:
+            shared = [task for task in ask.shared.values() if isinstance(task, asyncio.Future)]
+            for task in shared: task.cancel()
+            await asyncio.gather(*shared, return_exceptions=True)
             for limiter in ask.limiters.values(): limiter.close()
             ask.store.close()  # in the thread that writes to it
 

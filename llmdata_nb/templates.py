@@ -87,7 +87,7 @@ def stops(
     line = ["\n"] if "<|start_header_id|>" in chat_template and "ipython" not in chat_template else []
     return list(dict.fromkeys(filter(None, [*words, *tokens, variables.get("eos_token"), *line])))
 
-# %% ../nbs/04a_templates.ipynb #67840bb4
+# %% ../nbs/04a_templates.ipynb #9c065225
 @dataclass(frozen=True)
 class ChatTemplate:
     "A model's chat template, with the tokens that begin and end its texts"
@@ -95,25 +95,28 @@ class ChatTemplate:
     bos: str = ""
     eos: str = ""
     source: str = "" # where it was found
+    adds_bos: bool | None = None # whether the engine puts `bos` before a raw prompt; None where that is not known
 
     def opening(self, system: str | None = None, history: list = ()) -> str:
-        "As `pre_query`, without the first token, which the engines put there themselves"
-        return pre_query(self.text, system, history, bos_token="", eos_token=self.eos)
+        "As `pre_query`, without the first token where the engine puts it there itself"
+        text = pre_query(self.text, system, history, bos_token=self.bos, eos_token=self.eos)
+        adds = "bos_token" in self.text if self.adds_bos is None else self.adds_bos
+        return text.removeprefix(self.bos) if adds else text
 
     def stops(self) -> list:
         "As `templates.stops`"
         return stops(self.text, bos_token=self.bos, eos_token=self.eos)
 
-# %% ../nbs/04a_templates.ipynb #397a7c2a
+# %% ../nbs/04a_templates.ipynb #510b5f9d
 def _from_tokenizer(config, jinja, source):
     "The template in a parsed tokenizer_config.json, or in the text of chat_template.jinja, which goes before it"
     text = jinja or config.get("chat_template")
     if isinstance(text, list): text = {t["name"]: t["template"] for t in text}.get("default")
     if not isinstance(text, str): raise ValueError(f"{source}: no chat template in it; expected chat_template in tokenizer_config.json, or a file chat_template.jinja")
     bos, eos = (t["content"] if isinstance(t, dict) else t or "" for t in (config.get("bos_token"), config.get("eos_token")))
-    return ChatTemplate(text, bos, eos, str(source))
+    return ChatTemplate(text, bos, eos, str(source), config.get("add_bos_token"))
 
-# %% ../nbs/04a_templates.ipynb #ff4b3b9a
+# %% ../nbs/04a_templates.ipynb #d9326b63
 _SIZES = dict(enumerate((1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)))  # bytes of each type of value; 8 is a text, 9 a list
 _CHAT = "tokenizer.chat_template"
 
@@ -127,7 +130,8 @@ def _from_gguf(path):
             found[key] = _gguf_value(f, kind, key)
     if _CHAT not in found: raise ValueError(f"{path}: no {_CHAT} among its metadata; give the template as a file")
     def token(name): return found["tokenizer.ggml.tokens"][i] if (i := found.get(f"tokenizer.ggml.{name}_token_id")) is not None else ""
-    return ChatTemplate(found[_CHAT], token("bos"), token("eos"), str(path))
+    adds = found.get("tokenizer.ggml.add_bos_token")
+    return ChatTemplate(found[_CHAT], token("bos"), token("eos"), str(path), None if adds is None else bool(adds))
 
 def _gguf_text(f): return f.read(struct.unpack("<Q", f.read(8))[0]).decode("utf-8", "replace")
 
@@ -139,7 +143,7 @@ def _gguf_value(f, kind, key):
     if kind == 8: return [_gguf_text(f) for _ in range(n)]
     f.seek(n * _SIZES[kind], 1)
 
-# %% ../nbs/04a_templates.ipynb #b9caf3cc
+# %% ../nbs/04a_templates.ipynb #a2c15886
 def read_template(
     source: str, # a .jinja, .gguf or tokenizer_config.json file, a folder with a tokenizer's files, or a Hub id such as Qwen/Qwen2.5-7B-Instruct
 ) -> ChatTemplate:
@@ -157,12 +161,13 @@ def _text(source, folder, name):
     "What the file `name` holds, in a folder or on the Hub; None where there is none"
     if folder: return (folder/name).read_text(encoding="utf-8") if (folder/name).exists() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
     try: return Path(hf_hub_download(source, name)).read_text(encoding="utf-8")
+    except LocalEntryNotFoundError as e: raise ValueError(f"template {source}: the Hub cannot be reached, and it is not in the cache; give a file") from e
     except (EntryNotFoundError, RepositoryNotFoundError): return None  # the latter also where it may not be read
     except OSError as e: raise ValueError(f"template {source}: the Hub cannot be reached ({type(e).__name__}); give a file") from e
 
-# %% ../nbs/04a_templates.ipynb #3d3d8d4e
+# %% ../nbs/04a_templates.ipynb #4cba0ff3
 class _Stay(urllib.request.HTTPRedirectHandler):
     "Refuses to go on to another address, which would get the key"
     def redirect_request(self, *_): return None
@@ -176,11 +181,11 @@ def fetch(
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {})
     request = urllib.request.Request(endpoint.url.removesuffix("/v1") + path, json.dumps(body).encode() if body else None, headers)
     try:
-        with urllib.request.build_opener(_Stay).open(request, timeout=20) as r: told = json.load(r)
+        with urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({})).open(request, timeout=20) as r: told = json.load(r)  # no proxy gets the key either
     except (OSError, ValueError): return None  # no such path, no JSON, no answer
     return told if isinstance(told, dict) else None
 
-# %% ../nbs/04a_templates.ipynb #bb91bd20
+# %% ../nbs/04a_templates.ipynb #e22f05fb
 def find_template(
     endpoint: Endpoint,
     source: str = "",  # as for `read_template`; where it is empty, the endpoint is asked, and then the Hub
@@ -188,10 +193,9 @@ def find_template(
     "The chat template of the model at `endpoint`; ValueError, with what to do, when it cannot be found"
     if source: return read_template(source)
     told = fetch(endpoint, "/props") or {}
-    if told.get("chat_template"): return ChatTemplate(told["chat_template"], told.get("bos_token") or "", told.get("eos_token") or "", f"{endpoint.name} /props")
-    if endpoint.name.startswith("ollama:"):
-        told = (fetch(endpoint, "/api/show", {"model": endpoint.model}) or {}).get("model_info") or {}
-        if told.get(_CHAT): return ChatTemplate(told[_CHAT], source=f"{endpoint.name} /api/show")
+    if told.get("chat_template"):
+        first = (fetch(endpoint, "/tokenize", {"content": "a", "add_special": True}) or {}).get("tokens"), (fetch(endpoint, "/tokenize", {"content": "a"}) or {}).get("tokens")
+        return ChatTemplate(told["chat_template"], told.get("bos_token") or "", told.get("eos_token") or "", f"{endpoint.name} /props", None if None in first else first[0] != first[1])
     name = endpoint.model.partition(":")[0]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name): raise ValueError(f"model {endpoint.name!r}: its server does not tell its chat template, and {name!r} is no name on the Hub; name the template: a .jinja, .gguf or tokenizer_config.json file, or a Hub id")
     return read_template(name)

@@ -52,7 +52,7 @@ def test_exactly_as_many_as_wanted_and_each_can_be_made_again(template):
     for row in outcome.kept:
         turn, response = row["user_turns"][0], row["response_from"]
         body = sent[turn["seed"]]
-        assert all(body[k] == turn[k] for k in ("temperature", "top_p", "max_tokens", "stop")) and body["prompt"] == turn["prefix"]
+        assert all(body[k] == turn[k] for k in ("temperature", "max_tokens", "stop")) and body["prompt"] == turn["prefix"]
         assert turn["prefix"] == f"<|im_start|>system\n{pack('it')['magpie']['user']}<|im_end|>\n<|im_start|>user\n" and turn["temperature"] == 0.7
         assert row["messages"][0]["content"] == request(turn["seed"]) and row["detected_language"] == "it" and row["in_language"]
         (chat,) = [b for b in bodies if "messages" in b and b["messages"][-1] == row["messages"][0]]
@@ -112,7 +112,7 @@ GREETING = "Hello! How can I help you today?"
 
 @pytest.mark.parametrize("write, tokens, message", [
     (lambda seed: GREETING, 27, "one letter became 27 tokens"),
-    (lambda seed: f"{GREETING} {seed}", None, "it greets, as 'Hello! How can I help you today?"),
+    (lambda seed: f"{'!' * seed} {GREETING}", None, "it greets, as 'Hello! How can I help you today?"),
     (lambda seed: request(0), 1, "five seeds gave the same text"),
     (lambda seed: (404, {"error": {"message": "Not Found"}}), 1, "refuses raw text"),
     (lambda seed: (400, {"error": {"message": "This is a chat model and not supported in the v1/completions endpoint"}}), 1, "refuses raw text")])
@@ -146,6 +146,30 @@ def test_wrong_options_cost_nothing(template):
         outcome = made(reference, template, rows=list(seeds(1)), min_quality="best")
         with pytest.raises(EndpointError, match="no such file"): made(reference, "nowhere.jinja", rows=list(seeds(1)))
     assert "excellent" in outcome.failed[0]["reason"] and not bodies
+
+
+def test_another_seed_gives_other_rows(template):
+    with model(lambda seed: f"Spiegami il numero {seed} e la sua storia, con un esempio preso da {TOPICS[seed % 24]}.") as (reference, bodies):
+        first, second = ({r["user_turns"][0]["seed"] for r in made(reference, template, until=8, seed=seed).kept} for seed in (0, 1))
+    assert not first & second
+
+
+def test_the_same_question_again_ends_a_conversation(template):
+    with model() as (reference, bodies): outcome = made(reference, template, rows=list(seeds(1)), n_turns=3)
+    assert outcome.kept[0]["ended"] == "turn 2: instruction: asked before" and len(outcome.kept[0]["messages"]) == 2
+
+
+def test_a_token_budget_with_an_embedder(template):
+    "An embedding has no completion tokens, and is counted all the same"
+    with model() as (reference, _), serve(lambda body, n: (200, {"data": [{"embedding": [float(sum(map(ord, body["input"])) % 16 == i) for i in range(16)]}], "usage": {"prompt_tokens": 4}})) as (embedder, inputs):
+        outcome = made({"default": reference, "embedder": embedder}, template, until=3, budget="5000 tokens")
+    assert len(outcome.kept) == 3 and not outcome.failed
+
+
+def test_the_request_that_tgi_and_vllm_take(template):
+    with model() as (reference, bodies): made(reference, template, until=1)
+    body = next(b for b in bodies if b.get("prompt", "a") != "a")
+    assert "top_p" not in body and len(body["stop"]) <= 4 and body["skip_special_tokens"] is False
 
 
 def test_several_turns(template):
@@ -252,10 +276,15 @@ def test_compare_steering_counts(template):
     ("Scrivi una poesia.\n\nassistant\nEcco", "it", "Scrivi una poesia."), ("Scrivi una poesia.<|im_end|>", "it", "Scrivi una poesia."), ('Dove sei?\n\nAssistant"Sono qui."', "it", "Dove sei?"), ("1) Che ora è?\n2) Che giorno è?", "it", "Che ora è?"),
     ("Aufgabe: Berechne 3 mal 4.\nAntwort: 12", "de", "Berechne 3 mal 4."), ("質問：日本の首都はどこですか？\n回答：東京", "ja", "日本の首都はどこですか？"), ("### Pregunta: ¿Qué hora es?", "es", "¿Qué hora es?"),
     ("**Spiega la gravità.**", "it", "Spiega la gravità."), ("Confronta:\n1. il mare\n2. la montagna", "it", "Confronta:\n1. il mare\n2. la montagna"), ("Wie heißt der Assistant in Word?", "de", "Wie heißt der Assistant in Word?"),
-    ("Schreibe eine User Story: Ein Nutzer will sich anmelden.", "de", "Schreibe eine User Story: Ein Nutzer will sich anmelden."), ("", "it", ""), ("1.", "it", "1."),
+    ("Schreibe eine User Story: Ein Nutzer will sich anmelden.", "de", "Schreibe eine User Story: Ein Nutzer will sich anmelden."), ("", "it", ""), ("1.", "it", "1."), ("Scrivi una funzione che inverte una parola.\nInput: ciao\nOutput: oaic\nNon usare lo slicing.", "it", "Scrivi una funzione che inverte una parola.\nInput: ciao\nOutput: oaic\nNon usare lo slicing."),
+    ("Übersetze ins Englische.\nDeutsch: Guten Morgen", "de", "Übersetze ins Englische.\nDeutsch: Guten Morgen"), ("Spiega:\nconst {\n  user\n} = props;", "it", "Spiega:\nconst {\n  user\n} = props;"),
+    ("Correggi:\nuser: admin\nModel: X", "it", "Correggi:\nuser: admin\nModel: X"), ("1. Mai: Was feiert man da?", "de", "1. Mai: Was feiert man da?"), ("1. Crea un piano.\n- sono vegetariano\n- ho poco tempo", "it", "1. Crea un piano.\n- sono vegetariano\n- ho poco tempo"),
+    ("Problem: Mein Drucker druckt nicht.\nFrage: Was kann ich tun?", "de", "Mein Drucker druckt nicht.\nFrage: Was kann ich tun?"), ("Spiega <s>old</s> new in HTML", "it", "Spiega <s>old</s> new in HTML"),
     ("Was bedeutet diese Antwort: 42?", "de", "Was bedeutet diese Antwort: 42?"), ("Traduci in inglese:\nEnglish is easy", "it", "Traduci in inglese:\nEnglish is easy")])
 def test_sanitise(raw, language, instruction): assert sanitise(raw, language)[0] == instruction
 
 
-@pytest.mark.parametrize("text, language", [("Come posso aiutare mia nonna con il computer?", "it"), ("Wie kann ich dir Fehler melden?", "de"), ("Certo, ma quanto costa?", "it"), ("Puoi aiutarmi?", "it")])
+@pytest.mark.parametrize("text, language", [("Come posso aiutare mia nonna con il computer?", "it"), ("Wie kann ich dir Fehler melden?", "de"), ("Certo, ma quanto costa?", "it"), ("Puoi aiutarmi?", "it"),
+    ("Purtroppo non riesco a dormire da settimane. Che cosa posso fare?", "it"), ("Leider kann ich nachts nicht schlafen. Was hilft dagegen?", "de"), ("¿Cómo puedo ayudarle a mi madre con el móvil?", "es"), ("Meine Eltern werden alt. Wie kann ich ihnen helfen?", "de"),
+    ("有什么可以帮助缓解头痛的食物？", "zh"), ("Quanto fa 12 × 45?", "it"), ("Mia nonna vive da sola. Come posso aiutarla a stare meglio?", "it")])
 def test_a_user_may_say_that(text, language): assert not assistant_voice(text) and not instruction_problem(text, language)

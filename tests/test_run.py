@@ -369,3 +369,25 @@ def test_an_estimate_costs_nothing_twice(tmp_path):
         assert told.usd["low"] < usd < told.usd["high"] and abs(told.usd["mean"] / usd - 1) < 0.05 and "200 rows, judged by 10 of them" in repr(told)
         assert estimate(rows[:5], recipe, model=model, store=tmp_path / "s.sqlite", per_minute=1).minutes["mean"] >= 5
         with pytest.raises(ValueError, match="no row"): estimate(rows[-1:], recipe, model=model, store=tmp_path / "s.sqlite")
+
+
+def test_rows_begin_in_their_order_also_far_ahead(monkeypatch):
+    "The first row hangs: those that wait for it begin in the order of the input, whoever wakes first"
+    import asyncio
+    import random
+
+    from llmdata_nb import run as module
+    monkeypatch.setattr(module, "AHEAD", 3)
+    begun = []
+    async def recipe(row, ask):
+        begun.append(row["id"])
+        await asyncio.sleep(0.3 if row["id"] == "0" else random.random() / 50)
+        return row
+    with serve(lambda body, n: "x") as (model, bodies): run([{"id": str(i)} for i in range(40)], recipe, model=model, store=":memory:", concurrency=8)
+    assert begun == [str(i) for i in range(40)]
+
+
+@pytest.mark.parametrize("options, message", [(dict(until=2.5), "until 2.5: expected a whole number"), (dict(until=0), "until 0: expected a whole number"), (dict(until=3, least=5), "least 5: expected a share")])
+def test_until_and_least_are_checked(options, message):
+    async def recipe(row, ask): return row
+    with serve(lambda body, n: "x") as (model, bodies), pytest.raises(ValueError, match=message): run([{"id": "a"}], recipe, model=model, store=":memory:", **options)
