@@ -179,7 +179,7 @@ def sample(
     verdicts = [f"{k}: {row[k]}" for k in row if re.search("_(label|score|rationale|feedback)$|^outcome$|^margin$", k) and row[k] is not None]
     return fenced("\n\n".join([f"id: {row['id']}", *said, *(["\n".join(verdicts)] if verdicts else [])]))
 
-# %% ../nbs/21_export.ipynb #ab541a08
+# %% ../nbs/21_export.ipynb #9ac619c4
 METHODS = {"translate_and_judge": """1. The conversations of the source are read; a row that cannot be read is counted as failed, with its place.
 2. A request that repeats an earlier one, exactly or nearly, is dropped.
 3. The instruction (system and user messages) is translated, then checked without a model: is it in the right language, is it a translation and not an answer, did code and addresses survive.
@@ -194,7 +194,7 @@ METHODS = {"translate_and_judge": """1. The conversations of the source are read
 2. The request is cleaned of labels, lists, answers and marks of the template, and checked without a model: language, script, sentences in another language, loops, an assistant's words. One that repeats an earlier one is dropped.
 3. Where `tags` or a least quality or difficulty asks for it, a model tags the request.
 4. The request is answered, under a system message in the language that is not part of the row, and the answer checked in the same way. With `n_turns` it goes on; with `answers` from 2 up, a judge compares that many answers in both orders, and the best and the worst make a pair.
-5. Where `min_score` asks for it, a judge scores the answer from 1 to 5; where a guard model is given, what it calls unsafe is dropped.
+5. Where `min_score` asks for it, a judge scores the first answer from 1 to 5; where a guard model is given, what it calls unsafe is dropped.
 6. Rows are made in this way until as many are kept as were asked for."""}
 
 # %% ../nbs/21_export.ipynb #d064d4da
@@ -207,13 +207,14 @@ def judge_warnings(
     told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #a2d8411e
+# %% ../nbs/21_export.ipynb #21d002b6
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
     judged = any(row.get(column) is not None for row in kept for column in (*SCALES, "scores"))
-    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality." if judged else "No judge and no person read the rows: only checks without a model did.",
+    found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality." if judged else \
+             "A model tagged or guarded the rows, but no judge and no person read them." if any(row.get("tags") or row.get("safety") for row in kept) else "No judge and no person read the rows: only checks without a model did.",
              *judge_warnings([*kept, *dropped], manifest["arguments"].get("min_score"))]
-    if any(row.get("outcome") for row in kept): found += _of_pairs(kept)
+    if any(row.get("outcome") for row in kept): found += _of_pairs(kept, manifest["recipe"])
     if any(row.get("detected_language") for row in [*kept, *dropped]): found.append("The language was checked by detectors, which err on short texts and between near neighbours.")
     if manifest["recipe"] == "translate_and_judge":
         compared = any(row.get("fidelity_score") is not None for row in kept)
@@ -227,13 +228,14 @@ def _of_small_models(manifest):
     does = {"rerank": "judged no better than chance on 60 pairs of LLMBar", "magpie": "writes short, often odd requests, and gives wrong answers to many of them"}.get(manifest["recipe"], "translates plain sentences with mistakes and judges weakly")
     return [f"A small model embedded in llmdata_nb was used. The default one, Qwen2.5-Coder 1.5B, {does}. It shows the method; do not train on its rows without reading them."]
 
-def _of_pairs(kept):
+def _of_pairs(kept, recipe):
     told = [row["position_consistent"] for row in kept if row.get("position_consistent") is not None and row["outcome"] != "tie"]
     ties = sum(row["outcome"] == "tie" for row in kept)
     order = "Each pair was judged in one order only, so the place of an answer may have decided." if all(row.get("position_consistent") is None for row in kept) else \
         f"The judge decided {len(told):,} pairs; in {sum(told):,} of them both orders name the same best answer."
     if ties: order += f" {ties:,} pairs are ties, and were decided by the argument `tie`, not by the judge."
-    return [order, "The answers were not checked for their language.", "Preferences between answers of other models teach a model less than preferences between its own."]
+    return [order, *(["The answers were not checked for their language."] if recipe in ("rerank", "on_policy") else []),
+            *(["Preferences between answers of other models teach a model less than preferences between its own."] if recipe == "rerank" else [])]
 
 # %% ../nbs/21_export.ipynb #25fed7a2
 def _about(manifest, license):

@@ -110,7 +110,7 @@ def in_test(
     "Whether the row with this id belongs to the test split, by the SHA-256 of the id"
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") < share * 2**64
 
-# %% ../nbs/21a_formats.ipynb #e430e368
+# %% ../nbs/21a_formats.ipynb #07985ce8
 def _system(messages):
     "The text of the system message, empty without one, and the other messages"
     return (messages[0]["content"], messages[1:]) if messages[0]["role"] == "system" else ("", messages)
@@ -123,7 +123,7 @@ def alpaca(
     texts = [m["content"] for m in turns]
     answers = {"completion": "output", "chosen": "chosen", "rejected": "rejected"}
     return {"id": row["id"], "instruction": texts[-1], "input": "", **{new: row[old][0]["content"] for old, new in answers.items() if old in row},
-            **({"kto_tag": row["label"]} if "label" in row else {}), "system": system, "history": [list(pair) for pair in zip(texts[:-1:2], texts[1::2])]}
+            **({"kto_tag": row["label"]} if "label" in row else {}), "system": system, "history": [list(pair) for pair in zip(texts[::2], texts[1::2])]}
 
 def _said(message): return {"from": {"user": "human", "assistant": "gpt"}[message["role"]], "value": message["content"]}
 

@@ -223,7 +223,7 @@ class _Turns:
             if not ticket[1].done(): ticket[1].set_result(None)
         go() if not ticket[0] or ticket[0].done() else ticket[0].add_done_callback(go)
 
-# %% ../nbs/12_magpie.ipynb #ccb7bffb
+# %% ../nbs/12_magpie.ipynb #00bc27a8
 async def instruct(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator` and, for languages without a pack, `translator`; `embedder` where there is one
@@ -248,7 +248,7 @@ async def instruct(
         found = await _once(ask, "template", lambda: _fit(ask, template))
         tokens = await _once(ask, "bias", lambda: asyncio.to_thread(english_tokens, _endpoint(ask, "generator"))) if "bias" in parts and find_language(language).code != "en" else []
         temperature = temperature if temperature is not None else 0.7 if "system" in parts else 1.0
-        sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=found.stops()[:4]) | ({"logit_bias": {str(t): bias for t in tokens}} if tokens else {})
+        sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=_stops(found, language)) | ({"logit_bias": {str(t): bias for t in tokens}} if tokens else {})
         row["user_turns"] = []
         problem = await _user_turn(row, ask, language, prefix(found, language, steering, system), sampling)
         text = row["user_turns"][0]["instruction"]
@@ -262,13 +262,18 @@ async def instruct(
     row["messages"] = [{"role": "user", "content": text}]
     return row
 
-# %% ../nbs/12_magpie.ipynb #9077142f
+# %% ../nbs/12_magpie.ipynb #58d9ce84
 async def _fit(ask, template):
     try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
     if not found.opening(): raise EndpointError(f"template {found.source}: it opens a user's turn with nothing; give another one")
     await check_raw(ask)
     return found
+
+def _stops(template, language):
+    "Four texts at which a request has ended, for some servers take no more: the surest marks of the template, and the label of an answer, which models go on to at our cost"
+    packs = [p["magpie"]["answers"][0] for p in (find_language(language).texts, pack("en")) if p]
+    return list(dict.fromkeys([*template.stops()[:2], *(f"\n{word.capitalize()}:" for word in packs)]))[:4]
 
 async def _user_turn(row, ask, language, text, sampling):
     "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"

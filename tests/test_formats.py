@@ -197,7 +197,7 @@ BAD_PAIRS = [
     (change(pair(), prompt=[user("a"), assistant("b")]), "prompt: the last message is of the role assistant, expected user"), (change(pair(), prompt=[system("a")]), "prompt: the last message is of the role system"),
     (change(pair(), chosen="a"), "chosen: expected one message"), (change(pair(), chosen=[]), "chosen: expected one message"), (change(pair(), chosen=[user("q"), assistant("a")]), "chosen: expected one message"),
     (change(pair(), rejected=[user("a")]), "rejected: message 2 is of the role user"), (change(pair(), rejected=[assistant("")]), "rejected: message 2 .assistant. is empty"),
-    (change(pair(), rejected=[assistant("ciao  good \n")]), "the same answer"), (change(pair(), chosen=[assistant("é")], rejected=[assistant("e\u0301")]), "the same answer"),
+    (change(pair(), rejected=[assistant("ciao  good \n")]), "the same answer"), (change(pair(), chosen=[assistant("a b\n")], rejected=[assistant("a b")]), "the same answer"), (change(pair(), chosen=[assistant("é")], rejected=[assistant("e\u0301")]), "the same answer"),
     (change(pair(), margin=0, chosen_score=2), "a tie that nobody decided"), (change(pair(), margin=None, chosen_score=2, outcome=None), "a tie that nobody decided"),
     (change(pair(), margin=..., chosen_score=1, outcome=...), r"the rejected answer is the better one \(margin -1\)"), (change(pair(), margin=1.5, outcome="tie"), "a tie, but its margin is 1.5"),
     (change(pair(), decided_by="people", margin=-1), "the rejected answer is the better one"),

@@ -249,7 +249,7 @@ def test_ollama_goes_raw(template, monkeypatch):
         outcome = made("ollama:m", template, until=3)
     raw = [b for b in bodies if b.path == "/api/generate"]
     assert len(outcome.kept) == 3 and all(b["raw"] is True and b["stream"] is False and b["model"] == "m" for b in raw)
-    assert {b["options"]["seed"] for b in raw if b["prompt"] != "a"} == {0, 1, 2} and raw[-1]["options"]["num_predict"] == 500 and raw[-1]["options"]["stop"] == ["<|im_end|>", "<|im_start|>"]
+    assert {b["options"]["seed"] for b in raw if b["prompt"] != "a"} == {0, 1, 2} and raw[-1]["options"]["num_predict"] == 500 and raw[-1]["options"]["stop"] == ["<|im_end|>", "<|im_start|>", "\nRisposta:", "\nAnswer:"]
 
 
 def test_bias_makes_english_beginnings_less_likely(template):
