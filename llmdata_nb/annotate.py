@@ -7,7 +7,7 @@ __all__ = ['answers_to_show', 'new_annotation', 'save_annotation', 'read_annotat
            'Session', 'annotate', 'preference_of', 'opinion', 'fitting', 'resolve', 'krippendorff', 'agreement_of',
            'labelled_from']
 
-# %% ../nbs/20_annotate.ipynb #9582277e
+# %% ../nbs/20_annotate.ipynb #7ae44f51
 import hashlib, json, os, re, time, warnings
 from collections import Counter
 from datetime import datetime, timezone
@@ -15,6 +15,7 @@ from html import escape
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
+from threading import RLock
 
 from .agreement import bootstrap, kappa, share
 from .judge import Comparison
@@ -190,7 +191,7 @@ def _inline(text):
     text = re.sub(r"(?<![\w*])\*([^*\s][^*\n]*)\*(?![\w*])", r"<i>\1</i>", text)
     return re.sub("\0(\\d+)\0", lambda m: f"<code>{codes[int(m[1])]}</code>", text)
 
-# %% ../nbs/20_annotate.ipynb #a6892efa
+# %% ../nbs/20_annotate.ipynb #be0049be
 class Session:
     "One person's way through the rows; answers go by their number in the row, and `order` tells their places on the screen"
     def __init__(self,
@@ -230,7 +231,11 @@ class Session:
 
     def _go(self, place):
         self.at, self.focus, self.since = place, 0, time.monotonic()
-        if self.current: self.order = order_for(self.current["id"], self.annotator, len(self.current["answers"]))
+        if not self.current: return
+        self.order = order_for(self.current["id"], self.annotator, len(self.current["answers"]))
+        self.focus = (self._unrated() or [0])[0]
+
+    def _unrated(self): return [place for place, i in enumerate(self.order) if self.annotation["ratings"][i] is None]
 
     @property
     def current(self) -> dict | None:
@@ -276,10 +281,11 @@ class Session:
         self.message = ""
 
     def rate(self, answer: int, rating: int):
-        "Rate an answer; the same rating again takes it back"
+        "Rate an answer, and move on to the next without a rating; the same rating again takes it back"
         ratings = list(self.annotation["ratings"])
         ratings[answer] = None if ratings[answer] == rating else rating
         self.change(ratings=ratings)
+        self.focus = self._unrated()[0] if self._unrated() and ratings[answer] else self.order.index(answer)
 
     def prefer(self, answer):
         "Prefer an answer, or \"tie\"; the same again takes it back"
@@ -305,7 +311,7 @@ class Session:
         self.message = "Saved." + (f" The judge had given {told}." if told else "")
 
     def _missing(self, said):
-        unrated = [chr(65 + place) for place, i in enumerate(self.order) if said["ratings"][i] is None]
+        unrated = [chr(65 + place) for place in self._unrated()]
         if said["flag"] or said["improved"] or said["preference"] is not None or not unrated: return ""
         return f"Not saved yet: rate {' and '.join(unrated)}" + (", or say which is better" if len(self.order) > 1 else "") + ". Or skip the row."
 
@@ -337,20 +343,18 @@ class Session:
         "What a key does: 1 to 5, left, right, p, t, e, save, skip, undo, back, next"
         if not self.current and key not in ("undo", "back"): return
         answer = self.order[self.focus] if self.current else None
-        if key in "12345":
-            self.rate(answer, int(key))
-            if self.annotation["ratings"][answer]: self.focus = next((p for p, i in enumerate(self.order) if self.annotation["ratings"][i] is None), self.focus)
+        if key in "12345": self.rate(answer, int(key))
         elif key in ("left", "right"): self.focus = (self.focus + (1 if key == "right" else -1)) % len(self.order)
         else: {"p": lambda: self.prefer(answer), "t": lambda: self.prefer("tie"), "e": lambda: self.improve(answer), "back": lambda: self.step(-1), "next": lambda: self.step(1),
                "save": self.save, "skip": self.skip, "undo": self.undo}[key]()
 
 def _rated(shown): return [s for s in shown["scores"] if s is not None]
 
-# %% ../nbs/20_annotate.ipynb #834de62d
+# %% ../nbs/20_annotate.ipynb #df297c04
 _STYLE = """<style>
 .llmdata-annotate {outline: none; max-width: 1500px; padding: 4px 8px 8px; font-size: 14px}
 .llmdata-annotate .text {font-family: "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", system-ui, sans-serif; font-size: 15px; line-height: 1.55; overflow-wrap: anywhere}
-.llmdata-annotate .text p {margin: 0 0 .6em; white-space: pre-wrap} .llmdata-annotate .text .item {margin-bottom: .15em}
+.llmdata-annotate .text p {margin: 0 0 .6em; white-space: pre-wrap} .llmdata-annotate .text > p:last-child {margin-bottom: 0} .llmdata-annotate .text .item {margin-bottom: .15em}
 .llmdata-annotate .text :is(.h1, .h2, .h3) {font-weight: 700; margin: .3em 0} .llmdata-annotate .text .h1 {font-size: 1.2em} .llmdata-annotate .text .h2 {font-size: 1.1em}
 .llmdata-annotate .text pre {margin: .3em 0 .6em; padding: 8px; overflow: auto; white-space: pre; border-radius: 4px}
 .llmdata-annotate .text :is(pre, code) {font-family: var(--jp-code-font-family, monospace); font-size: 13px; line-height: 1.4; background: var(--jp-layout-color2, #eee)} .llmdata-annotate .text code {padding: 0 3px; border-radius: 3px}
@@ -370,40 +374,67 @@ _STYLE = """<style>
 _KEYS = """(() => {
 const names = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, ArrowLeft: "left", k: "left", ArrowRight: "right", j: "right", p: "p", t: "t", e: "e", Enter: "save", s: "skip", u: "undo", b: "back", n: "next"};
 const fields = {r: ".llmdata-rationale textarea", f: ".llmdata-flag input", e: ".llmdata-improved textarea"};
-const typing = target => target.matches("textarea, input, select");
-function enter(root, field, tries = 40) {  // the field may only come once the kernel has answered
-  const found = root.querySelector(field);
-  if (found && found.offsetParent) found.focus(); else if (tries) setTimeout(() => enter(root, field, tries - 1), 50);
+const queues = new WeakMap();
+const rootOf = event => event.target.closest && event.target.closest(".llmdata-annotate");
+const typing = target => target.matches("textarea, input, select"), texting = target => target.matches("textarea, input");
+const pause = time => new Promise(done => setTimeout(done, time));
+const answered = root => root.querySelector(".llmdata-ack").textContent;
+function later(root, act) {  // one message to the kernel after the other, each when the last is answered: it may take two in another order
+  queues.set(root, (queues.get(root) || Promise.resolve()).then(async () => {
+    const before = answered(root);
+    if (act() !== false) for (let i = 0; i < 500 && answered(root) === before; i++) await pause(10);
+  }).catch(console.error));
+}
+function send(root, field) {
+  later(root, () => {
+    if (field.value === field.was) return false;
+    field.was = field.value;
+    field.dispatchEvent(new Event("change", {bubbles: true}));
+  });
+}
+async function enter(root, field) {  // the field may only come once the kernel has answered
+  for (let i = 0; i < 200; i++, await pause(20)) {
+    const found = root.querySelector(field);
+    if (found && found.offsetParent) return found.focus();
+  }
 }
 function home(root) { root.tabIndex = 0; root.focus({preventScroll: true}); }
-function key(event) {
-  const root = event.target.closest && event.target.closest(".llmdata-annotate");
-  if (!root || event.isComposing || event.altKey) return;
-  const command = event.ctrlKey || event.metaKey, texting = typing(event.target);
-  if (command && event.key !== "Enter") return;
+function keydown(event) {
+  const root = rootOf(event), command = event.ctrlKey || event.metaKey;
+  if (!root || event.isComposing || event.altKey || (command && event.key !== "Enter")) return;
   event.stopImmediatePropagation();  // no key meant for the rows reaches the notebook, where x cuts a cell
-  if (texting && event.key === "Escape") return home(root);
-  if (texting && !(event.key === "Enter" && (command || event.target.closest(".llmdata-flag")))) return;
+  if (typing(event.target)) {
+    if (event.key === "Escape") return home(root);
+    if (event.key !== "Enter" || !(command || event.target.closest(".llmdata-flag"))) return;
+    home(root);  // which sends the text first
+  }
   if (event.target.tagName === "BUTTON" && (event.key === "Enter" || event.key === " ")) return;
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (!(name in names) && !(name in fields)) return;
   event.preventDefault();
-  if (texting) home(root);  // which sends the text first
-  if (name in names) root.querySelector(".llmdata-key-" + names[name]).click();
+  if (name in names) later(root, () => root.querySelector(".llmdata-key-" + names[name]).click());
   if (name in fields) enter(root, fields[name]);
 }
 function click(event) {
-  const root = event.target.closest && event.target.closest(".llmdata-annotate");
-  if (root && !typing(event.target) && String(getSelection()) === "") home(root);
+  const root = rootOf(event), button = root && event.target.closest("button");
+  if (!root || !event.isTrusted || typing(event.target)) return;
+  if (button) { event.stopImmediatePropagation(); later(root, () => button.click()); }
+  if (button || String(getSelection()) === "") home(root);
 }
-let pause;
-function typed(event) {  // send a text a second after the last letter, not only when its field is left
-  if (!event.target.closest || !event.target.closest(".llmdata-annotate textarea, .llmdata-annotate .llmdata-flag input")) return;
-  clearTimeout(pause);
-  pause = setTimeout(() => event.target.dispatchEvent(new Event("change", {bubbles: true})), 1000);
+function focusin(event) { if (rootOf(event) && texting(event.target) && event.target.was === undefined) event.target.was = event.target.value; }
+function change(event) {
+  if (!rootOf(event) || !event.isTrusted || !texting(event.target)) return;
+  event.stopImmediatePropagation();
+  send(rootOf(event), event.target);
 }
-for (const [name, listener] of Object.entries({keydown: key, click: click, input: typed})) {
-  const was = "llmdata_" + name;
+let timer;
+function input(event) {  // send a text a second after the last letter, not only when its field is left
+  if (!rootOf(event) || !texting(event.target)) return;
+  clearTimeout(timer);
+  timer = setTimeout(send, 1000, rootOf(event), event.target);
+}
+for (const listener of [keydown, click, focusin, change, input]) {
+  const name = listener.name, was = "llmdata_" + name;
   if (window[was]) window.removeEventListener(name, window[was], true);
   window.addEventListener(name, window[was] = listener, true);
 }
@@ -435,7 +466,7 @@ def _head_html(session):
 _HELP = ("1–5", "rate"), ("← →", "other answer"), ("p", "prefer"), ("t", "tie"), ("e", "improve"), ("r", "reason"), ("f", "flag"), ("Enter", "save, next"), ("s", "skip"), ("u", "undo"), ("b n", "back, next")
 _KEYS_HTML = '<div class="said keys">Click anywhere in here for the keys: ' + " ".join(f"<kbd>{key}</kbd> {what}" for key, what in _HELP) + ' · in a text <kbd>Ctrl+Enter</kbd> save, <kbd>Esc</kbd> leave</div>'
 
-# %% ../nbs/20_annotate.ipynb #ea87e9a1
+# %% ../nbs/20_annotate.ipynb #4f2435e8
 def annotate(
     rows: list,                    # as `answers_to_show` reads them
     path="annotations.jsonl",      # the file for the annotations; several people may share one
@@ -448,7 +479,7 @@ def annotate(
     import ipywidgets as w
     session = Session(rows, path, annotator, hide_judge, language, max_judge)
     most = max([len(s["answers"]) for s in session.shown], default=0)
-    slim, wide = w.Layout(width="auto"), w.Layout(width="100%")
+    slim, wide = w.Layout(width="auto"), w.Layout(width="auto", align_self="stretch")
 
     def button(text, do, *classes, layout=slim, **more):
         made = w.Button(description=text, layout=layout, **more)
@@ -457,9 +488,11 @@ def annotate(
         return made
 
     def act(do):
-        try: do()
-        except (OSError, ValueError) as e: session.message = f"Not saved: {e}"
-        draw()
+        with lock:  # a kernel may handle two messages at once
+            try: do()
+            except (OSError, ValueError) as e: session.message = f"Not saved: {e}"
+            draw()
+            ack.value = str(int(ack.value) + 1)
 
     def press(key): return lambda: session.press(key)
 
@@ -473,7 +506,7 @@ def annotate(
     cards = []
     for place in range(most):
         text = w.HTML(layout=wide)
-        rating = [button(str(n), on_place(place, lambda i, n=n: session.rate(i, n)), tooltip=f"{n} of 5", layout=w.Layout(width="42px")) for n in range(1, 6)]
+        rating = [button(str(n), on_place(place, lambda i, n=n: session.rate(i, n)), tooltip=f"{n} of 5", layout=w.Layout(width="38px")) for n in range(1, 6)]
         better = button("Improve", on_place(place, lambda i: session.improve(i)), tooltip="write a better answer, from this one")
         cards.append(w.VBox([text, w.HBox([*rating, better], layout=w.Layout(flex_flow="row wrap"))], layout=w.Layout(flex="1 1 320px", min_width="280px", justify_content="space-between")))
         cards[-1].add_class("llmdata-card")
@@ -482,15 +515,16 @@ def annotate(
     head, message, prompt = w.HTML(layout=w.Layout(flex="1 1 300px")), w.HTML(layout=w.Layout(flex="1 1 200px")), w.HTML(layout=wide)
     texts, choice = w.VBox(layout=wide), w.HBox([*best, tie], layout=w.Layout(flex_flow="row wrap"))
     codes = sorted({s["language"] for s in session.shown if s["language"]} | {language or ""} - {""})
-    of_language = w.Dropdown(options=[("all languages", None), *zip(codes, codes)], value=language, layout=slim)
+    of_language = w.Dropdown(options=[("all languages", ""), *zip(codes, codes)], value=language or "", layout=slim)
     levels = sorted({1.0, 2.0, 3.0, 4.0} | {max_judge or 1.0})
-    of_judge = w.Dropdown(options=[("any rating", None), *((f"judged {n:g} or less", n) for n in levels)], value=max_judge, layout=slim)
-    for chooser in (of_language, of_judge): chooser.observe(lambda _: act(lambda: session.filter(of_language.value, of_judge.value)), "value")
+    of_judge = w.Dropdown(options=[("any rating", 0), *((f"judged {n:g} or less", n) for n in levels)], value=max_judge or 0, layout=slim)
+    for chooser in (of_language, of_judge): chooser.observe(lambda _: act(lambda: session.filter(of_language.value or None, of_judge.value or None)), "value")
     actions = w.HBox([button("Back", press("back"), "llmdata-key-back"), button("Next", press("next"), "llmdata-key-next"), button("Undo", press("undo"), "llmdata-key-undo"), button("Skip", press("skip"), "llmdata-key-skip"),
                       button("Save, next", press("save"), "llmdata-key-save", button_style="primary"), message], layout=w.Layout(flex_flow="row wrap", align_items="center"))
     hidden = w.HBox([button("", press(key), f"llmdata-key-{key}") for key in ("1", "2", "3", "4", "5", "left", "right", "p", "t", "e")], layout=w.Layout(display="none"))
     script = w.Output(outputs=({"output_type": "display_data", "data": {"application/javascript": _KEYS, "text/plain": ""}, "metadata": {}},), layout=w.Layout(height="0", overflow="hidden"))
-    drawn_texts = []
+    lock, ack, drawn_texts = RLock(), w.HTML("0", layout=w.Layout(display="none")), []
+    ack.add_class("llmdata-ack")
 
     def draw_texts():
         "New text fields for each row: what arrives late from an old one goes to the row that it was typed in"
@@ -503,7 +537,7 @@ def annotate(
             made.observe(lambda change: act(lambda: session.change(id, **{name: change["new"]})), "value")
             return made
         fields = {"rationale": field(w.Textarea, "rationale", "llmdata-rationale", placeholder="Why? (r)", rows=2),
-                  "flag": field(w.Combobox, "flag", "llmdata-flag", placeholder="Flag this row: what is wrong with it? (f)", options=("not in the language", "unsafe", "personal data", "the request makes no sense", "no answer is usable"))}
+                  "flag": field(w.Text, "flag", "llmdata-flag", placeholder="Flag this row: what is wrong with it, such as unsafe, or not in the language? (f)")}
         parts = [fields["rationale"], fields["flag"]]
         if said["improved_of"] is not None:
             fields["improved"] = field(w.Textarea, "improved", "llmdata-improved", rows=8)
@@ -532,7 +566,7 @@ def annotate(
         draw_texts()
 
     answers = w.HBox(cards, layout=w.Layout(flex_flow="row wrap", align_items="stretch"))
-    box = w.VBox([w.HTML(_STYLE), w.HBox([head, of_language, of_judge], layout=w.Layout(flex_flow="row wrap", align_items="center")), prompt, answers, choice, texts, actions, w.HTML(_KEYS_HTML), hidden, script])
+    box = w.VBox([w.HTML(_STYLE), w.HBox([head, of_language, of_judge], layout=w.Layout(flex_flow="row wrap", align_items="center")), prompt, answers, choice, texts, actions, w.HTML(_KEYS_HTML), hidden, ack, script])
     box.add_class("llmdata-annotate")
     box.session = session
     draw()
@@ -580,7 +614,7 @@ def fitting(
         else: unfit.append(a)
     return fit, unfit
 
-# %% ../nbs/20_annotate.ipynb #234a66e0
+# %% ../nbs/20_annotate.ipynb #451f75b0
 def resolve(
     rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
     annotations: list, # as from `read_annotations`
@@ -617,10 +651,11 @@ def _by_people(row, shown, people, tie):
             return _pair(row, shown, len(answers), worst, "people", [*said["ratings"], None], people)
     if len(answers) < 2: drop("one answer, and no improved one")
     best, worst = min(said["best"], key=lambda i: len(answers[i])), max(said["worst"], key=lambda i: len(answers[i]))
-    if len(said["best"]) == len(answers):
+    equal = len(said["best"]) == len(answers)
+    if equal:
         if tie == "drop" or len(answers[best]) == len(answers[worst]): drop("tie: people prefer none")
     elif None not in said["ratings"] and said["ratings"][best] < said["ratings"][worst]: drop("tie: the votes and the ratings of people contradict each other")
-    return _pair(row, shown, best, worst, "people", said["ratings"], people)
+    return _pair(row, shown, best, worst, "people", said["ratings"], people, 0.0 if equal else None)
 
 def _by_judge(row, shown, tie):
     comparison = _comparison(row, shown)

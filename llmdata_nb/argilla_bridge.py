@@ -20,10 +20,10 @@ def unescape_html(text: str) -> str:
     "The text that was escaped, also where someone copied it"
     return text.replace("<\u2060", "<")
 
-# %% ../nbs/20a_argilla.ipynb #04144784
+# %% ../nbs/20a_argilla.ipynb #efc45fbc
 def record_of(
     row: dict,            # as `answers_to_show` reads it, with two answers or more
-    judge: str = "judge", # the name of who gave the scores
+    judge: str | None = "judge", # the name of who gave the scores; None for no suggestions
     order: list | None = None, # indices of the answers as they are shown; None for one that the id of the row decides
 ) -> dict: # id, fields, metadata, suggestions
     "A row as a record of Argilla"
@@ -34,9 +34,9 @@ def record_of(
     fields = {"prompt": escape_html(request_of({"messages": told["prompt"]}))} | {f"answer_{k}": escape_html(answers[i]) for k, i in enumerate(order, 1)}
     metadata = {"language": row.get("detected_language") or row.get("language"), "language_score": row.get("detected_confidence"), "models": sorted({m for m in told["models"] if m})}
     metadata = {name: value for name, value in metadata.items() if value not in (None, [])} | {"order": order, "answers": told["hash"]}
-    agent = re.sub(r"[^a-zA-Z0-9_:./\s-]", "-", judge)[:200]  # the characters that Argilla takes in the name of an agent
-    suggestions = [{"question_name": name, "value": value, "agent": agent, "type": "model"} for name, value in _suggested(told, order, row.get("outcome")).items()]
-    return {"id": told["id"], "fields": fields, "metadata": metadata, "suggestions": suggestions}
+    agent = re.sub(r"[^a-zA-Z0-9_:./\s-]", "-", judge or "")[:200]  # the characters that Argilla takes in the name of an agent
+    said = _suggested(told, order, row.get("outcome")) if judge else {}
+    return {"id": told["id"], "fields": fields, "metadata": metadata, "suggestions": [dict(question_name=name, value=value, agent=agent, type="model") for name, value in said.items()]}
 
 def _suggested(told, order, outcome):
     "What the judge would answer to the questions, by their name"
@@ -137,12 +137,12 @@ def _records(client, dataset, *include):
         found |= new
     return list(found.values())
 
-# %% ../nbs/20a_argilla.ipynb #c787f81f
+# %% ../nbs/20a_argilla.ipynb #c7cb5fe9
 def push(
     rows: list,                     # as `answers_to_show` reads them, each with two answers or more
     name: str,                      # of the dataset, which is made where it is missing
     workspace: str | None = None,   # None for the first
-    judge: str = "judge",           # the name of who gave the scores
+    judge: str | None = "judge",    # the name of who gave the scores; None for no suggestions, so that people answer for themselves
     annotators: int = 1,            # responses that make a record complete; above 1, several people see each record
     guidelines: str | None = None,  # what annotators are told, in markdown; None leaves those of the dataset
     api_url: str | None = None,     # None for ARGILLA_API_URL

@@ -18,7 +18,6 @@ import pytest
 from llmdata_nb.annotate import (Session, agreement_of, annotate, answers_to_show, fitting, krippendorff, labelled_from, new_annotation, opinion, order_for, read_annotations, render,
                                  resolve, save_annotation, worth_asking)
 from llmdata_nb.judge import Comparison, calibrate
-from llmdata_nb.store import Store
 
 BROWSER = Path(__file__).parent / "browser"
 
@@ -291,7 +290,9 @@ def test_agreement_says_of_how_many():
 def test_calibrate_takes_the_labelled_rows(tmp_path):
     rows = [row(f"r{i}", 5, 2) if i % 3 else row(f"r{i}", 1, 4) for i in range(12)]
     labelled = labelled_from(rows, [said(r, "anna", *r["scores"]) for r in rows])
-    async def judge(r, ask): return Comparison([1, 2] if r["id"] in ("r0", "r3") else [2, 1], orders=[[0, 1]], by_order=[[2, 1]], status="ok")
+    async def judge(r, ask):
+        scores = [1, 2] if r["id"] in ("r0", "r3") else [2, 1]
+        return Comparison(scores, orders=[[0, 1]], by_order=[scores], status="ok")
     found = calibrate(judge, labelled, model="http://127.0.0.1:9/v1#none", store=tmp_path / "s.sqlite")
     assert found.kind == "preference" and found.figures["same opinion"]["value"] == 10 / 12
 

@@ -1,7 +1,7 @@
 """Rows to Argilla and annotations back: the pure functions always; with a real server when LLMDATA_ARGILLA is the python of an environment for it.
 
     python3.11 -m venv argilla_env
-    argilla_env/bin/pip install argilla==2.8.0 argilla-server==2.8.0 fakeredis==2.40.0
+    argilla_env/bin/pip install argilla==2.8.0 argilla-server==2.8.0 fakeredis==2.40.0 "click<8.2" "huggingface_hub<1"
     LLMDATA_ARGILLA=argilla_env/bin/python pytest tests/test_argilla.py
 
 The server, its database (SQLite) and its package are real. Elasticsearch is `search_stand_in`, and Redis is fakeredis with nobody who takes up the jobs.
@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from llmdata_nb.annotate import answers_to_show, new_annotation, resolve
 from llmdata_nb.argilla_bridge import _check_layout, annotation_of, escape_html, layout, push, record_of, unescape_html
 
-ROOT, PYTHON = Path(__file__).parents[1], os.environ.get("LLMDATA_ARGILLA")
+ROOT, PYTHON = Path(__file__).parents[1], os.environ.get("LLMDATA_ARGILLA") and os.path.abspath(os.environ["LLMDATA_ARGILLA"])
 BAD = "Use `<b>` or:\n```html\n<img src=x onerror=alert(1)>\n```\n<script>alert(1)</script> 1 < 2 && <!-- x -->"
 
 

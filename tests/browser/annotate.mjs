@@ -12,7 +12,7 @@ page.on("pageerror", error => errors.push(String(error)));
 await page.addInitScript(() => { window.ran = 0; window.alert = () => { window.ran += 1; }; });
 
 const root = page.locator(".llmdata-annotate").last();
-const command = name => page.evaluate(name => window.jupyterapp.commands.execute(name), name);
+const command = name => page.evaluate(name => { window.jupyterapp.commands.execute(name); }, name);
 const shot = name => page.screenshot({ path: `${shots}/${name}.png` });
 const press = async keys => { for (const key of keys) await page.keyboard.press(key); };
 const cards = () => root.locator(".llmdata-card:visible");
@@ -33,8 +33,9 @@ const clicked = async (place, rating) => cards().nth(place).getByRole("button", 
 try {
   await page.goto(url);
   await page.locator(".jp-Notebook .jp-Cell").first().waitFor({ timeout: 90000 });
-  await page.waitForFunction(() => window.jupyterapp, null, { timeout: 60000 });
-  await page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").waitFor({ timeout: 60000 });
+  await page.waitForFunction(() => Boolean(window.jupyterapp), null, { timeout: 60000 });
+  await page.getByText("| Idle").waitFor({ timeout: 60000 });
+  await page.getByRole("button", { name: "No", exact: true }).click({ timeout: 5000 }).catch(() => {});  // Jupyter's news, where it asks
   await command("notebook:run-all-cells");
   await root.waitFor({ timeout: 60000 });
   await page.waitForTimeout(1500);
@@ -50,10 +51,7 @@ try {
     await press(["Control+Enter"]);
   });
   await row(3, { ratings: [2, 2], improved: "Meglio: ", of: 1 }, async () => {
-    await press(["2", "2", "ArrowRight", "ArrowLeft", "ArrowRight"]);
-    await page.waitForTimeout(300);
-    if (await cards().nth(0).evaluate(card => card.classList.contains("llmdata-focus"))) await press(["j"]);
-    await press(["e"]);
+    await press(["2", "2", "ArrowLeft", "ArrowRight", "e"]);
     const field = root.locator(".llmdata-improved textarea");
     await field.waitFor();
     await page.waitForFunction(() => document.activeElement.matches(".llmdata-improved textarea"));
@@ -76,10 +74,10 @@ try {
   await page.waitForTimeout(1500);
   const before = await places();
   await shot("4-before-restart");
-  command("kernelmenu:restart");
+  await command("kernelmenu:restart");
   await page.locator(".jp-Dialog .jp-mod-accept").click();
   await page.waitForTimeout(3000);
-  await page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").waitFor({ timeout: 60000 });
+  await page.getByText("| Idle").waitFor({ timeout: 60000 });
   await page.waitForTimeout(1000);
   await command("notebook:run-all-cells");
   await page.waitForTimeout(4000);
@@ -89,7 +87,7 @@ try {
   await shot("5-after-restart");
   await root.locator(".prompt").click();  // the keys
 
-  await row(5, { ratings: [5, 3] }, () => press(["j", "3", "Enter"]));
+  await row(5, { ratings: [5, 3] }, () => press(["3", "Enter"]));
   await count("6 of 10");
   await page.waitForTimeout(500);
   const skipped = await places();
