@@ -350,7 +350,7 @@ class Session:
 
 def _rated(shown): return [s for s in shown["scores"] if s is not None]
 
-# %% ../nbs/20_annotate.ipynb #df297c04
+# %% ../nbs/20_annotate.ipynb #7c6c285d
 _STYLE = """<style>
 .llmdata-annotate {outline: none; max-width: 1500px; padding: 4px 8px 8px; font-size: 14px}
 .llmdata-annotate .text {font-family: "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", system-ui, sans-serif; font-size: 15px; line-height: 1.55; overflow-wrap: anywhere}
@@ -383,6 +383,7 @@ function later(root, act) {  // one message to the kernel after the other, each 
   queues.set(root, (queues.get(root) || Promise.resolve()).then(async () => {
     const before = answered(root);
     if (act() !== false) for (let i = 0; i < 500 && answered(root) === before; i++) await pause(10);
+    await pause(20);  // for the fields of a new row
   }).catch(console.error));
 }
 function send(root, field) {
@@ -413,7 +414,7 @@ function keydown(event) {
   if (!(name in names) && !(name in fields)) return;
   event.preventDefault();
   if (name in names) later(root, () => root.querySelector(".llmdata-key-" + names[name]).click());
-  if (name in fields) enter(root, fields[name]);
+  if (name in fields) later(root, () => { enter(root, fields[name]); return false; });
 }
 function click(event) {
   const root = rootOf(event), button = root && event.target.closest("button");

@@ -358,12 +358,14 @@ def test_ten_rows_in_jupyterlab(lab, tmp_path):
     found, unread = read_annotations(folder / "annotations.jsonl")
     given = {a["id"]: a for a in found}
     assert len(given) == 10 and not unread and not fitting(rows, found)[1]
+    assert [act["row"] for act in seen["done"]] == list(range(10))
     for act in seen["done"]:
-        id, order = act["places"][0].split(".")[0], [int(p.split(".")[1]) for p in act["places"]]
-        a = given[id]
-        assert [a["ratings"][i] for i in order] == act.get("ratings", [None] * len(order)), act
+        id = f"r{act['row']}"
+        a, order = given[id], order_for(id, "anna", 2)
+        assert act.get("places", [f"{id}.{i}" for i in order]) == [f"{id}.{i}" for i in order]
+        assert [a["ratings"][i] for i in order] == act.get("ratings", [None, None]), act
         assert a["preference"] == (order[act["preference"]] if type(act.get("preference")) is int else act.get("preference"))
-        assert a["rationale"] == act.get("rationale", "") and a["flag"] == act.get("flag", "") and not a["skipped"] and not a["seen_judge"] | (id == seen["done"][6]["places"][0].split(".")[0]) and a["seconds"] >= 0
-        if "improved" in act: assert a["improved_of"] == order[act["of"]] and a["improved"] == act["improved"] + rows[int(id[1:])]["responses"][a["improved_of"]]
+        assert a["rationale"] == act.get("rationale", "") and a["flag"] == act.get("flag", "") and not a["skipped"] and not a["seen_judge"] and a["seconds"] >= 0
+        if "improved" in act: assert a["improved_of"] == order[act["of"]] and a["improved"] == act["improved"] + rows[act["row"]]["responses"][a["improved_of"]]
         else: assert a["improved"] is None
-    assert {tuple(p.split(".")[1] for p in act["places"]) for act in seen["done"]} == {("0", "1"), ("1", "0")}
+    assert {tuple(order_for(f"r{i}", "anna", 2)) for i in range(10)} == {(0, 1), (1, 0)}
