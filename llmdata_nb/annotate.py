@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['answers_to_show', 'new_annotation', 'save_annotation', 'read_annotations', 'worth_asking', 'order_for', 'render',
-           'Session', 'annotate', 'preference_of', 'opinion', 'fitting', 'resolve', 'krippendorff', 'agreement_of',
-           'labelled_from']
+           'Session', 'annotate', 'preference_of', 'opinion', 'fitting', 'resolve', 'with_people', 'krippendorff',
+           'agreement_of', 'labelled_from']
 
-# %% ../nbs/20_annotate.ipynb #7ae44f51
+# %% ../nbs/20_annotate.ipynb #3b1f0414
 import hashlib, json, os, re, time, warnings
 from collections import Counter
 from datetime import datetime, timezone
+from functools import wraps
 from html import escape
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ from threading import RLock
 
 from .agreement import bootstrap, kappa, share
 from .judge import Comparison
+from .models import CallFailed
 from .rerank import pick_pair
 from .rows import content_id
 from .run import Dropped, drop
@@ -350,7 +352,7 @@ class Session:
 
 def _rated(shown): return [s for s in shown["scores"] if s is not None]
 
-# %% ../nbs/20_annotate.ipynb #7c6c285d
+# %% ../nbs/20_annotate.ipynb #17b343ae
 _STYLE = """<style>
 .llmdata-annotate {outline: none; max-width: 1500px; padding: 4px 8px 8px; font-size: 14px}
 .llmdata-annotate .text {font-family: "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", system-ui, sans-serif; font-size: 15px; line-height: 1.55; overflow-wrap: anywhere}
@@ -367,6 +369,7 @@ _STYLE = """<style>
 .llmdata-annotate .llmdata-focus {border-color: var(--jp-brand-color1, #1976d2); box-shadow: 0 0 0 1px var(--jp-brand-color1, #1976d2)}
 .llmdata-annotate .bar {height: 5px; border-radius: 3px; background: var(--jp-layout-color3, #ddd)} .llmdata-annotate .bar div {height: 5px; border-radius: 3px; background: var(--jp-brand-color1, #1976d2)}
 .llmdata-annotate .done {text-align: center; padding: 40px; font-size: 18px}
+.llmdata-annotate :is(textarea, input) {unicode-bidi: plaintext; text-align: start; font-family: "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", system-ui, sans-serif !important; font-size: 14px}
 .llmdata-annotate kbd {border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px; padding: 0 4px; font-family: inherit}
 .llmdata-annotate:not(:focus-within) .keys {opacity: .45}
 </style>"""
@@ -384,6 +387,7 @@ function later(root, act) {  // one message to the kernel after the other, each 
     const before = answered(root);
     if (act() !== false) for (let i = 0; i < 500 && answered(root) === before; i++) await pause(10);
     await pause(20);  // for the fields of a new row
+    if (document.activeElement === document.body) home(root);  // the field with the focus is gone
   }).catch(console.error));
 }
 function send(root, field) {
@@ -393,11 +397,14 @@ function send(root, field) {
     field.dispatchEvent(new Event("change", {bubbles: true}));
   });
 }
-async function enter(root, field) {  // the field may only come once the kernel has answered
-  for (let i = 0; i < 200; i++, await pause(20)) {
-    const found = root.querySelector(field);
-    if (found && found.offsetParent) return found.focus();
-  }
+async function enter(root, field, now) {  // the field may only come once the kernel has answered; till then, no letter of the text is taken for a key
+  const found = () => [...root.querySelectorAll(field)].find(f => f.offsetParent);
+  if (now && found()) return found().focus();
+  root.waiting = true;
+  await queues.get(root);
+  for (let i = 0; i < 100 && !found(); i++) await pause(20);
+  root.waiting = false;
+  if (found()) found().focus();
 }
 function home(root) { root.tabIndex = 0; root.focus({preventScroll: true}); }
 function keydown(event) {
@@ -413,8 +420,13 @@ function keydown(event) {
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (!(name in names) && !(name in fields)) return;
   event.preventDefault();
+  if (root.waiting) return;
   if (name in names) later(root, () => root.querySelector(".llmdata-key-" + names[name]).click());
-  if (name in fields) later(root, () => { enter(root, fields[name]); return false; });
+  if (["save", "skip", "undo", "back", "next"].includes(names[name])) {
+    const moving = root.moving = queues.get(root);
+    moving.then(() => { if (root.moving === moving) root.moving = null; });
+  }
+  if (name in fields) enter(root, fields[name], name !== "e" && !root.moving);
 }
 function click(event) {
   const root = rootOf(event), button = root && event.target.closest("button");
@@ -467,7 +479,7 @@ def _head_html(session):
 _HELP = ("1–5", "rate"), ("← →", "other answer"), ("p", "prefer"), ("t", "tie"), ("e", "improve"), ("r", "reason"), ("f", "flag"), ("Enter", "save, next"), ("s", "skip"), ("u", "undo"), ("b n", "back, next")
 _KEYS_HTML = '<div class="said keys">Click anywhere in here for the keys: ' + " ".join(f"<kbd>{key}</kbd> {what}" for key, what in _HELP) + ' · in a text <kbd>Ctrl+Enter</kbd> save, <kbd>Esc</kbd> leave</div>'
 
-# %% ../nbs/20_annotate.ipynb #4f2435e8
+# %% ../nbs/20_annotate.ipynb #adcbfe47
 def annotate(
     rows: list,                    # as `answers_to_show` reads them
     path="annotations.jsonl",      # the file for the annotations; several people may share one
@@ -514,7 +526,7 @@ def annotate(
     best = [button(f"{chr(65 + place)} is best", on_place(place, lambda i: session.prefer(i)), layout=w.Layout(width="auto")) for place in range(most)]
     tie = button("Tie", press("t"))
     head, message, prompt = w.HTML(layout=w.Layout(flex="1 1 300px")), w.HTML(layout=w.Layout(flex="1 1 200px")), w.HTML(layout=wide)
-    texts, choice = w.VBox(layout=wide), w.HBox([*best, tie], layout=w.Layout(flex_flow="row wrap"))
+    texts, choice = w.VBox(layout=w.Layout(align_self="stretch")), w.HBox([*best, tie], layout=w.Layout(flex_flow="row wrap"))
     codes = sorted({s["language"] for s in session.shown if s["language"]} | {language or ""} - {""})
     of_language = w.Dropdown(options=[("all languages", ""), *zip(codes, codes)], value=language or "", layout=slim)
     levels = sorted({1.0, 2.0, 3.0, 4.0} | {max_judge or 1.0})
@@ -615,7 +627,7 @@ def fitting(
         else: unfit.append(a)
     return fit, unfit
 
-# %% ../nbs/20_annotate.ipynb #451f75b0
+# %% ../nbs/20_annotate.ipynb #ecc3a18f
 def resolve(
     rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
     annotations: list, # as from `read_annotations`
@@ -655,7 +667,7 @@ def _by_people(row, shown, people, tie):
     equal = len(said["best"]) == len(answers)
     if equal:
         if tie == "drop" or len(answers[best]) == len(answers[worst]): drop("tie: people prefer none")
-    elif None not in said["ratings"] and said["ratings"][best] < said["ratings"][worst]: drop("tie: the votes and the ratings of people contradict each other")
+    elif None not in (means := (said["ratings"][best], said["ratings"][worst])) and means[0] < means[1]: drop("tie: the votes and the ratings of people contradict each other")
     return _pair(row, shown, best, worst, "people", said["ratings"], people, 0.0 if equal else None)
 
 def _by_judge(row, shown, tie):
@@ -686,7 +698,26 @@ def _pair(row, shown, chosen, rejected, decided_by, scores, people=(), margin=No
     return pair | dict(margin=margin, decided_by=decided_by, people=[a["annotator"] for a in people], people_ratings=scores if people else None,
                        people_rationales=[a["rationale"] for a in people if a["rationale"]]) | judged
 
-# %% ../nbs/20_annotate.ipynb #f5d96051
+# %% ../nbs/20_annotate.ipynb #234cf655
+def with_people(
+    recipe,            # such as `aya.aya_preferences` or `rerank.rerank`
+    annotations: list, # as from `read_annotations`
+    tie: str = "drop", # as in `resolve`
+): # a recipe
+    "The `recipe`, whose pairs are decided by people where they have an opinion, and else by the judge"
+    by_row = {}
+    for a in annotations: by_row.setdefault(a["id"], []).append(a)
+    @wraps(recipe)
+    async def decided(row, ask, **args):
+        said = by_row.get(row["id"], [])
+        try: row = await recipe(row, ask, **args)
+        except Dropped as e: row["reason"] = str(e)
+        except CallFailed as e:
+            if e.kind != "unjudged" or not said: raise
+        return _decided(row, fitting([row], said)[0], tie, True)
+    return decided
+
+# %% ../nbs/20_annotate.ipynb #3bdac2bf
 def krippendorff(
     units: list, # for each thing that was rated, the values that people gave it; None is left out
     scale: str = "ordinal", # nominal, ordinal or interval
@@ -694,10 +725,10 @@ def krippendorff(
     "Krippendorff's alpha, the agreement of several people beyond chance"
     if scale not in ("nominal", "ordinal", "interval"): raise ValueError(f"scale {scale!r}: expected nominal, ordinal or interval")
     together = Counter()  # how often two values meet, each unit weighing as many as it has values
-    for unit in units:
+    for unit, times in Counter(map(tuple, units)).items():
         count = Counter(v for v in unit if v is not None)
         if (n := count.total()) < 2: continue
-        for a, b in ((a, b) for a in count for b in count): together[a, b] += count[a] * (count[b] - (a == b)) / (n - 1)
+        for a, b in ((a, b) for a in count for b in count): together[a, b] += times * count[a] * (count[b] - (a == b)) / (n - 1)
     totals = Counter()
     for (a, _), n in together.items(): totals[a] += n
     values = list(totals) if scale == "nominal" else sorted(totals)
@@ -710,7 +741,7 @@ def krippendorff(
     observed, expected = sum(together[a, b] * d for a, b, d in pairs), sum(totals[a] * totals[b] * d for a, b, d in pairs)
     return 1 - (totals.total() - 1) * observed / expected if expected else None
 
-# %% ../nbs/20_annotate.ipynb #f61c2026
+# %% ../nbs/20_annotate.ipynb #277db28c
 def agreement_of(
     annotations: list,
     rows: list | None = None, # with the judge's scores, to compare people with the judge
@@ -724,9 +755,10 @@ def agreement_of(
         value = statistic(*columns) if columns[0] else None
         low, high = (bootstrap(statistic, *columns) or (None, None)) if value is not None else (None, None)
         return dict(figure=name, value=value, low=low, high=high, n=len(columns[0]))
-    def alpha_of_ratings(some): return krippendorff([unit for row in some for unit in zip(*(a["ratings"] for a in row))])
-    def alpha_of_preferences(some): return krippendorff([[preference_of(a) for a in row] for row in some], "nominal")
-    found = [figure("ratings: Krippendorff's alpha (ordinal)", alpha_of_ratings, several), figure("preferences: Krippendorff's alpha (nominal)", alpha_of_preferences, several)]
+    def alpha_of_ratings(some): return krippendorff([unit for row in some for unit in row])
+    def alpha_of_preferences(some): return krippendorff(some, "nominal")
+    found = [figure("ratings: Krippendorff's alpha (ordinal)", alpha_of_ratings, [list(zip(*(a["ratings"] for a in some))) for some in several]),
+             figure("preferences: Krippendorff's alpha (nominal)", alpha_of_preferences, [[preference_of(a) for a in some] for some in several])]
     for who in combinations(sorted({a["annotator"] for some in several for a in some}), 2):
         both = [[next(a for a in some if a["annotator"] == name) for name in who] for some in several if set(who) <= {a["annotator"] for a in some}]
         names = " and ".join(who)

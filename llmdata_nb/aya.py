@@ -58,7 +58,7 @@ def split_test(
     marked = [row | {"split": "test" if row["id"] in test else "train"} for row in rows]
     return sorted(marked, key=lambda row: row["split"] != "test")
 
-# %% ../nbs/13_aya.ipynb #be027be0
+# %% ../nbs/13_aya.ipynb #1248c0d0
 async def _answered(row, ask, language, generators, answers, temperature, max_tokens, in_language):
     "Put the human answer and those of the `generators` into `responses` and `models`; what is no candidate, into `left_out`"
     prompt, human, code = row["messages"][:-1], row["messages"][-1]["content"], find_language(language).code
@@ -71,6 +71,7 @@ async def _answered(row, ask, language, generators, answers, temperature, max_to
         if problem: row["left_out"] = [*row["left_out"], {"model": model, "reason": problem}]
         else: row["responses"], row["models"] = [*row["responses"], text], [*row["models"], model]
     row["response_languages"] = [dict(zip(("language", "confidence"), detect_language(text))) for text in row["responses"]]
+    row["detected_language"], row["detected_confidence"] = row["response_languages"][-1].values()  # of the last model's answer
     if len(row["responses"]) < 2: drop(f"response: no other answer than the human one ({'; '.join(o['reason'] for o in row['left_out'])})")
 
 # %% ../nbs/13_aya.ipynb #54f37b30
@@ -100,19 +101,19 @@ async def aya_preferences(
     row |= {"scores": [None] * len(row["responses"]), "feedbacks": [None] * len(row["responses"]), "outcome": "human"}
     return as_pair(row, 0, 1)
 
-# %% ../nbs/13_aya.ipynb #22157efb
+# %% ../nbs/13_aya.ipynb #bead9a81
 def compare_models(
     rows, # judged by `aya_preferences`, kept or dropped
     language: str,
 ) -> list: # a dict for each model, the best rated first
     "Mean rating, win rates and share of answers in the language of each author, `human` among them, with intervals of 95 %"
-    judged = [row for row in rows if row.get("scores") and None not in row["scores"]]
+    judged = [row | {"scores": scores} for row in rows if (scores := row.get("scores") or row.get("judge_scores")) and None not in scores]
     if not judged: raise ValueError("no row has scores: compare_models wants rows that a judge has rated")
-    models = dict.fromkeys(m for row in judged for m in row["models"])
+    models = dict.fromkeys(m for row in judged for m, _ in zip(row["models"], row["scores"]))
     return sorted((_of_model(judged, m, find_language(language).code) for m in models), key=lambda line: -line["rating"]["value"])
 
 def _of_model(rows, model, code):
-    own = [(row, i) for row in rows for i, m in enumerate(row["models"]) if m == model]
+    own = [(row, i) for row in rows for i, (m, _) in enumerate(zip(row["models"], row["scores"])) if m == model]  # an improved answer has no score
     scores = [row["scores"][i] for row, i in own]
     def beaten(others): return [row["scores"][i] > s for row, i in own for m, s in zip(row["models"], row["scores"]) if others(m) and s != row["scores"][i]]
     human, all_ = beaten(lambda m: m == "human" != model), beaten(lambda m: m != model)

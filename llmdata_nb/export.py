@@ -111,7 +111,7 @@ def title(manifest):
     source = manifest["source"] and Path(manifest["source"])
     return f"{language(manifest['language']).name} rows" + (f" from {source.name if source.is_absolute() else source}" if source else "")
 
-# %% ../nbs/21_export.ipynb #302d9bab
+# %% ../nbs/21_export.ipynb #a80a5fad
 def front_matter(
     manifest, # the run's numbers, as in manifest.json
     license=None # an identifier the Hub knows, such as "apache-2.0"; left out when None
@@ -119,7 +119,7 @@ def front_matter(
     "The YAML block that opens the card"
     from huggingface_hub import DatasetCardData
     data = DatasetCardData(language=[manifest["language"]], license=license, pretty_name=visible(f"{title(manifest)}, by {manifest['recipe']}"), task_categories=["text-generation"],
-        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] in ("rerank", "on_policy") or manifest["arguments"].get("answers", 1) > 1), "llmdata_nb", manifest["recipe"]])
+        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] in ("rerank", "on_policy", "aya_preferences") or manifest["arguments"].get("answers", 1) > 1), "llmdata_nb", manifest["recipe"]])
     return f"---\n{data.to_yaml()}\n---"
 
 # %% ../nbs/21_export.ipynb #b13c780b
@@ -179,7 +179,7 @@ def sample(
     verdicts = [f"{k}: {row[k]}" for k in row if re.search("_(label|score|rationale|feedback)$|^outcome$|^margin$", k) and row[k] is not None]
     return fenced("\n\n".join([f"id: {row['id']}", *said, *(["\n".join(verdicts)] if verdicts else [])]))
 
-# %% ../nbs/21_export.ipynb #9ac619c4
+# %% ../nbs/21_export.ipynb #756bc8ba
 METHODS = {"translate_and_judge": """1. The conversations of the source are read; a row that cannot be read is counted as failed, with its place.
 2. A request that repeats an earlier one, exactly or nearly, is dropped.
 3. The instruction (system and user messages) is translated, then checked without a model: is it in the right language, is it a translation and not an answer, did code and addresses survive.
@@ -190,6 +190,11 @@ METHODS = {"translate_and_judge": """1. The conversations of the source are read
 2. A judge rates all answers to a request in one call, 1 to 5; with `orders` 2, once more in the reverse order, and the scores are averaged.
 3. Of two answers the better is chosen (of more, the best and the worst make the pair), whoever wrote them. Where the two orders contradict each other, or the scores are the same, it is a tie, and `tie` says what becomes of it.
 4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged, in each order that was asked, is never kept.""",
+"aya_preferences": """1. The rows of the source in the language are taken: a request, and a person's answer, the author `human`.
+2. Models answer the request too, under a system message in the language that is not part of the row. Answers that are empty, cut off or the same as another are left out (`left_out`); with `in_language`, those in another language too. The language of each stands in `response_languages`.
+3. A judge rates all answers beside each other, in both orders, overall or by four aspects; with `prefer_human` no judge is asked, and the person's answer is chosen.
+4. Where people annotated a row, they decide: their ratings, preferences and better answers make the pair. Else the judge does. `decided_by` says who; the numbers of one never stand beside the other's. The judge's stay in the columns `judge_…`.
+5. A tie, of people or of the judge, is treated as the argument `tie` says.""",
 "magpie": """1. The model is shown the opening of a user's turn, from its own chat template, steered to the language as `steering` says, and writes a request (Magpie, Xu et al. 2024). The exact prefix, the seed and the sampling are in `user_turns`.
 2. The request is cleaned of labels, lists, answers and marks of the template, and checked without a model: language, script, sentences in another language, loops, an assistant's words. One that repeats an earlier one is dropped.
 3. Where `tags` or a least quality or difficulty asks for it, a model tags the request.
@@ -207,10 +212,10 @@ def judge_warnings(
     told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #21d002b6
+# %% ../nbs/21_export.ipynb #d267cc5c
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
-    judged = any(row.get(column) is not None for row in kept for column in (*SCALES, "scores"))
+    judged = any(row.get(column) is not None for row in kept for column in (*SCALES, "scores", "judge_scores"))
     found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality." if judged else \
              "A model tagged or guarded the rows, but no judge and no person read them." if any(row.get("tags") or row.get("safety") for row in kept) else "No judge and no person read the rows: only checks without a model did.",
              *judge_warnings([*kept, *dropped], manifest["arguments"].get("min_score"))]
@@ -220,6 +225,9 @@ def limits(manifest, kept, dropped=()):
         compared = any(row.get("fidelity_score") is not None for row in kept)
         found.append("A judge was also shown the source text, and scored how faithful the translation is." if compared else
                      "The judge did not see the source text, so a fluent mistranslation can pass.")
+    if any(row.get("decided_by") for row in kept):
+        by = Counter(row["decided_by"] for row in kept)
+        found = [f"{by['people']:,} of {len(kept):,} rows were decided by people, {len({name for row in kept for name in row.get('people') or []}):,} in all; {by['judge']:,} by a judge, a language model; {by['recipe']:,} unread, for the person's answer.", *found[1:]]
     if manifest["recipe"] == "magpie": found.append("A model made up the requests as well as the answers: they are what it expects people to ask, and as narrow as that, and its mistakes in the language are in both.")
     return found + _of_small_models(manifest)
 

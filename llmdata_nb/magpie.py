@@ -120,18 +120,18 @@ async def check_raw(
 
 def _endpoint(ask, role): return ask.models.get(role, ask.models["default"])
 
-# %% ../nbs/12_magpie.ipynb #a6cb514b
-_VOICE = re.compile(r"""(?:how (?:can|may) i (?:help|assist) you|what can i do for you|come posso (?:aiutar|assister)(?:ti|vi)|in (?:che|cosa|quale) (?:modo )?posso (?:aiutar|assister)(?:ti|vi)|(?:cómo|en qué) (?:te puedo ayudar|le puedo ayudar|puedo ayudar(?:te|le|os))
+# %% ../nbs/12_magpie.ipynb #39b32a3e
+_VOICE = re.compile(r"""(?:how (?:can|may) i (?:help|assist) you|what can i do for you|come posso (?:aiutar|assister)(?:ti|vi)|in (?:che|cosa|quale) (?:modo )?posso (?:aiutar|assister)(?:ti|vi)|(?:cómo|en qué) (?:te puedo ayudar|le puedo ayudar|puedo (?:ayudar|asistir)(?:te|le|os))
     |(?:como|em que) posso (?:(?:te|lhe) ajudar|ajudar você)|(?:comment|en quoi) puis-je (?:vous |t')(?:aider|être utile|assister)|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:be)?hilflich sein|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:weiter)?helfen
     |(?:waarmee|hoe) kan ik (?:je|u|jou)(?: vandaag)? (?:helpen|van dienst zijn)|(?:w czym|jak) mogę (?:(?:ci|panu|pani|wam) )?pomóc(?: ci| panu| pani)?|كيف (?:يمكنني|أستطيع) (?:أن )?(?:أساعدك|مساعدتك)|मैं आपकी (?:कैसे|क्या|किस प्रकार) ?(?:मदद|सहायता)[^?।]{0,20}
     |(?:మీకు )?(?:ఎలా|ఏ విధంగా) (?:సహాయపడగల|సహాయం చేయగల|సాయం చేయగల)[^?.]{0,12}|(?:どのように|何か)お?手伝い(?:できること|しましょう|できます|いたし)[^。？?]{0,12}|何かお困りのことはありますか|ご用件は何[^。？?]{0,8}|(?:我|有什么我?)(?:能|可以|可)(?:为|帮|帮助)(?:您|你)[^。？?]{0,8})
-    (?: today| with anything| oggi| hoy| hoje| heute| vandaag| dzisiaj| aujourd'hui| اليوم)?\s*[?？؟.。!]*\W*\Z|\A\W*(?:sure|certainly|of course|absolutely|certo|certamente|claro|por supuesto|com certeza|bien sûr|natürlich|natuurlijk|oczywiście|もちろん|承知(?:いた)?しました|当然|बिल्कुल|తప్పకుండా|بالتأكيد)\s*[!！。]""".replace("\n    ", ""), re.I)
+    (?: today| with anything| oggi| meglio| hoy| mejor| hoje| melhor| heute| besser| vandaag| beter| dzisiaj| aujourd'hui| mieux| اليوم)?\s*[?？؟.。!]*\W*\Z|\A(?:i'm sorry|i apologi[sz]e|mi dispiace|lo siento|désolée?|es tut mir leid|het spijt me|sinto muito|przykro mi)[^.?!\n]{0,60}(?:can't|cannot|non posso|no puedo|ne peux pas|kann[^.]{0,30} nicht|kan[^.]{0,30} niet|não posso|nie mogę)[^.?!\n]{0,40}[.!]?\s*\Z|\A\W*(?:sure|certainly|of course|absolutely|certo|certamente|claro|por supuesto|com certeza|bien sûr|natürlich|natuurlijk|oczywiście|もちろん|承知(?:いた)?しました|当然|बिल्कुल|తప్పకుండా|بالتأكيد)\s*[!！。]""".replace("\n    ", ""), re.I)
 
 def assistant_voice(
     text: str, # an instruction
 ) -> str | None:
     "Say so when `text` is what an assistant says, and no user"
-    return f"an assistant's words: {' '.join(found[0].split())[:40]}" if (found := _VOICE.search(text)) else None
+    return f"an assistant's words ({' '.join(found[0].split())[:40]})" if (found := _VOICE.search(text)) else None
 
 # %% ../nbs/12_magpie.ipynb #c27aa315
 _MARK = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:start|end)_of_turn>|\[/?INST\]|</s>\s*\Z|<｜[^<>｜\s]{1,40}｜>")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COLORS', 'MARKS', 'OUTCOMES', 'to_png', 'new_figure', 'label', 'plot_funnel', 'plot_scores', 'plot_labels',
            'plot_lengths', 'plot_languages', 'plot_margins', 'position_bias', 'plot_judged_by_length', 'plot_figures',
-           'plot_agreement', 'plot_sweep', 'plot_calls', 'plot_turns', 'plot_tags', 'run_plots', 'save_plots', 'table']
+           'plot_agreement', 'plot_sweep', 'plot_calls', 'plot_turns', 'plot_tags', 'plot_models', 'run_plots',
+           'save_plots', 'table']
 
-# %% ../nbs/22_report.ipynb #f9205d55
+# %% ../nbs/22_report.ipynb #7dc501d8
 from collections import Counter
 from io import BytesIO
 from math import ceil
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from .agreement import wilson
+from .aya import compare_models
 from .export import SCALES, read_folder, reason_groups, total_money
 from .languages import language as find_language
 from .progress import money
@@ -442,7 +444,22 @@ def plot_tags(
     _title(figure, f"Tags of {len(tagged):,} rows"), _legend_below(figure, axes[0])
     return figure
 
-# %% ../nbs/22_report.ipynb #84e7786d
+# %% ../nbs/22_report.ipynb #f97e9753
+def plot_models(
+    rows,    # judged by `aya_preferences`
+    language # of the answers: a code or a name
+): # a matplotlib Figure
+    "The mean rating of each author's answers"
+    lines = compare_models(rows, language) if any(None not in (row.get("scores") or row.get("judge_scores") or [None]) for row in rows) else []
+    if not lines: return _nothing("Ratings by author", "no judge was asked" if rows else "no rows")
+    figure, ax = new_figure(height=1.2 + 0.5 * len(lines))
+    _intervals(ax, [(f"{label(line['model'], 40)} ({line['answers']:,})", *(line["rating"][k] for k in ("value", "low", "high"))) for line in lines])
+    _dress(ax, x="mean rating by the judge, 1 to 5 (in brackets: answers)")
+    ax.set_xlim(0.9, 5.1)
+    _title(figure, f"Ratings of answers in {find_language(language).name}, by author")
+    return figure
+
+# %% ../nbs/22_report.ipynb #2d11e4ef
 def run_plots(
     run # what `read_folder` gave
 ): # `{name: Figure}`
@@ -450,6 +467,8 @@ def run_plots(
     judged = run.kept + run.dropped
     if run.manifest["recipe"] == "rerank":
         return dict(funnel=plot_funnel(run.manifest), margins=plot_margins(judged), judged_by_length=plot_judged_by_length(judged), calls=plot_calls(run.manifest))
+    if run.manifest["recipe"] == "aya_preferences":
+        return dict(funnel=plot_funnel(run.manifest), models=plot_models(judged, run.manifest["language"]), languages=plot_languages(judged, run.manifest["language"]), calls=plot_calls(run.manifest))
     if run.manifest["recipe"] == "magpie":
         more = dict(margins=plot_margins(judged)) if run.manifest["arguments"].get("answers", 1) > 1 else dict(scores=plot_scores(judged, min_score=run.manifest["arguments"]["min_score"])) if run.manifest["arguments"].get("min_score") else {}
         if any(row.get("tags") for row in judged): more["tags"] = plot_tags(judged)

@@ -235,7 +235,9 @@ def test_random_rows_and_people_end_as_pairs_or_with_a_reason():
                 source = next(r for r in rows if r["id"] == pair["id"])
                 check_pair(pair, source)
                 people = [a for a in given if a["id"] == pair["id"] and not a["skipped"] and not a["flag"] and (any(a["ratings"]) or a["preference"] is not None or a["improved"])]
-                assert (pair["decided_by"] == "people") == bool(people) and ("better" in pair["responses"]) == any(a["improved"] == "better" for a in people)
+                better = next((a for a in people if a["improved"] not in (None, *(t.strip() for t in source["responses"]))), None)
+                assert (pair["decided_by"] == "people") == bool(people) and pair["responses"] == source["responses"] + ([better["improved"]] if better else [])
+                if better: assert pair["chosen"][0]["content"] == better["improved"] and pair["chosen_model"] == "human" and pair["chosen_score"] is None
                 if not people: assert "reason" not in source and options.get("judge", True)
 
 

@@ -45,7 +45,8 @@ try {
   await row(0, { ratings: [4, 2] }, async () => { await clicked(0, 4); await clicked(1, 2); await button("Save, next").click(); });
   await row(1, { ratings: [5, 1] }, () => press(["5", "1", "Enter"]));
   await row(2, { ratings: [3, 4], preference: 1, rationale: "Più chiara. 日本語 عربي" }, async () => {
-    await press(["ArrowRight", "4", "k", "3", "j", "p", "r"]);
+    await press(["ArrowRight", "4", "3", "j", "k", "j", "p", "r"]);
+    await page.waitForFunction(() => document.activeElement.matches(".llmdata-rationale textarea"));
     await page.keyboard.insertText("Più chiara. 日本語 عربي");
     await shot("2-reason");
     await press(["Control+Enter"]);
