@@ -120,3 +120,31 @@ def test_real_answers_in_the_wrong_language_are_caught():
     said = [json.loads(line) for line in (SHARED / "language_confusion" / "completions_monolingual.jsonl").read_text().splitlines()]
     ja, hi = ([language_problem(r["completion"], code) is not None for r in said if r["model"] == model and r["language"] == code] for model, code in (("llama-3-instruct", "ja"), ("llama-2-instruct", "hi")))
     assert min(len(ja), len(hi)) >= 10 and all(ja) and all(hi)
+
+
+def test_the_pipeline_in_batch_and_with_annotations(project, capsys):
+    "First the judge alone; then a person turns one pair round and gives a better answer to another, and nothing is called again"
+    from datasets import load_dataset
+
+    from llmdata_nb.annotate import answers_to_show, new_annotation, save_annotation
+    from llmdata_nb.cli import main
+    out = project / "outputs" / "nl" / "aya_preferences"
+    def best(text): return 4 if any(w in text for w in ("vlak", "knus", "12 euro", "afwacht")) else 2
+    with serve(lambda body, n: judge(body, best) if "response_format" in body else f"Dat is een goede vraag, en dit is mijn antwoord daarop: {body['messages'][-1]['content'][-20:]}") as (reference, bodies):
+        run_it = ["aya_preferences", "--language", "nl", "-p", f"model={reference}", "-p", "test_rows=2"]
+        assert main(run_it) == 0
+        paid = len(bodies)
+        rows = load_dataset(str(out), split="train")
+        assert paid == 4 * 3 and len(rows) == 4 and set(rows["decided_by"]) == {"judge"} and set(rows["chosen_model"]) == {"human"} and sorted(rows["split"]) == ["test", "test", "train", "train"]
+        card = (out / "README.md").read_text()
+        assert "0 of 4 rows were decided by people" in card and "preference" in card and {p.name for p in (out / "plots").iterdir()} == {"funnel.png", "models.png", "languages.png", "calls.png"}
+        assert "the judge alone decides" in (out / "run.ipynb").read_text()
+        shown = [answers_to_show(r) for r in rows]
+        save_annotation(out / "annotations.jsonl", new_annotation(rows[0], "ada", [2 if m == "human" else 5 for m in shown[0]["models"]]))
+        save_annotation(out / "annotations.jsonl", new_annotation(rows[1], "ada", [3, 2], improved="Een nog beter antwoord, met de hand geschreven.", improved_of=1))
+        assert main(run_it) == 0 and len(bodies) == paid
+    after = {r["id"]: r for r in load_dataset(str(out), split="train")}
+    turned, better = after[rows[0]["id"]], after[rows[1]["id"]]
+    assert turned["decided_by"] == "people" and turned["chosen_model"] == reference and turned["chosen_score"] == 5 and turned["judge_scores"] == [4, 2] and turned["people"] == ["ada"]
+    assert better["chosen"][0]["content"].startswith("Een nog beter") and better["chosen_model"] == "human" and better["chosen_score"] is None
+    assert sorted(r["decided_by"] for r in after.values()) == ["judge", "judge", "people", "people"] and "2 of 4 rows were decided by people" in (out / "README.md").read_text()
