@@ -7,12 +7,12 @@ __all__ = ['STEERINGS', 'CATEGORIES', 'seeds', 'read_steering', 'choose_category
            'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'instruct', 'respond', 'answer_message',
            'magpie', 'check_options', 'compare_steering', 'advice', 'pre_query']
 
-# %% ../nbs/12_magpie.ipynb #36d6bb9c
+# %% ../nbs/12_magpie.ipynb #a0ce3d7f
 import asyncio, random, re
 from itertools import count
 from .agreement import share
 from .checks import DENSITY, detect_language, generation_problem, language_problem, letters
-from .dedup import Seen, jaccard, normalise
+from .dedup import Seen, jaccard, normalise, shingles
 from .judge import rate, rubric, together
 from .languages import language as find_language, pack
 from .models import CallFailed, EndpointError, after_thinking
@@ -262,7 +262,7 @@ async def instruct(
     row["messages"] = [{"role": "user", "content": text}]
     return row
 
-# %% ../nbs/12_magpie.ipynb #58d9ce84
+# %% ../nbs/12_magpie.ipynb #1375aaac
 async def _fit(ask, template):
     try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
@@ -285,7 +285,13 @@ async def _user_turn(row, ask, language, text, sampling):
     row["user_turns"].append(dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction,
                                   **{k: v for k, v in sampling.items() if k != "logit_bias"}, logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"]))
     cut = reply.finish_reason if reply.text.rstrip().endswith(instruction) else None  # it is not the request that was cut off
+    if _copied(instruction, text): return "copies the system message"
     return instruction_problem(instruction, find_language(language).code, cut)
+
+def _copied(text, prefix):
+    "Whether most of `text` stands in what the model was shown"
+    own = shingles(normalise(text))
+    return len(own & shingles(normalise(prefix))) > 0.6 * len(own)
 
 def _first_texts(ask, turn):
     "Raise EndpointError when the first five texts show that the endpoint is not fit"
@@ -465,11 +471,11 @@ def _steered(model, language, steering, rows, options):
                 repeated=sum("near-duplicate" in r["reason"] or "means the same" in r["reason"] for r in outcome.dropped),
                 tokens=each("prompt_tokens", "completion_tokens"), seconds=each("seconds"), usd=each("usd"), examples=[r["messages"][0]["content"] for r in outcome.kept[:3]])
 
-# %% ../nbs/12_magpie.ipynb #c8da3114
+# %% ../nbs/12_magpie.ipynb #e292f155
 _ADVICE = [(r"wrong language|wrong script|doubtful language|other language|another language", "are in another language: see with compare_steering which steering this model follows, or take a model that knows the language"),
            (r"near-duplicate|means the same", "repeat an earlier one: raise the temperature, or give categories"),
            (r"an assistant's words|refusal", "are said by an assistant, not by a user: see in user_turns whether the prefix is the model's own; a system message (steering system) helps some models"),
-           (r"instruction: (?:empty|too short|ends with|truncated|template token|repeats)", "are no whole requests: lower the temperature, try another steering, or take a larger model"),
+           (r"instruction: (?:empty|too short|ends with|truncated|template token|repeats|copies)", "are no whole requests: lower the temperature, try another steering, or take a larger model"),
            (r"response: ", "had a faulty answer: give response_max_tokens more room, or another responder"),
            (r"judged too low|kept from", "fell to a filter: read some of them, and the judge's reasons, before lowering it"),
            (r"over budget", "were not made, for the budget was spent")]

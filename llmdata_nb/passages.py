@@ -61,7 +61,7 @@ def _abbreviation(word, following, code):
     if following.isdigit() and word.casefold() in BEFORE_NUMBER: return True
     return word.casefold() in ABBREVIATIONS.get(code, "dr prof st mr mrs").split()
 
-# %% ../nbs/09_passages.ipynb #99942c08
+# %% ../nbs/09_passages.ipynb #f3143143
 _ITEM = re.compile(r"[ \t]*(?:[-*•·▪◦‣○●]|\d{1,3}[.)、]|[A-Za-z]\)|\(\w\))\s")
 _OPEN = re.compile(r"""["'“‘«»„‹(\[{¿¡—–*_\-「『（【〔《〈\s]*""")
 
@@ -72,13 +72,20 @@ def _line_ends(text, m):
     before, after = _BREAK.split(text[max(0, m.start() - 201):m.start()])[-1], _BREAK.split(text[m.end():m.end() + 201])[0]
     return len(_BREAK.findall(m[0])) > 1 or len(before) > 200 or len(after) > 200 or bool(_ITEM.match(text, m.end()))
 
+_CLITIC = re.compile(r"['’]\w{1,2}[ -](?=[^\W\d_])")  # Dutch: 't Was laat
+
+def _first(text, at=0):
+    "The first character of `text` from `at` on that is no quotation mark, bracket or dash, and no Dutch clitic"
+    at = clitic.end() if (clitic := _CLITIC.match(text, at)) else _OPEN.match(text, at).end()
+    return text[min(at, len(text) - 1)]
+
 def _ends(text, start, m, code):
     "Whether the sentence of `text` from `start` ends with the match `m` of `_stops`"
     if m.end() >= len(text): return True
     if m["space"]: return m.start() - start >= 40  # Thai and Lao: a space is all there is
     if m["line"]: return _line_ends(text, m)
     if _BREAK.search(gap := m[0][len(m[0].rstrip()):]) and _line_ends(text, m): return True
-    following = text[min(_OPEN.match(text, m.end()).end(), len(text) - 1)]
+    following = _first(text, m.end())
     if m["unit"]:
         if m["unit"][:-1].rstrip()[-1] not in ENDS_ALWAYS + ENDS_SOMETIMES or m["unit"][-1] == "）": return False
         if not gap and not ("\u4e00" <= following <= "\u9fff" or "\u30a0" <= following <= "\u30ff"): return False  # 「行こう。」と言った
@@ -170,9 +177,9 @@ def weight(text: str) -> float:
 
 def _lines(text): return [line for line in text.splitlines() if line.strip()]
 
-# %% ../nbs/09_passages.ipynb #7aefc2c4
+# %% ../nbs/09_passages.ipynb #23cfde38
 _LOST = re.compile("\ufffd|[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff]")
-_SUSPECT = re.compile(r"[ÃÂ][\xa1-\xba\xbc-\xbf\u0152-\u02dc€™‚„†‡]|â€[\u0080-\uffff]|Ã[ \xa0](?=[a-z])|ï»¿")
+_SUSPECT = re.compile(r"[ÃÂ][\xa1-\xba\xbc-\xbf\u0152-\u02dc€™‚„†‡]|â€[\u0080-\uffff]|Ã\xa0|Ã (?=[a-z])|ï»¿")
 
 def _undone(run):
     "`run` read as UTF-8, None where it is not"
@@ -202,16 +209,18 @@ def scan_noise(text: str, language: str) -> str | None:
     if len(broken) >= 3 and len(broken) > 0.03 * len(words): return f"scan noise ({_short(broken[0])})"
     if spaced := re.search(r"(?<!\w)(?:[^\W\d_] ){6,}", text): return f"scan noise ({_short(spaced[0])})"
 
-# %% ../nbs/09_passages.ipynb #b0c8af55
-_HYPHEN = re.compile(r"[^\W\d_]{2,}[-‐¬\u00ad][ \t]*\n\s*[^\W\d_]+")
+# %% ../nbs/09_passages.ipynb #9dd525f6
+_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})[-‐¬\u00ad][ \t]{0,9}[\r\n]\s{0,9}(?P<rest>[^\W\d_]+)")
 
 def hyphenated(text: str, language: str) -> str | None:
     "Show a word that was cut at the end of its line"
-    if (cut := _HYPHEN.search(text)) and cut[0].split("\n")[1].strip()[0].islower(): return f"hyphenated line end ({_short(cut[0])})"
+    if cut := next((m for m in _HYPHEN.finditer(text) if m["rest"][0].islower()), None): return f"hyphenated line end ({_short(text[max(0, cut.start() - 12):cut.end()])})"
 
-# %% ../nbs/09_passages.ipynb #95da95a8
-_MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|'''|={2,}[^=\n]+={2,}|</?[a-zA-Z][^<>\n]{0,200}>|&(?:[a-z]{2,6}|#\d{2,5});|\\[a-z]{4,}|!\[|^#{1,6} |\{\||\|\}", re.M)
-_CODE = re.compile(r"^[ \t]*(?:(?:def|class|import|from|return|function|const|let|var|public|private|static|#include|if|for|while)\b.*[:;{)(]|.*[;{}])[ \t]*$", re.M)
+# %% ../nbs/09_passages.ipynb #459b9eae
+_MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|'''|==[^=\n]{1,100}==|</?[a-zA-Z][^<>\n]{0,200}>|&(?:[a-z]{2,6}|#\d{2,5});|\\[a-z]{4,}|!\[|^#{1,6} |\{\||\|\}", re.M)
+_KEYWORD = re.compile(r"(?:def|class|import|from|return|function|const|let|var|public|private|static|#include|if|for|while)\b")
+
+def _is_code(line): return line.endswith((";", "{", "}")) or line.endswith((":", ")", "(")) and bool(_KEYWORD.match(line))
 
 def markup(text: str, language: str) -> str | None:
     "Show a tag, template or wiki mark that an extraction left in `text`"
@@ -219,8 +228,9 @@ def markup(text: str, language: str) -> str | None:
 
 def code(text: str, language: str) -> str | None:
     "Say so when `text` has a fenced block, or two and more lines that are code, a fifth of all"
-    lines = _CODE.findall(text)
-    if "```" in text or len(lines) >= 2 and len(lines) > len(_lines(text)) / 5: return "code"
+    lines = _lines(text)
+    n = sum(_is_code(line.strip()) for line in lines)
+    if "```" in text or n >= 2 and n > len(lines) / 5: return "code"
 
 # %% ../nbs/09_passages.ipynb #492a27c8
 _ROW = re.compile(r"(?<!\|)\|(?!\|).+(?<!\|)\|(?!\|)|\t.*\t|\S {3,}\S.* {3,}\S|;[^;\n]{0,30};[^;\n]{0,30};[^;\n]{0,30};")
@@ -244,10 +254,10 @@ def mostly_links(text: str, language: str) -> str | None:
     linked = sum(len(m[0]) for m in _LINK.finditer(text))
     if linked > 0.4 * len(text): return f"mostly links ({linked / len(text):.0%})"
 
-# %% ../nbs/09_passages.ipynb #19117936
-_FOOTER = re.compile(r"^[ \t]*[-–—\[(]*[ \t]*(?:\d{1,4}|[ivxlc]{1,7}|(?:p(?:age|ag|agina|ágina|g)?|seite|blz|bladzijde|стр|頁)\.? ?\d{1,4}(?: ?\S{1,4} ?\d{1,4})?|\d{1,4}(?: ?(?:頁|ページ|/ ?\d{1,4})))[ \t]*[-–—\])]*[ \t]*$"
-                     r"|[©®]|\(c\) ?\d{4}|\b(?:all rights reserved|tutti i diritti riservati|todos los derechos|todos os direitos|tous droits réservés|alle rechten voorbehouden"
-                     r"|alle rechte vorbehalten|project gutenberg|isbn[ :-]?[\dx-]{9,}|javascript|cookies?)\b|無断転載|版权所有|सर्वाधिकार", re.I | re.M)
+# %% ../nbs/09_passages.ipynb #f0fa9976
+_PAGE = re.compile(r"[-–—\[( ]*(?:\d{1,4}|[ivxlc]{1,7}|(?:p(?:age|ag|agina|ágina|g)?|seite|blz|bladzijde|стр|頁)\.? ?\d{1,4}(?: ?\S{1,4} ?\d{1,4})?|\d{1,4} ?(?:頁|ページ|/ ?\d{1,4}))[-–—\]) ]*", re.I)
+_FOOTER = re.compile(r"[©®]|\(c\) ?\d{4}|\b(?:all rights reserved|tutti i diritti riservati|todos los derechos|todos os direitos|tous droits réservés|alle rechten voorbehouden"
+                     r"|alle rechte vorbehalten|project gutenberg|isbn[ :-]?[\dx-]{9,}|javascript|cookies?)\b|無断転載|版权所有|सर्वाधिकार", re.I)
 
 def short_lines(text: str, language: str) -> str | None:
     "Say so when `text` has four lines or more, and over 60 % of them are short and end without a mark"
@@ -257,6 +267,7 @@ def short_lines(text: str, language: str) -> str | None:
 
 def header_or_footer(text: str, language: str) -> str | None:
     "Show a page number on a line of its own, or words that only headers and footers have"
+    if page := next((line for line in map(str.strip, _lines(text)) if len(line) < 20 and _PAGE.fullmatch(line)), None): return f"header or footer ({page})"
     if found := _FOOTER.search(text): return f"header or footer ({_short(found[0])})"
 
 # %% ../nbs/09_passages.ipynb #74a99854
@@ -266,13 +277,13 @@ def missing_words(text: str, language: str) -> str | None:
     "Show empty brackets, doubled commas or a gap"
     if found := _MISSING.search(text): return f"words missing ({_short(text[max(0, found.start() - 15):found.end()])})"
 
-# %% ../nbs/09_passages.ipynb #9dd6555b
+# %% ../nbs/09_passages.ipynb #356f6fb2
 _PAIRS = ["()", "（）", "「」", "『』", "[]", "«»", "“”"]
 _NO_MARKS = {"Thai", "Laoo"}  # scripts whose sentences end with a space
 
 def cut_off(text: str, language: str) -> str | None:
     "Say so when `text` starts or ends in the middle of a sentence or of a quotation"
-    first = text[min(_OPEN.match(text).end(), len(text) - 1)]
+    first = _first(text)
     if first.islower() or first in ",;:.…、，。)」』）": return f"starts in the middle ({_short(text, 20)})"
     end = _END.search(text.rstrip())
     if main_script(text) not in _NO_MARKS and (not end or end[0][0] in ";:" and not (find_language(language).code in MORE_ENDS)): return f"ends in the middle ({_short(text[-20:])})"

@@ -148,6 +148,11 @@ def test_wrong_options_cost_nothing(template):
     assert "excellent" in outcome.failed[0]["reason"] and not bodies
 
 
+def test_a_copy_of_the_system_message_is_no_request(template):
+    with model(lambda seed: pack("it")["magpie"]["user"].split(".")[0] + f", numero {seed}." if seed % 2 else request(seed)) as (reference, bodies): outcome = made(reference, template, until=3)
+    assert {r["reason"] for r in outcome.dropped} == {"instruction: copies the system message"} and len(outcome.dropped) == 2
+
+
 def test_another_seed_gives_other_rows(template):
     with model(lambda seed: f"Spiegami il numero {seed} e la sua storia, con un esempio preso da {TOPICS[seed % 24]}.") as (reference, bodies):
         first, second = ({r["user_turns"][0]["seed"] for r in made(reference, template, until=8, seed=seed).kept} for seed in (0, 1))
