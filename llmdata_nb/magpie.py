@@ -223,7 +223,7 @@ class _Turns:
             if not ticket[1].done(): ticket[1].set_result(None)
         go() if not ticket[0] or ticket[0].done() else ticket[0].add_done_callback(go)
 
-# %% ../nbs/12_magpie.ipynb #00bc27a8
+# %% ../nbs/12_magpie.ipynb #cad8f32c
 async def instruct(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator` and, for languages without a pack, `translator`; `embedder` where there is one
@@ -252,6 +252,7 @@ async def instruct(
         row["user_turns"] = []
         problem = await _user_turn(row, ask, language, prefix(found, language, steering, system), sampling)
         text = row["user_turns"][0]["instruction"]
+        if not problem and system and _copied(text, system): problem = "copies the system message"
         row["in_language"] = bool(text) and not language_problem(text, find_language(language).code)
         vector = await ask.embed(text) if not problem and "embedder" in ask.models else None
         await ask.shared["turns"].mine(ticket)
@@ -262,7 +263,7 @@ async def instruct(
     row["messages"] = [{"role": "user", "content": text}]
     return row
 
-# %% ../nbs/12_magpie.ipynb #1375aaac
+# %% ../nbs/12_magpie.ipynb #0c7acfb0
 async def _fit(ask, template):
     try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
@@ -285,13 +286,12 @@ async def _user_turn(row, ask, language, text, sampling):
     row["user_turns"].append(dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction,
                                   **{k: v for k, v in sampling.items() if k != "logit_bias"}, logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"]))
     cut = reply.finish_reason if reply.text.rstrip().endswith(instruction) else None  # it is not the request that was cut off
-    if _copied(instruction, text): return "copies the system message"
     return instruction_problem(instruction, find_language(language).code, cut)
 
-def _copied(text, prefix):
-    "Whether most of `text` stands in what the model was shown"
+def _copied(text, system):
+    "Whether most of `text` stands in the system message"
     own = shingles(normalise(text))
-    return len(own & shingles(normalise(prefix))) > 0.6 * len(own)
+    return len(own & shingles(normalise(system))) > 0.6 * len(own)
 
 def _first_texts(ask, turn):
     "Raise EndpointError when the first five texts show that the endpoint is not fit"

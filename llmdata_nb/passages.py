@@ -61,7 +61,7 @@ def _abbreviation(word, following, code):
     if following.isdigit() and word.casefold() in BEFORE_NUMBER: return True
     return word.casefold() in ABBREVIATIONS.get(code, "dr prof st mr mrs").split()
 
-# %% ../nbs/09_passages.ipynb #f3143143
+# %% ../nbs/09_passages.ipynb #5a0203dd
 _ITEM = re.compile(r"[ \t]*(?:[-*•·▪◦‣○●]|\d{1,3}[.)、]|[A-Za-z]\)|\(\w\))\s")
 _OPEN = re.compile(r"""["'“‘«»„‹(\[{¿¡—–*_\-「『（【〔《〈\s]*""")
 
@@ -72,7 +72,7 @@ def _line_ends(text, m):
     before, after = _BREAK.split(text[max(0, m.start() - 201):m.start()])[-1], _BREAK.split(text[m.end():m.end() + 201])[0]
     return len(_BREAK.findall(m[0])) > 1 or len(before) > 200 or len(after) > 200 or bool(_ITEM.match(text, m.end()))
 
-_CLITIC = re.compile(r"['’]\w{1,2}[ -](?=[^\W\d_])")  # Dutch: 't Was laat
+_CLITIC = re.compile(r"['’][a-z]{1,2}[ -](?=[^\W\d_])")  # Dutch: 't Was laat
 
 def _first(text, at=0):
     "The first character of `text` from `at` on that is no quotation mark, bracket or dash, and no Dutch clitic"
@@ -313,21 +313,21 @@ def mostly_quotations(text: str, language: str) -> str | None:
     quoted = sum(len(m[0]) for m in _QUOTATION.finditer(text))
     if quoted > 0.4 * len(text): return f"mostly quotations ({quoted / len(text):.0%})"
 
-# %% ../nbs/09_passages.ipynb #eb30c38e
-_CONTACT = re.compile(PROTECTED["email"] + r"|\+\d{1,3}[ ./(-]{1,2}\d[\d ./()-]{5,}\d|(?:\b(?:tel|telefono|teléfono|telefone|telefoon|phone|fax|cell|whatsapp)\b|電話|☎|фон|फ़ोन|ఫోన్)[.:： ]{0,3}\(?\+?\d[\d ./()-]{5,}\d", re.I)
+# %% ../nbs/09_passages.ipynb #a4a5d674
+_CONTACT = re.compile(r"(?<=[\w.+-])@[a-z0-9-]{1,63}\.[a-z]{2}|\+\d{1,3}[ ./(-]{1,2}\d[\d ./()-]{5,}\d|(?:\b(?:tel|telefono|teléfono|telefone|telefoon|phone|fax|cell|whatsapp)\b|電話|☎|фон|फ़ोन|ఫోన్)[.:： ]{0,3}\(?\+?\d[\d ./()-]{5,}\d", re.I)
 
 def contact(text: str, language: str) -> str | None:
     "Say so when `text` has an email address or a telephone number"
     if found := _CONTACT.search(text): return "contact data (email)" if "@" in found[0] else "contact data (telephone)"
 
-# %% ../nbs/09_passages.ipynb #42e5b715
+# %% ../nbs/09_passages.ipynb #3be77d46
 ARCHAIC = {code: re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I) for code, words in dict(
     it=r"(?:de|co|ne|da|su|a|que|be)['’](?= [a-z])|eran|avean|avevan|giuoco|fusse|imperocché|imperciocché|\w{3,}[ae]van|\w{3,}aron|potean|dovean|veggo|istato",
     es=r"vuesa|vuestra merced|dest[aeo]s?|dell[ao]s?|mesm[oa]s?|agora|ansí|aquest[ea]|ferm?os[oa]|facer|priesa|\w{3,}[áóé](?:le|me|se|te|los|nse)|\w+áredes",
-    nl=r"\w*mensch\w*|zoo|\w{3,}sche|geene?n?|zulks|gij|ligchaam|noodig\w*|\w*loopen|\w{2,}eij\w*|'t|\w+oij\w*|vóór en aleer|dezer|zoodra|den|wien",
-    pt=r"elle|ellas?|elles|pharmacia|\w*ph[aeio]\w*|\w*th[aeo]\w+|hontem|huma?|cousas?", de=r"\w*thun|thür\w*|theil\w*|sey\w*|giebt|\w{3,}niß|daß|muß|ward|gieng\w*",
+    nl=r"\w*mensch\w*|zoo|\w{3,}sch|geene[nr]?|zulks|gij|ligchaam|noodig\w*|\w*loopen|\w{2,}eij\w*|'t|\w+oij\w*|vóór en aleer|dezer|zoodra|den|wien",
+    pt=r"elle|ellas?|elles|pharmacia|(?-i:[a-zà-ÿ]*(?:ph|th)[aeio]\w*)|hontem|huma?|cousas?", de=r"\w*thun|thür\w*|theil\w*|sey\w*|giebt|\w{3,}niß|daß|muß|ward|gieng\w*",
     fr=r"\w{2,}[tv]oi(?:t|s|ent)|tems|enfans|foible|françois", en=r"thou|thee|thy|thine|hath|doth|ye|shew\w*|connexion|\w{3,}eth",
-    da=r"\w*aa\w*|kjøb\w*|gjør\w*", sv=r"äro|voro|hafv\w*|af|hvad|hvilken").items()}
+    da=r"(?-i:[a-zæø]*aa\w*)|kjøb\w*|gjør\w*", sv=r"äro|voro|hafv\w*|af|hvad|hvilken").items()}
 
 def archaic(text: str, language: str) -> str | None:
     "Show an old spelling when `text` has two or more, one for 60 words; only for the languages in `ARCHAIC`"
