@@ -216,11 +216,14 @@ def hyphenated(text: str, language: str) -> str | None:
     "Show a word that was cut at the end of its line"
     if cut := next((m for m in _HYPHEN.finditer(text) if m["rest"][0].islower()), None): return f"hyphenated line end ({_short(text[max(0, cut.start() - 12):cut.end()])})"
 
-# %% ../nbs/09_passages.ipynb #459b9eae
+# %% ../nbs/09_passages.ipynb #4d4bd106
 _MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|'''|==[^=\n]{1,100}==|</?[a-zA-Z][^<>\n]{0,200}>|&(?:[a-z]{2,6}|#\d{2,5});|\\[a-z]{4,}|!\[|^#{1,6} |\{\||\|\}", re.M)
 _KEYWORD = re.compile(r"(?:def|class|import|from|return|function|const|let|var|public|private|static|#include|if|for|while)\b")
 
-def _is_code(line): return line.endswith((";", "{", "}")) or line.endswith((":", ")", "(")) and bool(_KEYWORD.match(line))
+def _is_code(line):
+    "Whether `line` ends as code does; a semicolon needs a sign that prose has not"
+    if line.endswith(";"): return bool(re.search(r"[={}<>\[\]]|\w\(", line))
+    return line.endswith(("{", "}")) or line.endswith((":", ")", "(")) and bool(_KEYWORD.match(line))
 
 def markup(text: str, language: str) -> str | None:
     "Show a tag, template or wiki mark that an extraction left in `text`"
