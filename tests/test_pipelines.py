@@ -159,7 +159,7 @@ def test_magpie_on_the_real_small_model(project, capsys):
 def test_magpie_that_keeps_nothing_says_what_to_try(project, capsys):
     "A chat service is found out by its first call, and a model that writes English only ends the run after a hundred rows"
     (project / "chat.jinja").write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
-    with serve(translator_and_judge) as (model, bodies):
+    with serve(lambda body, n: "Hello! How can I help you today?") as (model, bodies):
         assert main(["magpie", "-p", f"model={model}", "-p", "template=chat.jinja"]) == 1
     assert len(bodies) <= 3 and "puts the prompt into a chat template (one letter became 20 tokens)" in capsys.readouterr().err
     with serve(lambda body, n: wrote("b" if body["prompt"] == "a" else f"What is the {body['seed']}th prime number, and how do you find it?")) as (model, bodies):
