@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 from .languages import language as find_language
 
-# %% ../nbs/01_checks.ipynb #75557de3
+# %% ../nbs/01_checks.ipynb #801838ee
 PROTECTED = dict(  # tried in this order at each character
     fence=r"^[ \t>]*+(?P<fence>`{3,}+|~{3,}+)[^\n`]*+(?:\n(?s:.*?)(?:^[ \t>]*+(?P=fence)[`~]*+[ \t]*+$|\Z)|\Z)",
     code=r"`(?<!``)(?P<ticks>`{0,2}+)[^`\n](?:[^\n]{0,300}?[^`\n])??`(?P=ticks)(?!`)",
@@ -28,7 +28,7 @@ PROTECTED = dict(  # tried in this order at each character
     environment=r"\\begin\{(?P<env>[A-Za-z]{1,20}\*?)\}(?:(?!\\begin\{|\\end\{)[\s\S])*+\\end\{(?P=env)\}",
     formula=r"\$(?<![\w\\$]\$)(?![\s$])(?:(?=[^$\n\\^_=+<>|*/]*+[\\^_=+<>|*/])|(?=[^$\s]++\$))(?:[^$\n\\]|\\.)++(?<!\s)\$(?![\w$])",
     url=r"[hfw](?<![A-Za-z0-9].)(?:(?:ttps?|tp)://|ww\.)[!#-;=?-_a-z|~]+",
-    email=r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}+@(?:[A-Za-z0-9-]{1,63}+\.){1,4}+[A-Za-z]{2,20}",
+    email=r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}+@(?:[A-Za-z0-9-]{1,63}+\.){1,4}[A-Za-z]{2,20}",
     gap=r"\{\{[^{}\n]{1,80}\}\}|\{%[^%\n]{1,200}%\}|\$?\{[A-Za-z_][\w.]{0,40}(?:\[\w{0,20}\])?(?:![rsa])?(?::[^{}\s]{0,20})?\}"
         r"|\{\d{0,2}\}|%\(\w{1,40}\)[sdifr]|%(?<![\w%]%)(?:\d\$)?[sd](?!\w)",
     tag=r"</?[A-Za-z][\w-]{0,30}(?:\s{1,3}[\w:-]{1,30}=(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}'))*\s?/?>",
