@@ -153,9 +153,11 @@ class Server:
         return self.rest(f"records/{record['id']}/responses", said["annotator"], body)
 
 
+needs_server = pytest.mark.skipif(not PYTHON, reason="LLMDATA_ARGILLA names no Python with argilla and argilla-server")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    if not PYTHON: pytest.skip("LLMDATA_ARGILLA is not set")
     from search_stand_in import serve
     folder, port, redis = tmp_path_factory.mktemp("argilla"), free_port(), free_port()
     log, started = folder / "log.txt", []
@@ -184,6 +186,7 @@ def by_id(annotations): return sorted(annotations, key=lambda a: (a["id"], a["an
 def without_time(annotations): return [{k: v for k, v in a.items() if k != "time"} for a in by_id(annotations)]
 
 
+@needs_server
 def test_round_trip(server):
     rows, dice, began = [row_of(i, 2 + (i % 3 == 0)) for i in range(50)], random.Random(0), datetime.now(timezone.utc)
     assert server.push(rows, judge="org/judge@7b") == {"added": 50, "updated": 0, "changed": []}
@@ -245,6 +248,7 @@ def test_round_trip(server):
     assert by_id(server.pull()) == before and len(server.records()[1]) == 60
 
 
+@needs_server
 def test_what_is_refused(server):
     server.python("""
 client = argilla.Argilla(api_url=given["url"], api_key=given["key"])
@@ -259,6 +263,7 @@ result = None""", url=server.url, key=server.keys["olga"])
     with pytest.raises(RuntimeError, match="Credentials"): server.push([row_of(1)], "x", api_key="wrong-key-000")
 
 
+@needs_server
 def test_made_with_all_options_and_pushed_twice(server):
     rows = [row_of(i) for i in range(210)]  # more than one batch
     for known in (0, 210):
