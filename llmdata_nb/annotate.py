@@ -7,7 +7,7 @@ __all__ = ['answers_to_show', 'new_annotation', 'save_annotation', 'read_annotat
            'Session', 'annotate', 'preference_of', 'opinion', 'fitting', 'resolve', 'with_people', 'krippendorff',
            'agreement_of', 'labelled_from']
 
-# %% ../nbs/20_annotate.ipynb #3b1f0414
+# %% ../nbs/20_annotate.ipynb #6ba945db
 import hashlib, json, os, re, time, warnings
 from collections import Counter
 from datetime import datetime, timezone
@@ -21,6 +21,7 @@ from threading import RLock
 from .agreement import bootstrap, kappa, share
 from .judge import Comparison
 from .models import CallFailed
+from .progress import visible
 from .rerank import pick_pair
 from .rows import content_id
 from .run import Dropped, drop
@@ -143,15 +144,12 @@ def order_for(
     "The order in which `annotator` sees the answers of a row"
     return sorted(range(n), key=lambda i: hashlib.sha256(json.dumps([row_id, annotator, i]).encode()).digest())
 
-# %% ../nbs/20_annotate.ipynb #9645bbe7
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # control characters, direction overrides, lone surrogates
-
+# %% ../nbs/20_annotate.ipynb #15b564ef
 def render(
     text: str,
 ) -> str: # HTML
     "`text` with its Markdown (headings, lists, tables, quotes, code, bold, italic) shown, and everything else as text"
-    text = _HIDDEN.sub(lambda m: f"\\u{ord(m[0]):04x}", text.replace("\r\n", "\n"))
-    lines, out = escape(text).split("\n")[::-1], []  # the next line is the last of the list
+    lines, out = escape(visible(text)).split("\n")[::-1], []  # the next line is the last of the list
     def take(stop):
         "The lines before the first that fits `stop`"
         taken = []

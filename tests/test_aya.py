@@ -137,14 +137,16 @@ def test_the_pipeline_in_batch_and_with_annotations(project, capsys):
         rows = load_dataset(str(out), split="train")
         assert paid == 4 * 3 and len(rows) == 4 and set(rows["decided_by"]) == {"judge"} and set(rows["chosen_model"]) == {"human"} and sorted(rows["split"]) == ["test", "test", "train", "train"]
         card = (out / "README.md").read_text()
-        assert "0 of 4 rows were decided by people" in card and "preference" in card and {p.name for p in (out / "plots").iterdir()} == {"funnel.png", "models.png", "languages.png", "calls.png"}
+        assert "0 of 4 rows were decided by people, 0 in all; 4 by a judge" in card and "The judge decided 4 pairs; in 4 of them both orders name the same best answer." in card and "preference" in card and {p.name for p in (out / "plots").iterdir()} == {"funnel.png", "models.png", "languages.png", "calls.png"}
         assert "the judge alone decides" in (out / "run.ipynb").read_text()
         shown = [answers_to_show(r) for r in rows]
         save_annotation(out / "annotations.jsonl", new_annotation(rows[0], "ada", [2 if m == "human" else 5 for m in shown[0]["models"]]))
         save_annotation(out / "annotations.jsonl", new_annotation(rows[1], "ada", [3, 2], improved="Een nog beter antwoord, met de hand geschreven.", improved_of=1))
+        save_annotation(out / "annotations.jsonl", new_annotation(rows[2] | {"responses": ["another", "text"]}, "ada", [1, 5]))
         assert main(run_it) == 0 and len(bodies) == paid
+        assert "1 annotations are of rows that are not here, or of other answers than these" in (out / "run.ipynb").read_text()
     after = {r["id"]: r for r in load_dataset(str(out), split="train")}
     turned, better = after[rows[0]["id"]], after[rows[1]["id"]]
     assert turned["decided_by"] == "people" and turned["chosen_model"] == reference and turned["chosen_score"] == 5 and turned["judge_scores"] == [4, 2] and turned["people"] == ["ada"]
     assert better["chosen"][0]["content"].startswith("Een nog beter") and better["chosen_model"] == "human" and better["chosen_score"] is None
-    assert sorted(r["decided_by"] for r in after.values()) == ["judge", "judge", "people", "people"] and "2 of 4 rows were decided by people" in (out / "README.md").read_text()
+    assert sorted(r["decided_by"] for r in after.values()) == ["judge", "judge", "people", "people"] and "2 of 4 rows were decided by people, 1 in all" in (out / "README.md").read_text()
