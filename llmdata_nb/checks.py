@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS', 'ALSO', 'TOLD_APART', 'LATIN_SHARE',
            'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'GENERATION_RULES', 'protected_spans',
-           'prose', 'letters', 'main_script', 'detect_language', 'wrong_language', 'wrong_script', 'lost_spans',
-           'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated', 'repetition',
-           'Translation', 'translation_problem', 'switches_language', 'doubtful_language', 'language_problem', 'loops',
-           'generation_problem']
+           'prose', 'letters', 'main_script', 'weight', 'detect_language', 'wrong_language', 'wrong_script',
+           'lost_spans', 'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated',
+           'repetition', 'Translation', 'translation_problem', 'switches_language', 'doubtful_language',
+           'language_problem', 'loops', 'Generated', 'generation_problem']
 
 # %% ../nbs/01_checks.ipynb #fce2e9bc
 import json, re, unicodedata, zlib
@@ -165,14 +165,14 @@ def _sample(text, size=300):
     text = " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split())
     return text.lower() if text.isupper() else text
 
-# %% ../nbs/01_checks.ipynb #07fbb758
-def _weight(text, scripts=None):
+# %% ../nbs/01_checks.ipynb #5eced1dd
+def weight(text: str, scripts: set | None = None) -> float:
     "Letters of `text`, or only those in `scripts`, by what they say: about as many as an English translation has"
     return sum(n / DENSITY.get(script, 1) for script, n in _letters(text).items() if not scripts or script in scripts)
 
 def _share(text, scripts):
     "The share of what `text` says that is written in `scripts`; 0 where there are no letters"
-    return _weight(text, scripts) / (_weight(text) or 1)
+    return weight(text, scripts) / (weight(text) or 1)
 
 # %% ../nbs/01_checks.ipynb #7bd6d9f9
 def _mass(votes, code):
@@ -243,15 +243,15 @@ def _is_title(text):
     words = text.split(None, 8)
     return len(words) <= 8 and 2 * sum(word[0].isupper() for word in words) >= len(words) and not _is_running(text)
 
-# %% ../nbs/01_checks.ipynb #a7a09250
+# %% ../nbs/01_checks.ipynb #ac73d7b5
 def _doubtful_sentences(text, language, source):
     "Sentences of `text` that are `_doubtful` and, if there is a `source`, share half of their words with it"
     known = set(source.split()) if source else None
     def copied(part): return known is None or 2 * sum(map(known.__contains__, part.split())) >= part.count(" ") or part.count(" ") < len(part) / 20
     parts = [part for part in _SENTENCE_END.split(text) if len(part) > 6 and copied(part)]
-    return [part for part in map(_sample, parts) if _weight(part) >= 20 and _is_running(part) and _doubtful(part, language)]
+    return [part for part in map(_sample, parts) if weight(part) >= 20 and _is_running(part) and _doubtful(part, language)]
 
-# %% ../nbs/01_checks.ipynb #2ae86688
+# %% ../nbs/01_checks.ipynb #bdb9f277
 def wrong_language(
     text: str,
     language: str,  # code of the language that it should be in
@@ -260,13 +260,13 @@ def wrong_language(
     "Say so when `text`, or a good part of it, is surely not in `language`"
     text, language = prose(text), find_language(language).code
     if _letters(outside := _QUOTED.sub(" ", text)): text = outside
-    if (weight := _weight(text)) < (12 if len(text.split(None, 1)) > 1 else 40): return None
+    if (letters_in_all := weight(text)) < (12 if len(text.split(None, 1)) > 1 else 40): return None
     doubtful, sentences = not _is_title(text) and _doubtful(sample := _sample(text), language), _doubtful_sentences(text, language, source)
     if not doubtful and not sentences: return None
     suspects = {"en", detect_language(source)[0] if source else "en"} - _family(language)
     if doubtful and (found := _surely_other(sample, language, suspects)): return f"wrong language ({found[0]}, {found[1]:.2f})"
     left = [part for part in sentences if (_surely_other(part, language, suspects) or ("", 0))[0] in suspects]
-    if len(left) >= 3 or sum(map(_weight, left)) > weight / 5: return f"left in another language: {_short(left[0])}"
+    if len(left) >= 3 or sum(map(weight, left)) > letters_in_all / 5: return f"left in another language: {_short(left[0])}"
 
 # %% ../nbs/01_checks.ipynb #6ff1d0b9
 LATIN_SHARE = 0.6  # of what a text in another script says: names, terms and abbreviations are often left in Latin letters
@@ -359,12 +359,12 @@ def _overlap(a, b):
     shared = Counter(filter(set(y).__contains__, x))
     return 2 * (shared & Counter(filter(shared.__contains__, y))).total() / max(1, len(x) + len(y))
 
-# %% ../nbs/01_checks.ipynb #44ba6d45
+# %% ../nbs/01_checks.ipynb #0103c33e
 def echo(source: str, text: str) -> str | None:
     "Say so when `text` is `source` again, though it had something to translate"
     ours, theirs = (prose(t).casefold().strip() for t in (source, text))
     if not 0.8 < (len(theirs) + 1) / (len(ours) + 1) < 1.25 or _overlap(ours, theirs) < 0.9: return None
-    return "echo of the source" if _weight(prose(source)) >= 20 and _is_running(prose(source)) else None
+    return "echo of the source" if weight(prose(source)) >= 20 and _is_running(prose(source)) else None
 
 # %% ../nbs/01_checks.ipynb #c7480b85
 def _density(script):
@@ -399,12 +399,12 @@ _ASKS = re.compile("[?？؟;՞፧]|か[。\\s」）]|か$|[吗嗎呢]")
 _ITEM = re.compile(r"^\s{0,6}(?:[-*•]|\d{1,3}[.)、])\s", re.M)
 _NO_QUESTION_MARK = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts that ask with words alone
 
-# %% ../nbs/01_checks.ipynb #c32cf4f6
+# %% ../nbs/01_checks.ipynb #53b68ef6
 def answered(source: str, text: str) -> str | None:
     "Say how `text` shows that the request in `source` was answered instead of translated"
     if not text.strip(): return None  # `length_ratio` has a word for that
     if (yes := _YES.match(text)) and not _YES.match(source): return f"answered: starts with {_short(yes[0])}"
-    longer = (_weight(prose(text)) + 1) / (_weight(prose(source)) + 1)
+    longer = (weight(prose(text)) + 1) / (weight(prose(source)) + 1)
     if longer > 1.4 and (here := _HERE.match(text)) and not _HERE.match(source): return f"answered: starts with {_short(here[0])}"
     if "```" in text and "```" not in source: return "answered: code that the source does not have"
     if longer > 1.6 and len(_ITEM.findall(text)) >= 3 and not _ITEM.search(source): return "answered: a list that the source does not have"
@@ -516,7 +516,7 @@ def _loops(text):
             window = text[start : start + size].encode("utf-8", "replace")
             if len(zlib.compress(window)) < least * size: return f"repeats {_short(text[start:])}"
 
-# %% ../nbs/01_checks.ipynb #06548662
+# %% ../nbs/01_checks.ipynb #98c3a124
 def repetition(text: str) -> str | None:
     "Show the start of a loop in `text`: a letter, a word, a line or a passage over and over"
     text, words = prose(text), prose(text).split()
@@ -526,7 +526,7 @@ def repetition(text: str) -> str | None:
             if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats {_short(word)}"
     lines = Counter(map(str.strip, text.splitlines()))
     for line, n in lines.items():
-        if n >= 5 and n > lines.total() / 4 and _weight(line) >= 8: return f"repeats {_short(line)}"
+        if n >= 5 and n > lines.total() / 4 and weight(line) >= 8: return f"repeats {_short(line)}"
     return _loops(text)
 
 # %% ../nbs/01_checks.ipynb #478e3f63
@@ -576,7 +576,7 @@ def switches_language(
     for part in _doubtful_sentences(text, language, None):
         if found := _surely_other(part, language, {"en"}): return f"other language inside ({found[0]}: {_short(part)})"
 
-# %% ../nbs/01_checks.ipynb #d081b24b
+# %% ../nbs/01_checks.ipynb #8ec21b93
 def doubtful_language(
     text: str,
     language: str,  # code of the language that it should be in
@@ -584,7 +584,7 @@ def doubtful_language(
     "Say so when `text` has enough letters to tell, and is more likely in another language that the detectors know"
     text, language = prose(text), find_language(language).code
     own = _family(language)
-    if _weight(text) < 6 or not own & _detectable(): return None
+    if weight(text) < 6 or not own & _detectable(): return None
     found, confidence = detect_language(text)
     if found in own or found == "und" or sum(_votes(_sample(text))[c] for c in own) > 0.3: return None
     return f"doubtful language ({found}, {confidence:.2f})"
@@ -605,22 +605,34 @@ def loops(text: str) -> str | None:
     found = next((m for m in _CLAUSE_LOOP.finditer(prose(text)) if sum(map(str.isalpha, m[1])) >= 4), None)
     return f"repeats {_short(found[1])}" if found else repetition(text)
 
-# %% ../nbs/01_checks.ipynb #6435d3ee
-GENERATION_RULES = [  # of text, language and finish_reason, in this order
-    lambda text, language, reason: None if text.strip() else "empty",
-    lambda text, language, reason: truncated(text, reason),
-    lambda text, language, reason: template_leak(text),
-    lambda text, language, reason: language_problem(text, language),
-    lambda text, language, reason: switches_language(text, language),
-    lambda text, language, reason: loops(text),
+# %% ../nbs/01_checks.ipynb #b6780365
+class Generated(NamedTuple):
+    "What a rule for made-up text is shown"
+    text: str
+    language: str  # code of the language that `text` should be in
+    finish_reason: str | None = None  # as the endpoint gave it
+    request: bool = False  # it is a user's, not an answer
+
+def _refuses(made):
+    "`refusal`; but a request with a question or a second sentence is none: unfortunately I cannot sleep, what helps?"
+    return None if made.request and (_ASKS.search(made.text) or len(_SENTENCE_END.split(made.text.strip())) > 2) else refusal(made.text)
+
+GENERATION_RULES = [  # in this order; the first that has something to say is the reason
+    lambda g: None if g.text.strip() else "empty",
+    lambda g: truncated(g.text, g.finish_reason),
+    lambda g: template_leak(g.text),
+    _refuses,
+    lambda g: language_problem(g.text, g.language),
+    lambda g: switches_language(g.text, g.language),
+    lambda g: loops(g.text),
 ]
 
 def generation_problem(
     text: str,
     language: str,  # code of the language that `text` should be in
     finish_reason: str | None = None,  # as the endpoint gave it
-    request: bool = False,  # it is a user's: "Unfortunately I cannot sleep. What helps?" is no refusal
+    request: bool = False,  # it is a user's, not an answer
 ) -> str | None:  # None where no rule objects
-    "The first objection of `GENERATION_RULES` to `text` as something written in `language`, or that it is a refusal"
-    if (problem := refusal(text)) and not (request and (_ASKS.search(text) or len(_SENTENCE_END.split(text.strip())) > 2)): return problem
-    return next((reason for rule in GENERATION_RULES if (reason := rule(text, language, finish_reason))), None)
+    "The first objection of `GENERATION_RULES` to `text` as something written in `language`"
+    made = Generated(text, language, finish_reason, request)
+    return next((reason for rule in GENERATION_RULES if (reason := rule(made))), None)

@@ -56,19 +56,25 @@ def _datasketch(bands, rows):
 
 _engines = {"rensa": _rensa, "datasketch": _datasketch}
 
-# %% ../nbs/02_dedup.ipynb #988b0190
+# %% ../nbs/02_dedup.ipynb #e0c3f1c6
 class Seen:
     "Texts so far, normalised, and which of them a further one repeats"
     def __init__(self, threshold=0.8, engine="rensa"): # as in `near_duplicates`
         if not 0 < threshold <= 1: raise ValueError(f"threshold must be above 0 and at most 1, not {threshold!r}")
         if engine not in _engines: raise ValueError(f"engine must be one of {', '.join(_engines)}, not {engine!r}")
-        self.threshold, self.n, self.texts, self.minhashes = threshold, 0, {}, {}
+        self.threshold, self.n, self.texts, self.minhashes, self.keys = threshold, 0, {}, {}, {}
         self.index, self.sketch = _engines[engine](*lsh_bands(threshold))
 
     def add(self, texts: list) -> list:
         "For each of `texts`: the number of the earlier one that it repeats (they count from 0, over all calls), and their similarity; or None, and it is remembered"
         sets = [shingles(t) for t in texts]
         return [self._add(*each) for each in zip(texts, sets, self.sketch(sets))]
+
+    def repeats(self, text: str, key) -> tuple | None:
+        "The key of the earlier text that `text`, normalised here, repeats, and their similarity; or None, and it is remembered by its `key`"
+        self.keys[self.n] = key
+        (copy,) = self.add([normalise(text)])
+        return copy and (self.keys[copy[0]], copy[1])
 
     def _add(self, text, this, minhash):
         n, self.n = self.n, self.n + 1

@@ -7,11 +7,11 @@ __all__ = ['STEERINGS', 'CATEGORIES', 'seeds', 'read_steering', 'choose_category
            'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'instruct', 'respond', 'answer_message',
            'magpie', 'check_options', 'compare_steering', 'advice', 'pre_query']
 
-# %% ../nbs/12_magpie.ipynb #a0ce3d7f
+# %% ../nbs/12_magpie.ipynb #1cd0b0d0
 import asyncio, random, re
 from itertools import count
 from .agreement import share
-from .checks import DENSITY, detect_language, generation_problem, language_problem, letters
+from .checks import detect_language, generation_problem, language_problem, weight
 from .dedup import Seen, jaccard, normalise, shingles
 from .judge import rate, rubric, together
 from .languages import language as find_language, pack
@@ -194,14 +194,14 @@ def _unquoted(text):
         if text.startswith(opening) and text.endswith(closing) and len(text) > 2 * len(opening) and closing not in text[len(opening):-len(closing)]: return text[len(opening):-len(closing)]
     return text
 
-# %% ../nbs/12_magpie.ipynb #6eff4958
+# %% ../nbs/12_magpie.ipynb #1df7d3fa
 def instruction_problem(
     text: str,
     language: str,  # code of the language that it should be in
     finish_reason: str | None = None,  # as the endpoint gave it
 ) -> str | None:
     "Say why `text` is no instruction in `language`"
-    if text and sum(n / DENSITY.get(script, 1) for script, n in letters(text).items()) + 2 * sum(map(str.isdigit, text)) < 10: return "too short"  # a letter of Chinese says as much as three of English
+    if text and weight(text) + 2 * sum(map(str.isdigit, text)) < 10: return "too short"
     if problem := generation_problem(text, language, finish_reason, request=True): return problem
     return "ends with a colon" if text.rstrip("*_ ").endswith((":", "：")) else assistant_voice(text)
 
@@ -223,7 +223,7 @@ class _Turns:
             if not ticket[1].done(): ticket[1].set_result(None)
         go() if not ticket[0] or ticket[0].done() else ticket[0].add_done_callback(go)
 
-# %% ../nbs/12_magpie.ipynb #cad8f32c
+# %% ../nbs/12_magpie.ipynb #af0c266d
 async def instruct(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator` and, for languages without a pack, `translator`; `embedder` where there is one
@@ -242,7 +242,7 @@ async def instruct(
     ticket = ask.shared.setdefault("turns", _Turns()).ticket()
     try:
         parts = read_steering(steering)
-        if categories and "system" not in parts: raise EndpointError(f"steering {steering!r}: categories stand in the system message; expected system among it")
+        check_options(steering, categories, near=near)
         row["steering"], row["category"] = steering, choose_category(ask.seed, row["number"]) if categories else None
         system = await system_message(language, ask, row["category"]) if "system" in parts else None
         found = await _once(ask, "template", lambda: _fit(ask, template))
@@ -263,7 +263,7 @@ async def instruct(
     row["messages"] = [{"role": "user", "content": text}]
     return row
 
-# %% ../nbs/12_magpie.ipynb #0c7acfb0
+# %% ../nbs/12_magpie.ipynb #46faff5c
 async def _fit(ask, template):
     try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
@@ -305,10 +305,8 @@ def _first_texts(ask, turn):
 
 def _not_again(row, shared, text, near, vector, near_meaning):
     "Drop the row when its instruction repeats an earlier one; else remember it"
-    seen, ids, vectors = shared.setdefault("seen", (Seen(near), [], []))
-    (copy,) = seen.add([normalise(text)])
-    ids.append(row["id"])
-    if copy: drop(f"instruction: near-duplicate of {ids[copy[0]]} ({copy[1]:.2f})")
+    seen, vectors = shared.setdefault("seen", (Seen(near), []))
+    if copy := seen.repeats(text, row["id"]): drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
     if vector is None: return
     import numpy as np
     found, row["nearest_similarity"] = nearest([v for _, v in vectors], vector)
@@ -347,7 +345,7 @@ def answer_message(language: str) -> str:
     target = find_language(language)
     return (target.texts or pack("en"))["magpie"]["answer"].replace("{language}", target.name)
 
-# %% ../nbs/12_magpie.ipynb #7e98876f
+# %% ../nbs/12_magpie.ipynb #c814df78
 async def _next_turn(row, ask, language, text, sampling, near, *answering):
     "The answer to a further turn of the user, which is added to `user_turns`, and what is wrong with either"
     if problem := await _user_turn(row, ask, language, text, sampling): return None, f"instruction: {problem}"
@@ -357,7 +355,7 @@ async def _next_turn(row, ask, language, text, sampling, near, *answering):
     return answer, problem and f"response: {problem}"
 
 async def _more_turns(row, ask, language, system, n_turns, near, temperature, max_tokens):
-    found = await _once(ask, "template", None)
+    found = await ask.shared["template"]
     sampling = {k: row["user_turns"][0][k] for k in ("temperature", "top_p", "max_tokens", "stop")}
     for n in range(2, n_turns + 1):
         try: answer, problem = await _next_turn(row, ask, language, prefix(found, language, row["steering"], system, row["messages"]), sampling, near, temperature, max_tokens)
@@ -444,7 +442,7 @@ async def _pair(row, ask, language, answers, temperature, max_tokens, min_length
     for text in row["responses"] if "guard" in ask.models else []: await _safe(row, [*row["messages"], {"role": "assistant", "content": text}], ask)
     return await rerank(row, ask, language, min_score=max(min_score, 1), min_margin=min_margin, english_rubrics=english_rubrics)
 
-# %% ../nbs/12_magpie.ipynb #d3a90a43
+# %% ../nbs/12_magpie.ipynb #808e298c
 def compare_steering(
     model,                 # as for `run`
     languages: list,       # codes or names
@@ -453,7 +451,7 @@ def compare_steering(
     **options,             # as for `run` and `instruct`
 ) -> list:                 # a dict for each language and steering, the best steering of a language first
     "Instructions only, made side by side in several ways: the share in the right language, the share kept, and what a kept one takes"
-    for steering in steerings: read_steering(steering)
+    for steering in steerings: check_options(steering, options.get("categories", False), near=options.get("near", 0.7))
     return [line for language in languages for line in
             sorted((_steered(model, language, s, rows, options) for s in steerings), key=lambda line: -(line["kept"]["value"] or 0))]
 

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['ENDS_ALWAYS', 'ENDS_SOMETIMES', 'MORE_ENDS', 'ABBREVIATIONS', 'BEFORE_NUMBER', 'ORDINALS', 'FEWEST', 'ARCHAIC',
-           'PASSAGE_RULES', 'sentences', 'passages', 'weight', 'broken_encoding', 'scan_noise', 'hyphenated', 'markup',
-           'code', 'table', 'mostly_list', 'mostly_links', 'short_lines', 'header_or_footer', 'missing_words',
+           'PASSAGE_RULES', 'sentences', 'passages', 'english_length', 'broken_encoding', 'scan_noise', 'hyphenated',
+           'markup', 'code', 'table', 'mostly_list', 'mostly_links', 'short_lines', 'header_or_footer', 'missing_words',
            'cut_off', 'few_sentences', 'year_dense', 'mostly_quotations', 'contact', 'archaic', 'foreign',
            'passage_problem', 'select', 'whole_files']
 
-# %% ../nbs/09_passages.ipynb #5a962ed1
+# %% ../nbs/09_passages.ipynb #e2cdad9b
 import re
 from itertools import islice, pairwise
 from pathlib import Path
 from .checks import _ascii_digits, _density, _scripts_of, _share, _short, doubtful_language, main_script, prose, repetition, switches_language, wrong_language, wrong_script, DENSITY, PROTECTED
-from .dedup import Seen, normalise
+from .dedup import Seen
 from .languages import language as find_language
 from .rows import Unreadable, _check_bytes, _lines as _file_lines, _matching
 
@@ -170,8 +170,8 @@ def _and_none(items):
     yield from items
     yield None
 
-# %% ../nbs/09_passages.ipynb #a904ec3e
-def weight(text: str) -> float:
+# %% ../nbs/09_passages.ipynb #45ff34c6
+def english_length(text: str) -> float:
     "How long `text` is, in letters of English"
     return len(text) / DENSITY.get(main_script(text), 1)
 
@@ -235,14 +235,14 @@ def code(text: str, language: str) -> str | None:
     n = sum(_is_code(line.strip()) for line in lines)
     if "```" in text or n >= 2 and n > len(lines) / 5: return "code"
 
-# %% ../nbs/09_passages.ipynb #492a27c8
+# %% ../nbs/09_passages.ipynb #aa0d662c
 _ROW = re.compile(r"(?<!\|)\|(?!\|).+(?<!\|)\|(?!\|)|\t.*\t|\S {3,}\S.* {3,}\S|;[^;\n]{0,30};[^;\n]{0,30};[^;\n]{0,30};")
 
 def table(text: str, language: str) -> str | None:
     "Say so when two lines of `text` have columns, or when a fifth of it is figures"
     if sum(bool(_ROW.search(line)) for line in text.splitlines()) >= 2: return "table"
     digits = sum(map(str.isdigit, text))
-    if digits > 20 and digits > 0.2 * weight(text): return "table (figures)"
+    if digits > 20 and digits > 0.2 * english_length(text): return "table (figures)"
 
 def mostly_list(text: str, language: str) -> str | None:
     "Say so when more than half the lines of `text` are list items"
@@ -257,7 +257,7 @@ def mostly_links(text: str, language: str) -> str | None:
     linked = sum(len(m[0]) for m in _LINK.finditer(text))
     if linked > 0.4 * len(text): return f"mostly links ({linked / len(text):.0%})"
 
-# %% ../nbs/09_passages.ipynb #f0fa9976
+# %% ../nbs/09_passages.ipynb #f881f73d
 _PAGE = re.compile(r"[-–—\[( ]*(?:\d{1,4}|[ivxlc]{1,7}|(?:p(?:age|ag|agina|ágina|g)?|seite|blz|bladzijde|стр|頁)\.? ?\d{1,4}(?: ?\S{1,4} ?\d{1,4})?|\d{1,4} ?(?:頁|ページ|/ ?\d{1,4}))[-–—\]) ]*", re.I)
 _FOOTER = re.compile(r"[©®]|\(c\) ?\d{4}|\b(?:all rights reserved|tutti i diritti riservati|todos los derechos|todos os direitos|tous droits réservés|alle rechten voorbehouden"
                      r"|alle rechte vorbehalten|project gutenberg|isbn[ :-]?[\dx-]{9,}|javascript|cookies?)\b|無断転載|版权所有|सर्वाधिकार", re.I)
@@ -265,7 +265,7 @@ _FOOTER = re.compile(r"[©®]|\(c\) ?\d{4}|\b(?:all rights reserved|tutti i diri
 def short_lines(text: str, language: str) -> str | None:
     "Say so when `text` has four lines or more, and over 60 % of them are short and end without a mark"
     lines = _lines(text)
-    short = [line for line in lines if not _END.search(line.strip()) and weight(line) < 45]
+    short = [line for line in lines if not _END.search(line.strip()) and english_length(line) < 45]
     if len(lines) >= 4 and len(short) > 0.6 * len(lines): return f"short lines ({len(short)} of {len(lines)})"
 
 def header_or_footer(text: str, language: str) -> str | None:
@@ -301,12 +301,12 @@ def few_sentences(text: str, language: str) -> str | None:
     n = sum(b - a >= 5 for a, b in islice(sentences(text, language), 100))
     if n < FEWEST: return f"too few sentences ({n})"
 
-# %% ../nbs/09_passages.ipynb #2c46abd8
+# %% ../nbs/09_passages.ipynb #dd357b71
 _YEAR = re.compile(r"(?<![\d.,-])(?:1[0-9]{3}|20[0-9]{2})(?![\d,]|\.\d)")
 
 def year_dense(text: str, language: str) -> str | None:
     "Say so when `text` has three years or more, and more than one for 30 words"
-    years, words = len(_YEAR.findall(_ascii_digits(text))), weight(text) / 6
+    years, words = len(_YEAR.findall(_ascii_digits(text))), english_length(text) / 6
     if years >= 3 and years > words / 30: return f"year-dense ({years} in {words:.0f} words)"
 
 _QUOTATION = re.compile(r"""  "[^"]{1,2000}" | “[^”]{1,2000}” | „[^“”]{1,2000}[“”] | «[^»]{1,2000}» | »[^«]{1,2000}« | 「[^」]{1,2000}」 | 『[^』]{1,2000}』 | ''[^']{1,2000}''  """, re.X)
@@ -323,7 +323,7 @@ def contact(text: str, language: str) -> str | None:
     "Say so when `text` has an email address or a telephone number"
     if found := _CONTACT.search(text): return "contact data (email)" if "@" in found[0] else "contact data (telephone)"
 
-# %% ../nbs/09_passages.ipynb #3be77d46
+# %% ../nbs/09_passages.ipynb #bfac9319
 ARCHAIC = {code: re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I) for code, words in dict(
     it=r"(?:de|co|ne|da|su|a|que|be)['’](?= [a-z])|eran|avean|avevan|giuoco|fusse|imperocché|imperciocché|\w{3,}[ae]van|\w{3,}aron|potean|dovean|veggo|istato",
     es=r"vuesa|vuestra merced|dest[aeo]s?|dell[ao]s?|mesm[oa]s?|agora|ansí|aquest[ea]|ferm?os[oa]|facer|priesa|\w{3,}[áóé](?:le|me|se|te|los|nse)|\w+áredes",
@@ -336,7 +336,7 @@ def archaic(text: str, language: str) -> str | None:
     "Show an old spelling when `text` has two or more, one for 60 words; only for the languages in `ARCHAIC`"
     pattern = ARCHAIC.get(find_language(language).code)
     found = pattern.findall(text) if pattern else []
-    if len(found) >= 2 and len(found) > weight(text) / 6 / 60: return f"archaic ({_short(', '.join(found[:3]))})"
+    if len(found) >= 2 and len(found) > english_length(text) / 6 / 60: return f"archaic ({_short(', '.join(found[:3]))})"
 
 # %% ../nbs/09_passages.ipynb #cbef1148
 def foreign(text: str, language: str) -> str | None:
@@ -378,7 +378,7 @@ def _length_problem(length, least, most):
     if length < least: return f"too short ({length:.0f})"
     if length > most: return f"too long ({length:.0f})"
 
-# %% ../nbs/09_passages.ipynb #d1d0c355
+# %% ../nbs/09_passages.ipynb #07fd4b12
 def select(
     rows,  # an iterable of rows with `text` or `messages`, as `stream_rows` gives them
     language: str,  # code or name of the language that they should be in
@@ -389,7 +389,7 @@ def select(
     near: float | None = 0.7,  # Jaccard similarity from which a passage repeats an earlier one; None to keep repeats
 ):  # rows with `id`, `response`, `document`, `start`, `end` and the document's other columns; one by one
     "A row for each passage of `rows`; one that is refused has the reason in `dropped`, and rows that arrive dropped or failed pass through"
-    density, seen, ids = _density(find_language(language).script), Seen(near) if near else None, []
+    density, seen = _density(find_language(language).script), Seen(near) if near else None
     for row in rows:
         if row.get("dropped") or row.get("failed"):
             yield row
@@ -401,16 +401,15 @@ def select(
             new = {"id": f"{row['id']}-{start}", "response": text[start:end], "document": row["id"], "start": start, "end": end} | kept
             problem = _length_problem((end - start) / density, least, most)
             if problem and end - start > most: new["response"] = text[start:start + most]  # a line of 50 MB need not be carried along
-            problem = problem or passage_problem(new["response"], language, rules) or seen and _repeats(seen, ids, new)
+            problem = problem or passage_problem(new["response"], language, rules) or seen and _repeats(seen, new)
             passed += not problem
             yield new | ({"dropped": f"passage: {problem}"} if problem else {})
             if passed == per_document: break
         if not found: yield {"id": f"{row['id']}-0", "response": "", "document": row["id"], "start": 0, "end": 0} | kept | {"dropped": "passage: no passage"}
 
-def _repeats(seen, ids, new):
+def _repeats(seen, new):
     "Name the earlier passage that `new` repeats"
-    ids.append(new["id"])
-    if copy := seen.add([normalise(new["response"])])[0]: return f"near-duplicate (of {ids[copy[0]]}, {copy[1]:.2f})"
+    if copy := seen.repeats(new["response"], new["id"]): return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
 
 # %% ../nbs/09_passages.ipynb #88fe6ac1
 def whole_files(

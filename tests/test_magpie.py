@@ -142,10 +142,12 @@ def test_a_spent_budget_ends_the_run(template):
 
 def test_wrong_options_cost_nothing(template):
     with model() as (reference, bodies):
-        with pytest.raises(EndpointError, match="steering 'word': categories stand in the system message"): made(reference, template, instruct, steering="word", categories=True)
-        outcome = made(reference, template, rows=list(seeds(1)), min_quality="best")
+        outcomes = [made(reference, template, recipe, rows=list(seeds(1)), **options) for recipe, options in
+                    ((instruct, dict(steering="word", categories=True)), (magpie, dict(min_quality="best")), (instruct, dict(near=0)))]
+        with pytest.raises(ValueError, match="near 0: expected"): compare_steering(reference, ["it"], near=0, template=template, store=":memory:")
         with pytest.raises(EndpointError, match="no such file"): made(reference, "nowhere.jinja", rows=list(seeds(1)))
-    assert "excellent" in outcome.failed[0]["reason"] and not bodies
+    reasons = [outcome.failed[0]["reason"] for outcome in outcomes]
+    assert "categories stand in the system message" in reasons[0] and "excellent" in reasons[1] and "near 0: expected" in reasons[2] and not bodies
 
 
 def test_a_copy_of_the_system_message_is_no_request(template):
