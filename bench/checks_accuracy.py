@@ -5,7 +5,7 @@ import json, sys, time, zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from llmdata_nb.checks import (TOLD_APART, _ASKS, _add_up, _density, _detectors, _fast_votes, answered, detect_language, length_ratio, lost_numbers, main_script, prose, refusal, repetition, template_leak,
+from llmdata_nb.checks import (TOLD_APART, _ASKS, _add_up, _density, _detectors, _fast_votes, answered, detect_language, length_ratio, lost_numbers, main_script, doubtful_language, generation_problem, prose, refusal, repetition, template_leak,
                                translation_problem, truncated, wrong_language, wrong_script)
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
@@ -82,6 +82,16 @@ def native_text():
                                  template_leak=template_leak(text), truncated=truncated(text), repetition=repetition(text)).items(): bad[corpus][rule] += bool(reason)
     table("Native text that a rule objects to", ["corpus", "texts", "objections"], [[c, n[c], ", ".join(f"{k} {v}" for k, v in bad[c].items() if v) or "-"] for c in n])
 
+def generated_text():
+    "The rules for made-up text on native text, and on short English sentences that are said to be in another language"
+    pairs = read("tatoeba_laser/tatoeba_pairs")
+    native = [*monolingual(), *(("tatoeba", r["lang"], r["text"]) for r in pairs)]
+    n, bad = Counter(c for c, *_ in native), Counter(c for c, code, text in native if generation_problem(text[:3000], code))
+    table("Native text that a rule for made-up text objects to", ["corpus", "texts", "objections"], [[c, n[c], bad[c]] for c in n])
+    doubted, english = sum(bool(doubtful_language(r["text"], r["lang"])) for r in pairs), [r for r in pairs if len(r["en"]) < 25]
+    table("Short texts", ["what", "number", "objections"], [["native Tatoeba sentences, `doubtful_language` alone", len(pairs), doubted],
+          ["English ones under 25 characters, said to be in another language", len(english), sum(bool(generation_problem(r["en"], r["lang"])) for r in english)]])
+
 def bad_translations():
     rows, by_length = [], defaultdict(list)
     for corpus, code, source, _ in parallel():
@@ -138,4 +148,4 @@ def speed():
           [["`translation_problem`, 500 characters", *(f"{1000 * times[i]:.2f} ms" for i in (200, 1000))], ["`detect_language`, 30 characters", *(f"{1 / short[i]:,.0f}/s" for i in (200, 1000))]])
 
 if __name__ == "__main__":
-    for part in (detector_accuracy, good_translations, native_text, bad_translations, neighbours, bounds, speed): part()
+    for part in (detector_accuracy, good_translations, native_text, generated_text, bad_translations, neighbours, bounds, speed): part()
