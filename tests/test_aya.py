@@ -100,11 +100,13 @@ def test_languages_by_any_name():
     assert of_language([*data, {"id": "x", "failed": "load: line 9"}], "nl")[-1]["failed"] == "load: line 9"
 
 
-def test_split_is_stable_and_first():
+def test_the_test_part_is_first_and_chosen_by_ids():
     data = [{"id": str(i)} for i in range(200)]
-    test = {r["id"] for r in split_test(data, 20) if r["split"] == "test"}
-    assert len(test) == 20 and [r["split"] for r in split_test(data, 20)][:20] == ["test"] * 20
-    assert len(test & {r["id"] for r in split_test(data + [{"id": f"n{i}"} for i in range(20)], 20) if r["split"] == "test"}) >= 15 and split_test(data, 0)[0]["split"] == "train"
+    def test(rows): return {r["id"] for r in split_test(rows, 20) if r["split"] == "test"}
+    assert len(test(data)) == 20 and [r["split"] for r in split_test(data, 20)] == ["test"] * 20 + ["train"] * 180
+    assert test(data[::-1]) == test(data) and split_test(data, 0)[0]["split"] == "train"
+    more = test(data + [{"id": f"n{i}"} for i in range(20)])
+    assert len(more) == 20 and test(data) - more and all(i.startswith("n") for i in more - test(data))  # only new rows come in
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not here")
