@@ -124,12 +124,12 @@ def funnel_table(manifest):
     share = f"{n['kept'] / n['in']:.1%}" if n["in"] else ""
     return _table(["", "reason", "rows", "share"], [("in", "", f"{n['in']:,}", ""), *lost, ("**kept**", "", f"**{n['kept']:,}**", share)], words=2)
 
-# %% ../nbs/21_export.ipynb #78939455
-SCALES = {"instruction_label": ["high", "medium", "low"], "response_score": [5, 4, 3, 2, 1], "fidelity_score": [5, 4, 3, 2, 1]}
+# %% ../nbs/21_export.ipynb #ae9f4e26
+SCALES = {"instruction_label": ["high", "medium", "low"], "response_score": [5, 4, 3, 2, 1], "fidelity_score": [5, 4, 3, 2, 1], "alignment_score": [5, 4, 3, 2, 1]}
 
 def verdict_table(
     rows,
-    column # one of `SCALES`: instruction_label, response_score, fidelity_score
+    column # one of `SCALES`
 ):
     "A Markdown table of how many `rows` got each verdict in `column`"
     count = Counter(row.get(column) for row in rows)
@@ -173,7 +173,7 @@ def sample(
     verdicts = [f"{k}: {row[k]}" for k in row if re.search("_(label|score|rationale|feedback)$|^outcome$|^margin$", k) and row[k] is not None]
     return fenced("\n\n".join([f"id: {row['id']}", *said, *(["\n".join(verdicts)] if verdicts else [])]))
 
-# %% ../nbs/21_export.ipynb #756bc8ba
+# %% ../nbs/21_export.ipynb #f3a5abab
 METHODS = {"translate_and_judge": """1. The conversations of the source are read; a row that cannot be read is counted as failed, with its place.
 2. A request that repeats an earlier one, exactly or nearly, is dropped.
 3. The instruction (system and user messages) is translated, then checked without a model: is it in the right language, is it a translation and not an answer, did code and addresses survive.
@@ -194,19 +194,24 @@ METHODS = {"translate_and_judge": """1. The conversations of the source are read
 3. Where `tags` or a least quality or difficulty asks for it, a model tags the request.
 4. The request is answered, under a system message in the language that is not part of the row, and the answer checked in the same way. With `n_turns` it goes on; with `answers` from 2 up, a judge compares that many answers in both orders, and the best and the worst make a pair.
 5. Where `min_score` asks for it, a judge scores the first answer from 1 to 5; where a guard model is given, what it calls unsafe is dropped.
-6. Rows are made in this way until as many are kept as were asked for."""}
+6. Rows are made in this way until as many are kept as were asked for.""",
+"back_instruct": """1. Passages are taken out of the documents of the source, whole paragraphs or whole sentences, or, with `choose`, a model chooses one in each document. What is no running text in the language, or repeats an earlier passage, is dropped. A passage is the answer of its row, byte for byte as a person wrote it; `document`, `start` and `end` say where it stands.
+2. Unless `direct`, the passage is translated into English (`response_en`). The translation is only read by the models: no reader of the rows meets it.
+3. A model writes the request to which the passage is the answer (Indurthi et al. 2024). Its kind (`task`) and its form (`style`) are drawn by weight, from the seed and the row's id. A request that speaks of a text, copies the answer, or is in another language is dropped.
+4. A judge scores from 1 to 5 how well request and answer fit, in the language in which the request was made; a score below `min_score` is dropped. A row that could not be judged is never kept.
+5. Unless `direct`, the request is translated into the language and checked once more. It is all of the row that a model wrote."""}
 
-# %% ../nbs/21_export.ipynb #d064d4da
+# %% ../nbs/21_export.ipynb #8b06461b
 def judge_warnings(
     rows, # kept and dropped
     min_score=None # the lowest score of a response that is kept
 ):
     "A sentence for each kind of verdict that the judge gave to nearly all rows alike, or by which it accepted nearly all or nearly none"
     columns = {column: [row.get(column) for row in rows] for column in SCALES} | {"score": [score for row in rows for order in row.get("scores_by_order") or [] for score in order]}
-    told = {column: one_sided(values, min_score if column == "response_score" else None) for column, values in columns.items()}
+    told = {column: one_sided(values, min_score if column in ("response_score", "alignment_score") else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #253b4941
+# %% ../nbs/21_export.ipynb #05a0935e
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
     judged = any(row.get(column) is not None for row in kept for column in (*SCALES, "scores", "judge_scores"))
@@ -222,6 +227,7 @@ def limits(manifest, kept, dropped=()):
     by_judge = [{"outcome": row.get("judge_outcome"), "position_consistent": row.get("judge_position_consistent")} for row in kept if row.get("decided_by") == "judge"]
     if pairs := [row for row in kept if row.get("outcome")] or by_judge: found += _of_pairs(pairs, manifest["recipe"])
     if manifest["recipe"] == "magpie": found.append("A model made up the requests as well as the answers: they are what it expects people to ask, and as narrow as that, and its mistakes in the language are in both.")
+    if manifest["recipe"] == "back_instruct": found.append("The answers are what people wrote, with their errors and their time; a model made up the requests, and may ask for more, or for something else, than the text tells.")
     return found + _of_small_models(manifest)
 
 def _of_small_models(manifest):

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['ENDS_ALWAYS', 'ENDS_SOMETIMES', 'MORE_ENDS', 'ABBREVIATIONS', 'BEFORE_NUMBER', 'ORDINALS', 'FEWEST', 'ARCHAIC',
-           'PASSAGE_RULES', 'sentences', 'passages', 'english_length', 'broken_encoding', 'scan_noise', 'hyphenated',
-           'markup', 'code', 'table', 'mostly_list', 'mostly_links', 'short_lines', 'header_or_footer', 'missing_words',
-           'cut_off', 'few_sentences', 'year_dense', 'mostly_quotations', 'contact', 'archaic', 'foreign',
-           'passage_problem', 'select', 'whole_files']
+           'PASSAGE_RULES', 'CHOOSE', 'SHOWN', 'sentences', 'passages', 'english_length', 'broken_encoding',
+           'scan_noise', 'hyphenated', 'markup', 'code', 'table', 'mostly_list', 'mostly_links', 'short_lines',
+           'header_or_footer', 'missing_words', 'cut_off', 'few_sentences', 'year_dense', 'mostly_quotations',
+           'contact', 'archaic', 'foreign', 'passage_problem', 'select', 'choose_passage', 'whole_files']
 
-# %% ../nbs/09_passages.ipynb #e2cdad9b
+# %% ../nbs/09_passages.ipynb #b781fc49
 import re
 from itertools import islice, pairwise
 from pathlib import Path
 from .checks import _ascii_digits, _density, _scripts_of, _share, _short, doubtful_language, main_script, prose, repetition, switches_language, wrong_language, wrong_script, DENSITY, PROTECTED
 from .dedup import Seen
 from .languages import language as find_language
+from .models import object_schema, read_json
+from .run import drop
 from .rows import Unreadable, _check_bytes, _lines as _file_lines, _matching
 
 # %% ../nbs/09_passages.ipynb #56e98c65
@@ -410,6 +412,43 @@ def select(
 def _repeats(seen, new):
     "Name the earlier passage that `new` repeats"
     if copy := seen.repeats(new["response"], new["id"]): return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
+
+# %% ../nbs/09_passages.ipynb #ee22845e
+CHOOSE = """Below stands a document, each sentence after its number. Choose the passage in it that is the best answer to a question which somebody might ask.
+- It is a run of sentences that follow one another, three at least, about {words} words at most.
+- It is worth knowing, and understood without the rest: it does not begin with a word that points back to what stands before it.
+- Leave out headings, notes, lists of sources, advertisements, and what belongs to the page and not to the text.
+Reply with a JSON object with the keys "first" and "last": the numbers of its first and of its last sentence; 0 and 0 if nothing in the document will do."""
+SHOWN = 12_000  # letters of English: more of a document is not shown
+
+def _chosen(text, n):
+    "The numbers of the first and the last sentence in an answer, out of `n`; 0 and 0 for none"
+    answer = read_json(text, ["first", "last"])
+    first, last = int(answer["first"]), int(answer["last"])
+    if (first, last) != (0, 0) and not 1 <= first <= last <= n: raise ValueError(f"sentences {first} to {last} of {n}")
+    return first, last
+
+async def choose_passage(
+    row: dict,  # with `text`: a document
+    ask,  # a model in the role `selector`
+    language: str,  # code or name
+    least: int = 150,  # letters of English, as in `passages`
+    most: int = 3000,  # as `least`
+    rules: list = PASSAGE_RULES,  # as in `passage_problem`
+) -> None:  # `response`, `start`, `end` are added to the row
+    "Let a model choose the passage of `row` that can stand as an answer; drops the row when there is none, or when `rules` object to it"
+    text, density = row["text"], _density(find_language(language).script)
+    spans = [(a, b) for a, b in islice(sentences(text[:int(SHOWN * density)], language), 500) if text[a:b].strip()]
+    if not spans: drop("passage: no passage")
+    numbered = "\n".join(f"[{n}] {' '.join(text[a:b].split())}" for n, (a, b) in enumerate(spans, 1))
+    number = {"type": "integer"}
+    reply = await ask(CHOOSE.format(words=most // 6) + f"\n\n<document>\n{numbered}\n</document>", schema=object_schema(first=number, last=number),
+                      parse=lambda answer: _chosen(answer, len(spans)), max_tokens=60, step="choose", role="selector")
+    first, last = reply.parsed
+    if not first: drop("passage: the model found none")
+    start, end = _trim(text, spans[first - 1][0], spans[last - 1][1])
+    row |= {"response": text[start:end], "start": start, "end": end}
+    if problem := _length_problem((end - start) / density, least, most) or passage_problem(row["response"], language, rules): drop(f"passage: {problem}")
 
 # %% ../nbs/09_passages.ipynb #88fe6ac1
 def whole_files(
