@@ -108,7 +108,7 @@ async def _translated(text, ask, row, part, source, target, translate_with, role
     if not isinstance(found, str) or not found.strip(): drop(f"{part}: translate_with gave {found!r}"[:200])
     return found.strip()
 
-# %% ../nbs/14_backinstruct.ipynb #2c389797
+# %% ../nbs/14_backinstruct.ipynb #dc3fe52c
 async def back_instruct(
     row: dict,              # `response` (or `text`): native text; all other columns are carried through
     ask,                    # models in the roles `generator`, `judge` and, unless `direct`, `translator`; with `choose`, `selector`
@@ -150,7 +150,7 @@ async def back_instruct(
 async def _write(row, ask, shown, spoken, tasks, temperature):
     "The cleaned request, in the language `spoken`"
     reply = await ask(instruction_prompt(shown, spoken, row["task"], row["style"], tasks), schema=object_schema(instruction={"type": "string"}), temperature=temperature, max_tokens=300, step="instruction", role="generator")
-    if reply.parsed is None: drop("instruction: cut off")
+    if reply.finish_reason == "length": drop("instruction: cut off")
     row["raw_instruction"] = reply.parsed["instruction"]
     instruction, row["sanitised"] = sanitise(row["raw_instruction"], spoken)
     if problem := request_problem(instruction, shown, spoken): drop(f"instruction: {problem}")

@@ -74,13 +74,13 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     (["translate_and_judge", "-p", "min_scor=4"], "no parameter 'min_scor', did you mean 'min_score'?"),
     (["translate_and_judge", "-p", "limit=few"], "parameter limit: expected int, got 'few'"),
     (["translate_and_judge", "-p", "limit"], "expected name=value"),
-    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: aya_preferences, magpie, rerank_preferences, translate_and_judge"),
+    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: aya_preferences, back_instruct, magpie, rerank_preferences, translate_and_judge"),
     (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only"),
     (["translate_and_judge", "--language", "zh,zh-Hant"], "share a folder"),
     (["translate_and_judge", "--language", "it", "-p", "language=es"], "given twice"),
     (["translate_and_judge", "--language", ""], "unknown language ''"),
     (["translate_and_judge", "-p", "multi_turn=yes"], "expected true or false"),
-    ([], "which recipe? aya_preferences, magpie, rerank_preferences, translate_and_judge")])
+    ([], "which recipe? aya_preferences, back_instruct, magpie, rerank_preferences, translate_and_judge")])
 def test_wrong_arguments_are_one_line(project, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err
