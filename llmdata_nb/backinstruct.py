@@ -6,13 +6,13 @@
 __all__ = ['TASKS', 'STYLES', 'TASK', 'draw', 'only', 'instruction_prompt', 'request_problem', 'back_instruct', 'diversity',
            'requested', 'sweep', 'best_and_worst', 'read_examples', 'compare_tasks']
 
-# %% ../nbs/14_backinstruct.ipynb #35a6a5c6
+# %% ../nbs/14_backinstruct.ipynb #bb587121
 import hashlib, inspect, itertools, json, math, re, statistics
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from .agreement import share
-from .checks import detect_language, echo
+from .checks import _scripts_of, detect_language, echo
 from .dedup import near_duplicates, normalise
 from .judge import rate, rubric
 from .languages import language as find_language
@@ -77,19 +77,21 @@ def instruction_prompt(
     "The prompt that asks for the request to which `response` is the answer"
     return TASK.format(task=tasks[task][1], style=STYLES[style], language=find_language(language).name) + f"\n\n<text>\n{response}\n</text>"
 
-# %% ../nbs/14_backinstruct.ipynb #e4fe7461
+# %% ../nbs/14_backinstruct.ipynb #01b042eb
 _THE_TEXT = re.compile(r"""\b(?:(?:the|this|above|following|given|provided) (?:text|passage|paragraph|article|excerpt|answer)|(?:il|nel|del|dal|questo|al) (?:testo|brano|passo|paragrafo)|(?:el|del|este|al) (?:texto|pasaje|párrafo|fragmento)|(?:o|no|do|neste|este) (?:texto|trecho|parágrafo)
     |(?:le|du|ce|au) (?:texte|passage|paragraphe|extrait)|(?:der|dem|des|diese[mrs]?|im) (?:text|textes|abschnitt|absatz|passage)|(?:de|deze|het|dit) (?:tekst|passage|alinea|fragment))\b|(?:この|上記の|次の|以下の)(?:文章|文|テキスト|記事)|(?:这|上述|以下|该)(?:段|篇)?(?:文字|文本|文章|段落)|(?:इस|उपरोक्त) (?:पाठ|लेख|अनुच्छेद)|(?:ఈ|పై) (?:పాఠ్య|వచన|పేరా|వ్యాస)|(?:هذا|النص|الفقرة) (?:النص|أعلاه)""".replace("\n    ", ""), re.I)
 
 def request_problem(
     instruction: str,
     response: str, # in the same language
-    language: str, # code
+    language: str, # code or name
 ) -> str | None:
     "Say why `instruction` is no request for `response`"
     if problem := instruction_problem(instruction, language): return problem
+    language = find_language(language).code
     if found := _THE_TEXT.search(instruction): return f"speaks of a text ({found[0]})"
     ours, theirs = normalise(instruction), normalise(response)
+    if "Latn" not in _scripts_of(language) and (left := next((w for w in re.findall(r"[A-Za-z]{4,}", ours) if w not in theirs), None)): return f"left in another language: {left}"
     if ours in theirs or echo(response, instruction) or _longest(ours, theirs) > max(40, len(ours) * 0.6): return "copies the answer"
 
 def _longest(a, b, step=10):
