@@ -22,18 +22,18 @@ from .passages import choose_passage
 from .run import drop, run
 from .translate import keep_from, translate
 
-# %% ../nbs/14_backinstruct.ipynb #22c4356a
+# %% ../nbs/14_backinstruct.ipynb #49a42777
 TASKS = {  # name → (weight, what the request is)
-    "question": (3, "a question that the text answers"),
-    "explanation": (2, "a request to explain the subject of the text to somebody who does not know it"),
-    "description": (2, "a request to describe the person, place, thing or event that the text is about"),
-    "overview": (1, "a request for a short overview of the subject of the text"),
-    "how to": (1, "a question how something is done or how it works, if the text tells; else a question that it answers"),
-    "story": (1, "a request to tell what happened, or to write a passage of a story with this content"),
-    "article": (2, "a request to write a passage of an article, an encyclopedia or a report on this subject"),
-    "comparison": (1, "a request to compare or to tell apart the things that the text is about, if there are several; else a question that it answers"),
+    "question": (3, "a question of fact"),
+    "explanation": (2, "a request to explain something to somebody who does not know it; name what"),
+    "description": (2, "a request to describe a person, a place, a thing or an event; name it"),
+    "overview": (1, "a request for a short overview of a subject; name it"),
+    "how to": (1, "a question how something is done or how it works, if that is told; else a question of fact"),
+    "story": (1, "a request to tell what happened, or to write a scene of a story with this content"),
+    "article": (2, "a request to write a passage of an article, an encyclopedia or a report on a subject; name it"),
+    "comparison": (1, "a request to compare several things or to tell them apart, if that is done; else a question of fact"),
     "reasons": (1, "a question why something is or was so"),
-    "opinion": (1, "a request for an assessment or a view, if the text gives one; else a question that it answers"),
+    "opinion": (1, "a request for an assessment or a view, if one is given; else a question of fact"),
 }
 STYLES = {"keywords": "five to ten words, as one would type them into a search box", "sentence": "one sentence of twelve to twenty words",
           "conversation": "one to three sentences, as one would write to an assistant, perhaps with the reason for asking"}
@@ -57,13 +57,13 @@ def only(
     if unknown := [name for name in wanted if name not in pool]: raise ValueError(f"{unknown[0]!r}: expected {', '.join(pool)}")
     return {name: pool[name] for name in wanted} or pool
 
-# %% ../nbs/14_backinstruct.ipynb #0da10c1c
-TASK = """Between <text> and </text> stands an answer. Write the request to which it is the answer.
+# %% ../nbs/14_backinstruct.ipynb #71d2130e
+TASK = """Between <answer> and </answer> stands what a person wrote. Write the request that it answers.
 - The request is {task}.
 - Its form: {style}.
-- The text alone is a complete and direct answer to it: ask for nothing that is not in the text.
-- Do not give away what one learns only from the text. Do not copy its sentences.
-- Write it for somebody who has not seen the text: never speak of "the text", "the passage" or "above".
+- The answer alone is complete and direct: ask for nothing that is not in it.
+- Do not give away what one learns only from the answer. Do not copy its sentences.
+- Whoever reads the request has seen nothing else: say what it is about, and never speak of "the text", "the passage", "the answer" or "above".
 - Write it in {language}.
 Reply with a JSON object with one key, "instruction"."""
 
@@ -75,7 +75,7 @@ def instruction_prompt(
     tasks: dict = TASKS,
 ) -> str:
     "The prompt that asks for the request to which `response` is the answer"
-    return TASK.format(task=tasks[task][1], style=STYLES[style], language=find_language(language).name) + f"\n\n<text>\n{response}\n</text>"
+    return TASK.format(task=tasks[task][1], style=STYLES[style], language=find_language(language).name) + f"\n\n<answer>\n{response}\n</answer>"
 
 # %% ../nbs/14_backinstruct.ipynb #01b042eb
 _THE_TEXT = re.compile(r"""\b(?:(?:the|this|above|following|given|provided) (?:text|passage|paragraph|article|excerpt|answer)|(?:il|nel|del|dal|questo|al) (?:testo|brano|passo|paragrafo)|(?:el|del|este|al) (?:texto|pasaje|párrafo|fragmento)|(?:o|no|do|neste|este) (?:texto|trecho|parágrafo)

@@ -16,6 +16,7 @@ def render() -> str:
     for c in nb.cells: c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
     text, resources = MarkdownExporter().from_notebook_node(nb)
     assert not resources["outputs"], "images of the README belong in nbs/images, linked by path"
+    text = re.sub(r"\]\((?!https?:|#)", "](nbs/", text)  # links and images are written as seen from nbs/
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
