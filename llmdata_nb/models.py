@@ -424,7 +424,7 @@ class Ask:
         reply = await _answer(self, Call(self.models[role], "/embeddings", dict(input=text), step=step))
         return json.loads(reply.text)
 
-# %% ../nbs/04_models.ipynb #1b5dc2b8
+# %% ../nbs/04_models.ipynb #3d1c383b
 async def _answer(ask, call):
     key = call.key()
     while key in ask.flying: await asyncio.wait([ask.flying[key]])
@@ -439,12 +439,11 @@ async def _answer(ask, call):
 async def _pay(ask, call, key):
     if not ask.checked: await ask.check()
     if not (call.parse or call.schema): return await _pay_once(ask, call, key, last=True)
-    again = call.again()
-    if key in ask.attempted and (reply := _replay(ask, again, again.key())): return reply
+    if key in ask.attempted and (reply := _replay(ask, again := call.again(), again.key())): return reply
     try: return await _pay_once(ask, call, key, last=False)
     except CallFailed as e:
         if e.kind != "unparseable": raise
-    ask.attempted[key] = True
+    ask.attempted[key], again = True, call.again()
     return await _pay_once(ask, again, again.key(), last=True)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
@@ -473,7 +472,7 @@ def _book_earlier(ask, call, key):
         usd = failed["usd"] if failed["kind"] == "unparseable" else 0.0  # of the others it is not known that they cost anything
         ask.book(call, {k: failed[k] for k in _USAGE}, usd, failed["seconds"] or 0, **{"lost" if failed["kind"] == "lost" else "retries": 1})
 
-# %% ../nbs/04_models.ipynb #18601e76
+# %% ../nbs/04_models.ipynb #8e3c9843
 async def _pay_once(ask, call, key, last):
     async with ask.budget as spend:
         answer, sent, seconds = await _send(ask, call, key)
@@ -489,7 +488,7 @@ async def _pay_once(ask, call, key, last):
     about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
     if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
     else: ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, logprobs=reply.logprobs, **about)
-    await ask.store.saved()
+    ask.store.soon()
     if failed or bug: raise failed or bug
     return reply
 
@@ -500,7 +499,7 @@ def _read(answer, endpoint):
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e: failed = CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
     return Reply("", cost=0.0), failed
 
-# %% ../nbs/04_models.ipynb #dc8e7c87
+# %% ../nbs/04_models.ipynb #4ad0a005
 async def _send(ask, call, key):
     body = {"model": call.endpoint.model} | call.body
     if not call.schema: return await _send_until_answered(ask, call, key, body)
@@ -535,7 +534,7 @@ async def _send_until_answered(ask, call, key, body):
         pause = _again(limiter, failed, sent, tries)
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
         ask.book(call, **{"failed" if pause is None else "retries": 1})
-        await ask.store.saved()
+        ask.store.soon()
         if pause is None: raise failed
         await asyncio.sleep(pause)
 

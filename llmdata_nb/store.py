@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COUNT', 'call_key', 'StoreError', 'Store', 'stats', 'export', 'unused', 'vacuum', 'outputs_folder', 'store_path']
 
-# %% ../nbs/03_store.ipynb #13a10c69
+# %% ../nbs/03_store.ipynb #82a07b24
 import asyncio, gzip, hashlib, json, os, sqlite3, time, zlib
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% ../nbs/03_store.ipynb #c106be8e
@@ -62,11 +62,12 @@ def _error(path, e):
     advice = next((text for word, text in _ADVICE.items() if word in str(e)), "Move the file away to start a new one, or give another store")
     return StoreError(f"store {path}: {e}. What it holds is left as it is. {advice}")
 
-# %% ../nbs/03_store.ipynb #7ff795d0
+# %% ../nbs/03_store.ipynb #9bc71dab
 _COLUMNS = ("step", "model", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "seconds")
 _FOUND = ("id", "run", *_COLUMNS, "logprobs")
 COUNT = "insert into requests values (?,?,?) on conflict (url, second) do update set sent = sent + excluded.sent"
 _PUT = "insert or replace into calls values (null,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_TOLD = ("step", "model", "kind", "message", *_COLUMNS[4:])
 _ATTEMPT = "insert or replace into attempts values (?,?,?,?,?,?,?,?,?,?,?)"
 _GET = f"select {','.join(_FOUND)}, key from calls where"
 _DAY = 86_400_000_000  # microseconds
@@ -78,20 +79,25 @@ def _packed(text):
 
 def _writable(value):
     "`value`, which an endpoint may have made up, as SQLite can hold it"
-    if isinstance(value, str): return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, str): return value.encode("utf-8", "replace").decode()
     if isinstance(value, int): return value if abs(value) < 2**63 else float(value)
-    return value if isinstance(value, (float, type(None))) else str(value)
+    return value if isinstance(value, (float, bytes, type(None))) else str(value)
+
+def _write(db, sql, values):
+    try: db.execute(sql, values)
+    except (UnicodeError, OverflowError, sqlite3.InterfaceError, sqlite3.ProgrammingError): db.execute(sql, [*map(_writable, values)])
 
 def _unpacked(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
 def _call(row): return dict(zip(_FOUND, row), text=_unpacked(row[4]), logprobs=row[11] and json.loads(zlib.decompress(row[11])))
 
-# %% ../nbs/03_store.ipynb #a118e4da
+# %% ../nbs/03_store.ipynb #eda79702
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
     def __init__(self, path="outputs/store.sqlite"):
         self.path, self.run = str(path), time.time_ns() // 1000
         self.queue, self.waiting, self.counts, self.used = [], [], Counter(), bytearray()  # a bit for each call, by its id
+        self.unsaved, self.due = set(), False  # keys of calls in the queue; whether a commit comes in this turn
         self.ahead, self.read, self.hits = {}, 0, 0  # calls that were read ahead, and how many were, and were asked for
         try:
             if self.path != ":memory:": Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +144,7 @@ class Store:
 
     def get(self, key: bytes) -> dict | None:
         "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
+        if key in self.unsaved: self.commit()
         if call := self.ahead.pop(key, None): self.hits += 1
         else: call = self._find(key)
         return call
@@ -169,8 +176,9 @@ class Store:
     def put(self, sent: tuple, **columns) -> None:
         "Remember the answer to the request `sent`; `columns` as in the table `calls`, `logprobs` as in `models.Reply`"
         self.ahead.pop(sent[0], None)
+        self.unsaved.add(sent[0])
         self.queue.append(("delete from attempts where key=? and created=?", sent))
-        values = (_packed(columns["text"]) if c == "text" else _writable(columns.get(c)) for c in _COLUMNS)
+        values = (_packed(columns["text"]) if c == "text" else columns.get(c) for c in _COLUMNS)
         logprobs = zlib.compress(json.dumps(columns["logprobs"]).encode(), 1) if columns.get("logprobs") else None
         self.queue.append((_PUT, (sent[0], *values, time.time(), self.run, logprobs)))
 
@@ -179,29 +187,35 @@ class Store:
         self._attempt(sent, **columns)
 
     def _attempt(self, sent, **columns):
-        self.queue.append((_ATTEMPT, (*sent, *(_writable(columns.get(c)) for c in ("step", "model", "kind", "message", *_COLUMNS[4:])))))
+        self.queue.append((_ATTEMPT, (*sent, *map(columns.get, _TOLD))))
         return sent
 
     def commit(self) -> None:
         "Write all that is waiting, in one transaction"
-        waiting, self.waiting, error = self.waiting, [], None
+        waiting, self.waiting, self.due, error = self.waiting, [], False, None
         try:
             with self.transaction() as db:
-                for sql, values in self.queue: db.execute(sql, values)
+                for sql, values in self.queue: _write(db, sql, values)
                 for (url, second), n in self.counts.items(): db.execute(COUNT, (url, second, n))
-            self.queue.clear()
-            self.counts.clear()
+            for written in (self.queue, self.unsaved, self.counts): written.clear()
         except Exception as e:  # those who wait must be told, whatever it is
             if not waiting: raise
             error = e
         for future in waiting:
             if not future.done(): future.set_exception(error) if error else future.set_result(None)
 
+    def soon(self) -> None:
+        "Write all that is waiting when this turn of the event loop is over"
+        def write():
+            with suppress(StoreError): self.commit()  # it stays in the queue, and who waits next is told
+        if not self.due: asyncio.get_running_loop().call_soon(write)
+        self.due = True
+
     async def saved(self) -> None:
         "Wait until all that was put so far is on disk"
-        loop = asyncio.get_running_loop()
-        self.waiting.append(future := loop.create_future())
-        if len(self.waiting) == 1: loop.call_soon(self.commit)
+        if not self.queue: return
+        self.waiting.append(future := asyncio.get_running_loop().create_future())
+        self.soon()
         await future
 
     def attempts(self, key: bytes = None) -> list:
