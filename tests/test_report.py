@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from test_export import NASTY, make_manifest, make_row, write_run
 
+from llmdata_nb import report
+from llmdata_nb.backinstruct import STYLES, TASKS
 from llmdata_nb.export import read_folder, write_card
-from llmdata_nb.report import label, plot_calls, plot_funnel, plot_labels, plot_languages, plot_lengths, plot_scores, run_plots, save_plots, to_png
+from llmdata_nb.report import (COLORS, HATCHES, OUTCOMES, label, plot_calls, plot_categories, plot_funnel, plot_labels, plot_languages, plot_lengths, plot_margins, plot_min_scores, plot_models, plot_outcomes,
+                               plot_repeats, plot_requests, plot_scores, plot_tags, plot_tasks, plot_turns, run_plots, save_plots, table, to_png)
 
-ALL = ["funnel", "labels", "scores", "lengths", "languages", "calls"]
+ALL = ["funnel", "repeats", "labels", "scores", "lengths", "languages", "calls"]
 
 
 def full_row(i, **columns):
@@ -32,7 +35,8 @@ def texts(figure): return [t.get_text() for ax in figure.axes for t in ax.texts]
 @pytest.mark.parametrize("rows", [[], [dict(id="d0", messages=None)], [make_row(0)], [full_row(0)], [full_row(i, reason="x: y") for i in range(3)]],
                          ids=["none", "bare", "untranslated", "one", "dropped"])
 def test_every_plot_draws_any_rows(rows):
-    for figure in (plot_scores(rows, min_score=3), plot_scores(rows, "fidelity_score"), plot_labels(rows), plot_lengths(rows), plot_languages(rows, "it")): draw(figure)
+    for figure in (plot_scores(rows, min_score=3), plot_scores(rows, "fidelity_score"), plot_labels(rows), plot_lengths(rows), plot_languages(rows, "it"), plot_models(rows, "it")): draw(figure)
+    for plot in (plot_repeats, plot_min_scores, plot_tasks, plot_categories, plot_requests, plot_outcomes, plot_margins, plot_tags, plot_turns): draw(plot(rows))
 
 
 def test_all_failed_and_nothing_in():
@@ -64,18 +68,19 @@ def test_unjudged_rows_are_not_zeros():
 def test_unknown_price_and_tokens_are_said():
     manifest = make_manifest()
     manifest["calls"][0].update(usd=None, completion_tokens=None)
-    assert texts(draw(plot_calls(manifest))) == ["unknown", "2 s\nprice unknown"]
+    assert texts(draw(plot_calls(manifest))) == ["unknown", "2 s, 1 calls\nprice unknown"]
 
 
 def test_saved_plots_are_on_the_card(tmp_path, capsys):
     folder = write_run(tmp_path / "run", [full_row(i) for i in range(3)], [full_row(3, reason="instruction: judged low")])
-    assert [p.stem for p in save_plots(folder)] == ALL
+    plots = [name for name in ALL if name != "repeats"]
+    assert [p.stem for p in save_plots(folder)] == plots and capsys.readouterr().out == "no plots/repeats.png: no row repeats another\n"
     card = write_card(folder).read_text(encoding="utf-8")
-    assert all(f"![{name}](plots/{name}.png)" in card for name in ALL)
+    assert all(f"![{name}](plots/{name}.png)" in card for name in plots)
     assert sum(p.stat().st_size for p in folder.glob("plots/*.png")) < 300_000
     before = (folder / "plots/funnel.png").read_bytes()
     save_plots(folder)
-    assert (folder / "plots/funnel.png").read_bytes() == before and capsys.readouterr().out == ""
+    assert (folder / "plots/funnel.png").read_bytes() == before
 
 
 def test_plots_without_data_are_left_out_and_said(tmp_path, capsys):
@@ -106,3 +111,91 @@ assert len(set(drawn)) == 1 and "matplotlib.pyplot" not in sys.modules
 
 def test_run_plots_names_what_it_draws(tmp_path):
     assert list(run_plots(read_folder(write_run(tmp_path / "run", [full_row(0)])))) == ALL
+
+
+def native(i, **columns):
+    "A row of `back_instruct`"
+    row = dict(id=f"po-{i}", task=list(TASKS)[i % 4], style=list(STYLES)[i % 3], response="Il Po.", instruction=f"Che cosa è il numero {i}?", alignment_score=1 + i % 5, detected_language="it", detected_confidence=0.9)
+    return row | dict(messages=[dict(role="user", content=row["instruction"]), dict(role="assistant", content="Il Po.")]) | columns
+
+
+def test_back_instruct_has_plots_of_its_own(tmp_path):
+    kept, low = [native(i) for i in range(30) if i % 5 > 1], [native(i, reason="alignment: judged too low (1, kept from 3)", messages=None) for i in range(30) if i % 5 < 2]
+    copied = [dict(id=f"po-{i}", response="Il Po.", reason=f"passage: near-duplicate (of po-{i % 2}, 0.83)") for i in range(40, 45)]
+    folder = write_run(tmp_path / "run", kept, low + copied, recipe="back_instruct")
+    assert [p.stem for p in save_plots(folder)] == ["funnel", "repeats", "tasks", "scores", "min_scores", "requests", "languages", "calls"]
+    plots = run_plots(read_folder(folder))
+    for figure in plots.values(): draw(figure)
+    assert plots["tasks"].get_suptitle() == "Tasks and styles: 18 of 30 rows kept (5 had none)" and plots["repeats"].get_suptitle() == "Repeats: 5 of 35 rows repeat another"
+    assert sorted(t for t in texts(plots["tasks"]) if " of " in t) == sorted(f"{sum(k % 5 > 1 for k in some)} of {len(some)}" for t in range(4) for s in range(3) for some in [[k for k in range(30) if (k % 4, k % 3) == (t, s)]])
+    assert [t.get_text().split("\n")[1] for t in plots["min_scores"].axes[0].get_xticklabels()] == ["30 rows", "24 rows", "18 rows", "12 rows", "6 rows"]
+    assert plots["scores"].get_suptitle() == "Alignment score: 30 of 35 rows judged" and "kept from 3" in texts(plots["scores"])
+
+
+def pair(outcome, a, b): return dict(outcome=outcome, scores=[a, b], scores_by_order=[[a, b], [a, b]], position_consistent=True, responses=["short", "rather longer"])
+
+
+def test_each_recipe_has_its_plots(tmp_path):
+    rows = [pair("kept", 5, 2), pair("swapped", 2, 5), pair("kept", 4, 2)]
+    assert list(run_plots(read_folder(write_run(tmp_path / "r", rows, recipe="rerank")))) == ["funnel", "outcomes", "margins", "judged_by_length", "calls"]
+    made = [make_row(i, category="math", detected_language="it", detected_confidence=1.0) for i in range(3)]
+    assert list(run_plots(read_folder(write_run(tmp_path / "m", made, recipe="magpie", arguments=dict(categories=True, min_score=3))))) == ["funnel", "repeats", "scores", "categories", "turns", "languages", "calls"]
+    assert list(run_plots(read_folder(write_run(tmp_path / "n", made, recipe="magpie", arguments={})))) == ["funnel", "repeats", "turns", "languages", "calls"]
+
+
+def test_shares_of_pairs_have_their_intervals():
+    figure = draw(plot_outcomes([pair("kept", 5, 2)] * 7 + [pair("swapped", 2, 5)] * 3))
+    (ax,) = figure.axes
+    assert [t.get_text() for t in ax.get_yticklabels()][:3] == ["kept (7)", "swapped (3)", "tie (0)"] and figure.get_suptitle() == "What became of 10 pairs (rows: 10)"
+    low, high = ax.lines[0].get_xdata()
+    assert 0.39 < low < 0.40 and 0.89 < high < 0.90  # Wilson, 7 of 10
+
+
+def test_groups_of_repeats_follow_their_chain():
+    rows = [dict(id="a"), dict(id="b", reason="dedup: same request as a"), dict(id="c", reason="dedup: near-duplicate of b (0.91)"), dict(id="d", reason="instruction: means the same as z 1 (0.95)"),
+            dict(id="e", reason="response: too short (a)")]
+    figure = draw(plot_repeats(rows))
+    assert figure.get_suptitle() == "Repeats: 3 of 5 rows repeat another"
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["2 rows alike", "3 rows alike"] and [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["by text (2)", "by meaning (1)"]
+    assert draw(plot_repeats([dict(id="a", reason="dedup: near-duplicate of b (0.91)"), dict(id="b", reason="dedup: near-duplicate of a (0.91)")])).axes  # a circle ends
+
+
+def test_first_words_and_lengths_for_each_group():
+    figure = draw(plot_requests([native(i) for i in range(8)]))
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["all (8)", *(f"{name} (2)" for name in list(TASKS)[:4])]
+    assert texts(figure) == ["che 100%"] * 5 and figure.get_suptitle() == "Requests of 8 rows, by task"
+
+
+def luminance(color):
+    channels = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    return sum(w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for w, c in zip((0.2126, 0.7152, 0.0722), channels))
+
+
+@pytest.mark.parametrize("states", [["kept", "dropped"], ["kept", "dropped", "failed"], ["kept", "swapped", "other"]])
+def test_states_side_by_side_differ_in_grey_too(states):
+    for i, a in enumerate(states):
+        for b in states[i + 1:]: assert HATCHES.get(a) != HATCHES.get(b) or abs(luminance(COLORS[a]) - luminance(COLORS[b])) > 0.1, (a, b)
+    figure = plot_margins([pair(name, 5 - i, 2) for i, name in enumerate(["kept", "swapped", "tie"])])
+    assert {c.get_label().split()[0]: c.patches[0].get_hatch() for c in figure.axes[0].containers} == {name: HATCHES.get(name) for name in ("kept", "swapped", "tie")} and set(OUTCOMES) >= {"kept", "swapped", "tie"}
+
+
+def test_what_no_font_has_is_a_box_and_said(monkeypatch):
+    from matplotlib.font_manager import fontManager
+    monkeypatch.setattr(fontManager, "ttflist", [])
+    report._family.cache_clear()
+    figure = draw(plot_funnel(make_manifest(1, [dict(state="dropped", reason="response: refusal: データ", rows=1)])))
+    report._family.cache_clear()
+    assert figure.axes[0].get_yticklabels()[1].get_text() == "response: refusal: □□□" and figure.get_supxlabel() == "□ a character that no font found here has"
+
+
+@pytest.mark.parametrize("text", ["データ", "النص أعلاه", "क्या", "ทำไม"])
+def test_other_scripts_are_drawn_with_the_font_that_has_them(text):
+    "Whatever fonts there are: no glyph is missing, and □ only where no font has the character"
+    (name,) = [t for t in draw(plot_funnel(make_manifest(1, [dict(state="dropped", reason=f"x: {text}", rows=1)]))).axes[0].get_yticklabels() if t.get_text().startswith("x: ")]
+    assert name.get_text() == f"x: {text}" or any(report._family(c) is None for c in text)
+    assert set(filter(None, map(report._family, text))) <= set(name.get_fontfamily())
+
+
+def test_a_table_goes_in_the_direction_of_each_text():
+    shown = table([{"عنوان <i>": "استخدم <b> للخط", "plain": 'a "quoted" <script>'}]).data
+    assert shown.count('dir="auto"') == 4 and shown.count("text-align:start") == 4 and "<b>" not in shown and "<i>" not in shown and "<script>" not in shown
