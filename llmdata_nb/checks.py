@@ -444,11 +444,11 @@ REFUSALS = dict(
 )
 _REFUSAL = re.compile("|".join(REFUSALS.values()), re.I)
 
-# %% ../nbs/01_checks.ipynb #1ae799a8
+# %% ../nbs/01_checks.ipynb #0bf87d9f
 def refusal(text: str, source: str | None = None) -> str | None:
     "Say so when `text` opens with a refusal that its `source` does not open with"
     found = _REFUSAL.match(_opening(text))
-    return f"refusal: {_short(found[0])}" if found and not (source and _REFUSAL.match(_opening(source))) else None
+    return f"refusal ({_short(found[0])})" if found and not (source and _REFUSAL.match(_opening(source))) else None
 
 @lru_cache(maxsize=64)
 def _opening(text, size=300):
@@ -482,11 +482,11 @@ def _is_json(text):
     try: return isinstance(json.loads(inner), dict)
     except (ValueError, RecursionError): return False
 
-# %% ../nbs/01_checks.ipynb #654ef3a7
+# %% ../nbs/01_checks.ipynb #70c51409
 def _leak(text):
     "Name the first thing in `text` that belongs to the conversation with the model"
     if (found := _ROLE.match(text)) or (found := _TOKEN.search(text)): return f"template token {_short(found[0])}"
-    if found := _PREAMBLE.match(_opening(text)): return f"preamble: {_short(found[0])}"
+    if found := _PREAMBLE.match(_opening(text)): return f"preamble ({_short(found[0])})"
     return "JSON around the text" if _is_json(text) else None
 
 # %% ../nbs/01_checks.ipynb #d0e80802

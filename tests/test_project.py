@@ -1,4 +1,5 @@
 "The project around the notebooks: imports stay quick, generated files are fresh, the wheel carries what it needs."
+import re
 import subprocess
 import sys
 import zipfile
@@ -37,6 +38,14 @@ def test_version_is_the_same_everywhere():
 def test_readme_is_rendered_from_the_index_notebook():
     from render_readme import render
     assert (ROOT / "README.md").read_text() == render(), "run: make readme"
+
+
+def test_links_and_images_of_the_readme():
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if not link.startswith(("http", "#")): assert (ROOT / link).exists(), link
+    images = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", text)
+    assert len(images) >= 2 and all(len(alt) > 40 for alt, _ in images), "each picture says in words what it shows"
 
 
 def test_requirements_can_be_read():
