@@ -77,8 +77,8 @@ def instruction_prompt(
     "The prompt that asks for the request to which `response` is the answer"
     return TASK.format(task=tasks[task][1], style=STYLES[style], language=find_language(language).name) + f"\n\n<answer>\n{response}\n</answer>"
 
-# %% ../nbs/14_backinstruct.ipynb #800d72f5
-_THE_TEXT = re.compile(r"""\b(?:(?:the|this|above|following|given|provided) (?:text|passage|paragraph|article|excerpt|answer)|(?:il|nel|del|dal|questo|al) (?:testo|brano|passo|paragrafo)|(?:el|del|este|al) (?:texto|pasaje|párrafo|fragmento)|(?:o|no|do|neste|este) (?:texto|trecho|parágrafo)
+# %% ../nbs/14_backinstruct.ipynb #cd75ec3e
+_THE_TEXT = re.compile(r"""<answer>|\bthe request (?:is|that)\b|\b(?:(?:the|this|above|following|given|provided) (?:text|passage|paragraph|article|excerpt|answer)|(?:il|nel|del|dal|questo|al) (?:testo|brano|passo|paragrafo)|(?:el|del|este|al) (?:texto|pasaje|párrafo|fragmento)|(?:o|no|do|neste|este) (?:texto|trecho|parágrafo)
     |(?:le|du|ce|au) (?:texte|passage|paragraphe|extrait)|(?:der|dem|des|diese[mrs]?|im) (?:text|textes|abschnitt|absatz|passage)|(?:de|deze|het|dit) (?:tekst|passage|alinea|fragment))\b|(?:この|上記の|次の|以下の)(?:文章|文|テキスト|記事)|(?:这|上述|以下|该)(?:段|篇)?(?:文字|文本|文章|段落)|(?:इस|उपरोक्त) (?:पाठ|लेख|अनुच्छेद)|(?:ఈ|పై) (?:పాఠ్య|వచన|పేరా|వ్యాస)|(?:هذا|النص|الفقرة) (?:النص|أعلاه)""".replace("\n    ", ""), re.I)
 
 def request_problem(
