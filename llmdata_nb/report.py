@@ -11,7 +11,7 @@ __all__ = ['COLORS', 'HATCHES', 'MARKS', 'OUTCOMES', 'SCORES', 'to_png', 'new_fi
            'to_latex', 'plot_acceptance', 'plot_reasons', 'plot_compared_scores', 'plot_confusion', 'plot_costs',
            'save_comparison']
 
-# %% ../nbs/22_report.ipynb #1541b02f
+# %% ../nbs/22_report.ipynb #85722c48
 import json, re
 from collections import Counter
 from functools import cache
@@ -22,14 +22,15 @@ from statistics import median
 
 from .agreement import share, wilson
 from .aya import compare_models
-from .export import SCALES, _table, check_counts, escaped, read_folder, reason_groups, total_money
+from .export import SCALES, _table, check_counts, escaped, read_folder, reason_groups
 from .languages import language as find_language
 from .progress import money, visible
 from .rerank import outcome_rates
+from .show import COLORS, funnel, total_money
 from .tags import CATEGORIES, DIFFICULTIES, QUALITIES
 
-# %% ../nbs/22_report.ipynb #807398cd
-COLORS = dict(kept="#0072B2", dropped="#E69F00", failed="#D55E00", swapped="#CC79A7", other="#BBBBBB")
+# %% ../nbs/22_report.ipynb #32d711cf
+COLORS = COLORS | dict(swapped="#CC79A7", other="#BBBBBB")  # those of `show`, and two more
 HATCHES = dict(failed="////", swapped="////")
 
 # %% ../nbs/22_report.ipynb #5cd96cab
@@ -146,20 +147,7 @@ def _grid(ax, shares, texts, xs, ys):
     ax.tick_params(length=0)
     _note(ax.figure, xs)
 
-# %% ../nbs/22_report.ipynb #e9aa8c05
-def _funnel_bars(manifest, most=10):
-    "The bars of a funnel as `(name, state, left, rows)`, with at most `most` reasons named"
-    groups, left = reason_groups(manifest), manifest["rows"]["in"]
-    if len(groups) > most:
-        rest = groups[most - 1:]
-        groups = [*groups[:most - 1], ("lost", f"{len(rest)} more reasons", sum(rows for *_, rows in rest))]
-    bars = [("all rows", "in", 0, left)]
-    for state, reason, rows in groups:
-        left -= rows
-        bars.append((reason, state, left, rows))
-    return [*bars, ("what is left", "kept", 0, manifest["rows"]["kept"])]
-
-# %% ../nbs/22_report.ipynb #d591b335
+# %% ../nbs/22_report.ipynb #0c5cd3fc
 def plot_funnel(
     manifest # the run's numbers, as in manifest.json
 ): # a matplotlib Figure
@@ -167,7 +155,7 @@ def plot_funnel(
     n, name = manifest["rows"], find_language(manifest["language"]).name
     title = f"{name}: {n['kept']:,} of {n['in']:,} rows kept"
     if not n["in"]: return _nothing(title)
-    names, states, lefts, rows = zip(*_funnel_bars(manifest))
+    names, states, lefts, rows = zip(*funnel(manifest["rows"], [dict(state=state, reason=reason, rows=rows) for state, reason, rows in reason_groups(manifest)]))
     figure, ax = new_figure(height=1.2 + 0.38 * len(names))
     for bar, state in zip(_bars(ax, lefts, rows, [COLORS.get(state, COLORS["other"]) for state in states]), states): bar.set_hatch(HATCHES.get(state))
     _at_ends(ax, [left + r for left, r in zip(lefts, rows)], [f"{r:,} {state}" for r, state in zip(rows, states)], room=1.32)
@@ -692,7 +680,7 @@ def _write_plots(plots, folder):
         else: print(f"no plots/{name}.png: {figure.axes[0].texts[0].get_text()}")
     return written
 
-# %% ../nbs/22_report.ipynb #83bb5ba8
+# %% ../nbs/22_report.ipynb #8a2275c2
 def table(
     records: list # dicts with the same keys, which become the head
 ):
@@ -701,7 +689,7 @@ def table(
     from IPython.display import HTML
     cell = '<td dir="auto" style="text-align:start; vertical-align:top; white-space:pre-wrap; max-width:45em">{}</td>'
     head = "".join(f'<th dir="auto" style="text-align:start">{escape(str(k))}</th>' for k in (records[0] if records else ["none"]))
-    body = "".join("<tr>" + "".join(cell.format(escape(str(v))) for v in r.values()) + "</tr>" for r in records)
+    body = "".join("<tr>" + "".join(cell.format(escape(visible(str(v)))) for v in r.values()) + "</tr>" for r in records)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 # %% ../nbs/22_report.ipynb #fd65c44d
