@@ -86,14 +86,7 @@ def kappa(
         disagree, by_chance = sum(a != b for a, b in zip(human, judge)) / n, 1 - sum(left[label] * right[label] for label in left) / n ** 2
     return 1 - disagree / by_chance
 
-# %% ../nbs/06b_agreement.ipynb #b6232285
-def pearson(
-    human, # numbers
-    judge, # as many
-):         # -1 to 1, or None when either is the same on all rows
-    "Pearson's correlation; rows where either is None are left out"
-    return _correlation(*_columns(human, judge))
-
+# %% ../nbs/06b_agreement.ipynb #130cd334
 def _correlation(a, b):
     if min(len(set(a)), len(set(b))) < 2: return None
     return max(-1.0, min(1.0, math.fsum(x * y for x, y in zip(_standard(a), _standard(b)))))
@@ -105,6 +98,19 @@ def _standard(values):
     length = math.hypot(*values)
     return [v / length for v in values]
 
+def _ranks(values):
+    first, last = {}, {}
+    for i, v in enumerate(sorted(values), 1): first.setdefault(v, i); last[v] = i
+    return [(first[v] + last[v]) / 2 for v in values]
+
+# %% ../nbs/06b_agreement.ipynb #0c299ef7
+def pearson(
+    human, # numbers
+    judge, # as many
+):         # -1 to 1, or None when either is the same on all rows
+    "Pearson's correlation; rows where either is None are left out"
+    return _correlation(*_columns(human, judge))
+
 def spearman(
     human, # numbers
     judge, # as many
@@ -112,17 +118,12 @@ def spearman(
     "Spearman's rank correlation, with average ranks for equal values; rows where either is None are left out"
     return _correlation(*map(_ranks, _columns(human, judge)))
 
-def _ranks(values):
-    first, last = {}, {}
-    for i, v in enumerate(sorted(values), 1): first.setdefault(v, i); last[v] = i
-    return [(first[v] + last[v]) / 2 for v in values]
-
-# %% ../nbs/06b_agreement.ipynb #6a7b1f15
+# %% ../nbs/06b_agreement.ipynb #4e0bfb7f
 def bootstrap(
     statistic,    # function of as many columns, such as `kappa`, that returns a number or None
     *columns,     # lists of one length
     rounds=1000,  # samples
-    seed=0,
+    seed=0,       # of the random draws
     level=0.95,   # share of the samples' figures within the interval: above 0, below 1
 ):                # low and high, or None when fewer than half of the samples have a figure
     "Percentile interval of `statistic` over samples of the rows; samples where it is None are left out"

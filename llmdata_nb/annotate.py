@@ -7,12 +7,13 @@ __all__ = ['answers_to_show', 'new_annotation', 'save_annotation', 'read_annotat
            'Session', 'annotate', 'preference_of', 'opinion', 'fitting', 'resolve', 'with_people', 'krippendorff',
            'agreement_of', 'labelled_from']
 
-# %% ../nbs/20_annotate.ipynb #6ba945db
+# %% ../nbs/20_annotate.ipynb #33d83fba
 import hashlib, json, os, re, time, warnings
 from collections import Counter
 from datetime import datetime, timezone
 from functools import wraps
 from html import escape
+from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -44,7 +45,7 @@ def answers_to_show(
 
 def _text(answer): return answer if isinstance(answer, str) else answer[-1]["content"]
 
-# %% ../nbs/20_annotate.ipynb #04808dc2
+# %% ../nbs/20_annotate.ipynb #30f2fbec
 def new_annotation(
     row: dict,      # as `answers_to_show` reads it
     annotator: str,
@@ -56,7 +57,7 @@ def new_annotation(
     flag: str = "", # what is wrong with the row
     skipped: bool = False,
     seen_judge: bool = False, # the judge's rating was on the screen before the person answered
-    seconds: float = 0,
+    seconds: float = 0, # that the person took
 ) -> dict:
     "What `annotator` says of `row`; ValueError for what cannot be said of it"
     shown = answers_to_show(row)
@@ -69,10 +70,10 @@ def new_annotation(
 
 def _stamped(annotation): return annotation | {"time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-# %% ../nbs/20_annotate.ipynb #e8136214
+# %% ../nbs/20_annotate.ipynb #d31991f0
 def save_annotation(
     path, # a JSONL file; made where there is none
-    annotation: dict,
+    annotation: dict, # as `new_annotation` makes it
 ) -> None:
     "Add a line to the file, and return when it is on disk"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -85,13 +86,7 @@ def save_annotation(
         file.flush()
         os.fsync(file.fileno())
 
-def read_annotations(
-    path, # a JSONL file; one that does not exist is empty
-) -> tuple: # annotations, the last one of each person and row; and the lines that could not be read: dicts of line (from 1) and text
-    "The annotations that count, in the order in which they were given"
-    given, _, unread = _read(path)
-    return list(given.values()), unread
-
+# %% ../nbs/20_annotate.ipynb #9a0c979d
 _FIELDS = {"ratings", "preference", "rationale", "improved", "improved_of", "flag", "skipped", "seen_judge", "answers"}
 
 def _read(path):
@@ -113,9 +108,17 @@ def _read(path):
             if not annotation.get("undone"): given[key] = annotation
     return given, begun, unread
 
-# %% ../nbs/20_annotate.ipynb #b1fa28c2
+# %% ../nbs/20_annotate.ipynb #b6c050a1
+def read_annotations(
+    path, # a JSONL file; one that does not exist is empty
+) -> tuple: # annotations, the last one of each person and row; and the lines that could not be read: dicts of line (from 1) and text
+    "The annotations that count, in the order in which they were given"
+    given, _, unread = _read(path)
+    return list(given.values()), unread
+
+# %% ../nbs/20_annotate.ipynb #4905fb72
 def worth_asking(
-    rows: list,
+    rows: list, # as `answers_to_show` reads them
     good: float = 4, # score from which a single answer is good, 1 to 5
 ) -> list:
     "All `rows`, those most worth a person's time first"
@@ -135,6 +138,8 @@ def _comparison(row, shown):
     if None in shown["scores"]: return None
     return Comparison(shown["scores"], by_order=row.get("scores_by_order") or [shown["scores"]], status="ok")
 
+def _rated(shown): return [s for s in shown["scores"] if s is not None]
+
 # %% ../nbs/20_annotate.ipynb #35bbb490
 def order_for(
     row_id: str,
@@ -144,44 +149,7 @@ def order_for(
     "The order in which `annotator` sees the answers of a row"
     return sorted(range(n), key=lambda i: hashlib.sha256(json.dumps([row_id, annotator, i]).encode()).digest())
 
-# %% ../nbs/20_annotate.ipynb #15b564ef
-def render(
-    text: str,
-) -> str: # HTML
-    "`text` with its Markdown (headings, lists, tables, quotes, code, bold, italic) shown, and everything else as text"
-    lines, out = escape(visible(text)).split("\n")[::-1], []  # the next line is the last of the list
-    def take(stop):
-        "The lines before the first that fits `stop`"
-        taken = []
-        while lines and not stop(lines[-1]): taken.append(lines.pop())
-        return taken
-    while lines:
-        line = lines.pop()
-        if fence := _FENCE.match(line):
-            code = "\n".join(take(lambda l: len(l.strip()) >= len(fence[1]) and not l.strip().strip(fence[1][0])))
-            del lines[-1:]  # the closing fence
-            out.append(f'<pre dir="ltr">{code}</pre>')
-        elif "|" in line and lines and "|" in lines[-1] and re.fullmatch(r"[\s|:-]*-[\s|:-]*", lines[-1]):
-            del lines[-1:]
-            rows = [line, *take(lambda l: "|" not in l)]
-            out.append("<table>" + "".join(_cells(row, "td" if i else "th") for i, row in enumerate(rows)) + "</table>")
-        elif heading := re.match(r"(#{1,6}) +(.*)", line): out.append(f'<div class="h{min(len(heading[1]), 3)}" dir="auto">{_inline(heading[2])}</div>')
-        elif re.fullmatch(r"(?:- *){3,}|(?:\* *){3,}|(?:_ *){3,}", line): out.append("<hr>")
-        elif item := _ITEM.match(line):
-            depth = min(len(item[1].expandtabs(4)) // 2, 8)
-            out.append(f'<div class="item" dir="auto" style="margin-inline-start:{1.2 * depth:g}em">{"•" if item[2] in "-*+" else item[2]} {_inline(item[3])}</div>')
-        elif quote := re.match(r"&gt; ?(.*)", line): out.append(f'<blockquote dir="auto">{_inline(quote[1])}</blockquote>')
-        elif line.strip():
-            more = take(lambda l: not l.strip() or "|" in l or l.startswith(("#", "&gt;")) or _FENCE.match(l) or _ITEM.match(l))
-            out.append(f'<p dir="auto">{_inline(chr(10).join([line, *more]))}</p>')
-    return "".join(out)
-
-_FENCE, _ITEM = re.compile(r" {0,3}(`{3,}|~{3,})"), re.compile(r"([ \t]*)([-*+]|\d{1,4}[.)]) +(.*)")
-
-def _cells(line, tag):
-    "A row of a table"
-    return "<tr>" + "".join(f'<{tag} dir="auto">{_inline(cell.strip())}</{tag}>' for cell in line.strip().strip("|").split("|")) + "</tr>"
-
+# %% ../nbs/20_annotate.ipynb #91e43359
 def _inline(text):
     "Code, bold and italic in escaped `text`; code goes first, and nothing in it is a mark"
     codes = []
@@ -191,18 +159,54 @@ def _inline(text):
     text = re.sub(r"(?<![\w*])\*([^*\s][^*\n]*)\*(?![\w*])", r"<i>\1</i>", text)
     return re.sub("\0(\\d+)\0", lambda m: f"<code>{codes[int(m[1])]}</code>", text)
 
-# %% ../nbs/20_annotate.ipynb #be0049be
-class Session:
-    "One person's way through the rows; answers go by their number in the row, and `order` tells their places on the screen"
-    def __init__(self,
-        rows: list,
-        path="annotations.jsonl",
-        annotator: str = "me",
-        hide_judge: bool = True, # hide the judge's ratings until the person's own are given
-        language: str | None = None, # only rows in this language, as they call it
-        max_judge: float | None = None, # only rows whose best answer has at most this rating by the judge, and those it did not rate
-    ):
-        self.path, self.annotator, self.hide_judge, self.message = path, annotator, hide_judge, ""
+# %% ../nbs/20_annotate.ipynb #506555e7
+_FENCE, _ITEM = re.compile(r" {0,3}(`{3,}|~{3,})"), re.compile(r"([ \t]*)([-*+]|\d{1,4}[.)]) +(.*)")
+
+def _item_html(m):
+    "An item of a list, as deep as it stood; a number stays as it was written"
+    depth = min(len(m[1].expandtabs(4)) // 2, 8)
+    return f'<div class="item" dir="auto" style="margin-inline-start:{1.2 * depth:g}em">{"•" if m[2] in "-*+" else m[2]} {_inline(m[3])}</div>'
+
+def _cells(line, tag):
+    "A row of a table"
+    return "<tr>" + "".join(f'<{tag} dir="auto">{_inline(cell.strip())}</{tag}>' for cell in line.strip().strip("|").split("|")) + "</tr>"
+
+# %% ../nbs/20_annotate.ipynb #c0329fb6
+def render(
+    text: str,
+) -> str: # HTML
+    "`text` with its Markdown (headings, lists, tables, quotes, code, bold, italic) shown, and everything else as text"
+    lines, out = escape(visible(text)).split("\n")[::-1], []  # the next line is the last of the list
+    while lines:
+        line = lines.pop()
+        if fence := _FENCE.match(line):
+            code = "\n".join(_take(lines, lambda l: len(l.strip()) >= len(fence[1]) and not l.strip().strip(fence[1][0])))
+            del lines[-1:]  # the closing fence
+            out.append(f'<pre dir="ltr">{code}</pre>')
+        elif "|" in line and lines and "|" in lines[-1] and re.fullmatch(r"[\s|:-]*-[\s|:-]*", lines[-1]):
+            del lines[-1:]
+            rows = [line, *_take(lines, lambda l: "|" not in l)]
+            out.append("<table>" + "".join(_cells(row, "td" if i else "th") for i, row in enumerate(rows)) + "</table>")
+        elif heading := re.match(r"(#{1,6}) +(.*)", line): out.append(f'<div class="h{min(len(heading[1]), 3)}" dir="auto">{_inline(heading[2])}</div>')
+        elif re.fullmatch(r"(?:- *){3,}|(?:\* *){3,}|(?:_ *){3,}", line): out.append("<hr>")
+        elif item := _ITEM.match(line): out.append(_item_html(item))
+        elif quote := re.match(r"&gt; ?(.*)", line): out.append(f'<blockquote dir="auto">{_inline(quote[1])}</blockquote>')
+        elif line.strip():
+            more = _take(lines, lambda l: not l.strip() or "|" in l or l.startswith(("#", "&gt;")) or _FENCE.match(l) or _ITEM.match(l))
+            out.append(f'<p dir="auto">{_inline(chr(10).join([line, *more]))}</p>')
+    return "".join(out)
+
+def _take(lines, stop):
+    "The lines before the first that fits `stop`, taken off the end of `lines`"
+    taken = []
+    while lines and not stop(lines[-1]): taken.append(lines.pop())
+    return taken
+
+# %% ../nbs/20_annotate.ipynb #ed9bca7c
+class _Given:
+    "What one person said of some rows, in the file and in memory: what was `given`, and what was only `begun`, by the id of the row"
+    def __init__(self, rows, path, annotator):
+        self.path, self.annotator = path, annotator
         self.rows, self.shown, without = {}, [], 0
         for row in worth_asking(rows):
             try: self.shown.append(answers_to_show(row))
@@ -215,8 +219,20 @@ class Session:
         self.given, self.begun = ({id: a for id, a in some.items() if a.get("answers") == hashes[id]} for some in (given, begun))
         notes = {"rows have no answers to show": without, "lines of the file cannot be read": len(self.unread), "annotations are of other texts, and their rows are asked again": len(given) - len(self.given)}
         self.message = "; ".join(f"{n} {what}" for what, n in notes.items() if n)
-        self.filter(language, max_judge)
 
+    def _said(self, id): return self.begun.get(id) or self.given.get(id) or new_annotation(self.rows[id], self.annotator)
+
+    def _save(self, annotation, **more):
+        "Into the file, then into memory: what the disk does not take is not shown as given"
+        annotation = _stamped({k: v for k, v in annotation.items() if k != "draft"} | more)
+        save_annotation(self.path, annotation)
+        self.begun.pop(annotation["id"], None)
+        if "draft" not in annotation: self.given.pop(annotation["id"], None)  # so that the last one given is the last in the dict
+        (self.begun if "draft" in annotation else self.given)[annotation["id"]] = annotation
+
+# %% ../nbs/20_annotate.ipynb #097f1266
+class _Way(_Given):
+    "Which row one person is at, in which order she sees its answers, and which of them has the frame"
     def filter(self, language=None, max_judge=None):
         "Ask only about some of the rows"
         def fits(s): return (not language or s["language"] == language) and (max_judge is None or not _rated(s) or max(_rated(s)) <= max_judge)
@@ -237,6 +253,11 @@ class Session:
 
     def _unrated(self): return [place for place, i in enumerate(self.order) if self.annotation["ratings"][i] is None]
 
+    def step(self, places: int):
+        "Show another row, without giving an annotation"
+        self._go(max(0, min(self.at + places, len(self.asked))))
+        self.message = ""
+
     @property
     def current(self) -> dict | None:
         "What is shown; None when all is done"
@@ -247,7 +268,15 @@ class Session:
         "What is said of the current row so far"
         return self._said(self.current["id"])
 
-    def _said(self, id): return self.begun.get(id) or self.given.get(id) or new_annotation(self.rows[id], self.annotator)
+    def progress(self) -> dict:
+        "How many of the rows asked about are done, and how many of these flagged and skipped"
+        done = [self.given[id] for i in self.asked if (id := self.shown[i]["id"]) in self.given]
+        return {"done": len(done), "of": len(self.asked), "flagged": sum(bool(a["flag"]) for a in done), "skipped": sum(a["skipped"] for a in done)}
+
+# %% ../nbs/20_annotate.ipynb #249d757e
+class _Draft(_Way):
+    "What one person says of the row she is at, not given yet"
+    hide_judge = True
 
     @property
     def answered(self) -> bool:
@@ -258,19 +287,6 @@ class Session:
     def judge_visible(self) -> bool:
         "The judge's ratings are on the screen"
         return bool(_rated(self.current)) and (not self.hide_judge or self.answered)
-
-    def progress(self) -> dict:
-        "How many of the rows asked about are done, and how many of these flagged and skipped"
-        done = [self.given[id] for i in self.asked if (id := self.shown[i]["id"]) in self.given]
-        return {"done": len(done), "of": len(self.asked), "flagged": sum(bool(a["flag"]) for a in done), "skipped": sum(a["skipped"] for a in done)}
-
-    def _save(self, annotation, **more):
-        "Into the file, then into memory: what the disk does not take is not shown as given"
-        annotation = _stamped({k: v for k, v in annotation.items() if k != "draft"} | more)
-        save_annotation(self.path, annotation)
-        self.begun.pop(annotation["id"], None)
-        if "draft" not in annotation: self.given.pop(annotation["id"], None)  # so that the last one given is the last in the dict
-        (self.begun if "draft" in annotation else self.given)[annotation["id"]] = annotation
 
     def change(self, id=None, **said):
         "Note what is said of the current row, or of the row `id`, which the person may have left before its text arrived"
@@ -298,22 +314,38 @@ class Session:
             self.message = "Another answer is being improved: empty its text first."
         elif was["improved_of"] != answer or not was["improved"]: self.change(improved=texts[answer], improved_of=answer)
 
+# %% ../nbs/20_annotate.ipynb #7ead255e
+def _missing(said, unrated):
+    "What is missing of an annotation, with the places of the answers without a rating; or an empty text"
+    if said["flag"] or said["improved"] or said["preference"] is not None or not unrated: return ""
+    return f"Not saved yet: rate {' and '.join(chr(65 + place) for place in unrated)}" + (", or say which is better" if len(said["ratings"]) > 1 else "") + ". Or skip the row."
+
+# %% ../nbs/20_annotate.ipynb #48dade53
+class Session(_Draft):
+    "One person's way through the rows; answers go by their number in the row, and `order` tells their places on the screen"
+    def __init__(self,
+        rows: list, # as `answers_to_show` reads them
+        path="annotations.jsonl", # the file; several people may share one
+        annotator: str = "me",
+        hide_judge: bool = True, # hide the judge's ratings until the person's own are given
+        language: str | None = None, # only rows in this language, as they call it
+        max_judge: float | None = None, # only rows whose best answer has at most this rating by the judge, and those it did not rate
+    ):
+        super().__init__(rows, path, annotator)
+        self.hide_judge = hide_judge
+        self.filter(language, max_judge)
+
     def save(self):
         "Give the annotation, and go on to the next row that has none"
         said = self.annotation
         if not said["improved"] or said["improved"].strip() in {t.strip() for t in self.current["answers"]}: said = said | {"improved": None, "improved_of": None}
-        if missing := self._missing(said):
+        if missing := _missing(said, self._unrated()):
             self.message = missing
             return
         if said["skipped"] or "draft" in said or self.current["id"] not in self.given: self._save(said, skipped=False, seconds=round(time.monotonic() - self.since, 1))
         told = ", ".join(f"{chr(65 + place)} {self.current['scores'][i]:g}" for place, i in enumerate(self.order) if self.current["scores"][i] is not None) if self.hide_judge else ""
         self._go(self._open(self.at + 1))
         self.message = "Saved." + (f" The judge had given {told}." if told else "")
-
-    def _missing(self, said):
-        unrated = [chr(65 + place) for place in self._unrated()]
-        if said["flag"] or said["improved"] or said["preference"] is not None or not unrated: return ""
-        return f"Not saved yet: rate {' and '.join(unrated)}" + (", or say which is better" if len(self.order) > 1 else "") + ". Or skip the row."
 
     def skip(self):
         "No opinion on this row"
@@ -334,11 +366,6 @@ class Session:
         self._save(was, draft=True, skipped=False, seen_judge=was["seen_judge"] or not was["skipped"] and bool(_rated(self.current)))  # "Saved" had told the ratings
         self.message = "Taken back."
 
-    def step(self, places: int):
-        "Show another row, without giving an annotation"
-        self._go(max(0, min(self.at + places, len(self.asked))))
-        self.message = ""
-
     def press(self, key: str):
         "What a key does: 1 to 5, left, right, p, t, e, save, skip, undo, back, next"
         if not self.current and key not in ("undo", "back"): return
@@ -348,108 +375,13 @@ class Session:
         else: {"p": lambda: self.prefer(answer), "t": lambda: self.prefer("tie"), "e": lambda: self.improve(answer), "back": lambda: self.step(-1), "next": lambda: self.step(1),
                "save": self.save, "skip": self.skip, "undo": self.undo}[key]()
 
-def _rated(shown): return [s for s in shown["scores"] if s is not None]
+# %% ../nbs/20_annotate.ipynb #5cdde890
+def _file(name): return (files("llmdata_nb") / "data" / name).read_text(encoding="utf-8")
 
-# %% ../nbs/20_annotate.ipynb #17b343ae
-_STYLE = """<style>
-.llmdata-annotate {outline: none; max-width: 1500px; padding: 4px 8px 8px; font-size: 14px}
-.llmdata-annotate .text {font-family: "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", system-ui, sans-serif; font-size: 15px; line-height: 1.55; overflow-wrap: anywhere}
-.llmdata-annotate .text p {margin: 0 0 .6em; white-space: pre-wrap} .llmdata-annotate .text > p:last-child {margin-bottom: 0} .llmdata-annotate .text .item {margin-bottom: .15em}
-.llmdata-annotate .text :is(.h1, .h2, .h3) {font-weight: 700; margin: .3em 0} .llmdata-annotate .text .h1 {font-size: 1.2em} .llmdata-annotate .text .h2 {font-size: 1.1em}
-.llmdata-annotate .text pre {margin: .3em 0 .6em; padding: 8px; overflow: auto; white-space: pre; border-radius: 4px}
-.llmdata-annotate .text :is(pre, code) {font-family: var(--jp-code-font-family, monospace); font-size: 13px; line-height: 1.4; background: var(--jp-layout-color2, #eee)} .llmdata-annotate .text code {padding: 0 3px; border-radius: 3px}
-.llmdata-annotate .text table {border-collapse: collapse; margin: .3em 0 .6em} .llmdata-annotate .text :is(td, th) {border: 1px solid var(--jp-border-color1, #bbb); padding: 2px 8px; text-align: start}
-.llmdata-annotate .text blockquote {margin: 0; padding-inline-start: 10px; border-inline-start: 3px solid var(--jp-border-color1, #bbb)}
-.llmdata-annotate .said {color: var(--jp-ui-font-color2, #666); font-size: 12px; line-height: 1.4} .llmdata-annotate .said b {color: var(--jp-ui-font-color1, #222)}
-.llmdata-annotate .prompt {background: var(--jp-layout-color2, #f3f3f3); border-radius: 6px; padding: 8px 12px; max-height: 32vh; overflow: auto}
-.llmdata-annotate .answer {max-height: 60vh; overflow: auto; padding: 2px 4px}
-.llmdata-annotate .llmdata-card {border: 1px solid var(--jp-border-color2, #ccc); border-radius: 6px; padding: 6px 8px; margin: 4px}
-.llmdata-annotate .llmdata-focus {border-color: var(--jp-brand-color1, #1976d2); box-shadow: 0 0 0 1px var(--jp-brand-color1, #1976d2)}
-.llmdata-annotate .bar {height: 5px; border-radius: 3px; background: var(--jp-layout-color3, #ddd)} .llmdata-annotate .bar div {height: 5px; border-radius: 3px; background: var(--jp-brand-color1, #1976d2)}
-.llmdata-annotate .done {text-align: center; padding: 40px; font-size: 18px}
-.llmdata-annotate :is(textarea, input) {unicode-bidi: plaintext; text-align: start; font-family: "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", system-ui, sans-serif !important; font-size: 14px}
-.llmdata-annotate kbd {border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px; padding: 0 4px; font-family: inherit}
-.llmdata-annotate:not(:focus-within) .keys {opacity: .45}
-</style>"""
-
-_KEYS = """(() => {
-const names = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, ArrowLeft: "left", k: "left", ArrowRight: "right", j: "right", p: "p", t: "t", e: "e", Enter: "save", s: "skip", u: "undo", b: "back", n: "next"};
-const fields = {r: ".llmdata-rationale textarea", f: ".llmdata-flag input", e: ".llmdata-improved textarea"};
-const queues = new WeakMap();
-const rootOf = event => event.target.closest && event.target.closest(".llmdata-annotate");
-const typing = target => target.matches("textarea, input, select"), texting = target => target.matches("textarea, input");
-const pause = time => new Promise(done => setTimeout(done, time));
-const answered = root => root.querySelector(".llmdata-ack").textContent;
-function later(root, act) {  // one message to the kernel after the other, each when the last is answered: it may take two in another order
-  queues.set(root, (queues.get(root) || Promise.resolve()).then(async () => {
-    const before = answered(root);
-    if (act() !== false) for (let i = 0; i < 500 && answered(root) === before; i++) await pause(10);
-    await pause(20);  // for the fields of a new row
-    if (document.activeElement === document.body) home(root);  // the field with the focus is gone
-  }).catch(console.error));
-}
-function send(root, field) {
-  later(root, () => {
-    if (field.value === field.was) return false;
-    field.was = field.value;
-    field.dispatchEvent(new Event("change", {bubbles: true}));
-  });
-}
-async function enter(root, field, now) {  // the field may only come once the kernel has answered; till then, no letter of the text is taken for a key
-  const found = () => [...root.querySelectorAll(field)].find(f => f.offsetParent);
-  if (now && found()) return found().focus();
-  root.waiting = true;
-  await queues.get(root);
-  for (let i = 0; i < 100 && !found(); i++) await pause(20);
-  root.waiting = false;
-  if (found()) found().focus();
-}
-function home(root) { root.tabIndex = 0; root.focus({preventScroll: true}); }
-function keydown(event) {
-  const root = rootOf(event), command = event.ctrlKey || event.metaKey;
-  if (!root || event.isComposing || event.altKey || (command && event.key !== "Enter")) return;
-  event.stopImmediatePropagation();  // no key meant for the rows reaches the notebook, where x cuts a cell
-  if (typing(event.target)) {
-    if (event.key === "Escape") return home(root);
-    if (event.key !== "Enter" || !(command || event.target.closest(".llmdata-flag"))) return;
-    home(root);  // which sends the text first
-  }
-  if (event.target.tagName === "BUTTON" && (event.key === "Enter" || event.key === " ")) return;
-  const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (!(name in names) && !(name in fields)) return;
-  event.preventDefault();
-  if (root.waiting) return;
-  if (name in names) later(root, () => root.querySelector(".llmdata-key-" + names[name]).click());
-  if (["save", "skip", "undo", "back", "next"].includes(names[name])) {
-    const moving = root.moving = queues.get(root);
-    moving.then(() => { if (root.moving === moving) root.moving = null; });
-  }
-  if (name in fields) enter(root, fields[name], name !== "e" && !root.moving);
-}
-function click(event) {
-  const root = rootOf(event), button = root && event.target.closest("button");
-  if (!root || !event.isTrusted || typing(event.target)) return;
-  if (button) { event.stopImmediatePropagation(); later(root, () => button.click()); }
-  if (button || String(getSelection()) === "") home(root);
-}
-function focusin(event) { if (rootOf(event) && texting(event.target) && event.target.was === undefined) event.target.was = event.target.value; }
-function change(event) {
-  if (!rootOf(event) || !event.isTrusted || !texting(event.target)) return;
-  event.stopImmediatePropagation();
-  send(rootOf(event), event.target);
-}
-let timer;
-function input(event) {  // send a text a second after the last letter, not only when its field is left
-  if (!rootOf(event) || !texting(event.target)) return;
-  clearTimeout(timer);
-  timer = setTimeout(send, 1000, rootOf(event), event.target);
-}
-for (const listener of [keydown, click, focusin, change, input]) {
-  const name = listener.name, was = "llmdata_" + name;
-  if (window[was]) window.removeEventListener(name, window[was], true);
-  window.addEventListener(name, window[was] = listener, true);
-}
-})()"""
+def _script():
+    "The keys, as an output that brings its script along"
+    import ipywidgets as w
+    return w.Output(outputs=({"output_type": "display_data", "data": {"application/javascript": _file("annotate.js"), "text/plain": ""}, "metadata": {}},), layout=w.Layout(height="0", overflow="hidden"))
 
 # %% ../nbs/20_annotate.ipynb #1bae3378
 def _prompt_html(shown):
@@ -477,7 +409,87 @@ def _head_html(session):
 _HELP = ("1–5", "rate"), ("← →", "other answer"), ("p", "prefer"), ("t", "tie"), ("e", "improve"), ("r", "reason"), ("f", "flag"), ("Enter", "save, next"), ("s", "skip"), ("u", "undo"), ("b n", "back, next")
 _KEYS_HTML = '<div class="said keys">Click anywhere in here for the keys: ' + " ".join(f"<kbd>{key}</kbd> {what}" for key, what in _HELP) + ' · in a text <kbd>Ctrl+Enter</kbd> save, <kbd>Esc</kbd> leave</div>'
 
-# %% ../nbs/20_annotate.ipynb #adcbfe47
+# %% ../nbs/20_annotate.ipynb #0d27bebf
+def _button(act, text, do, *classes, width="auto", **more):
+    "A button whose click `act` carries out, as `do`"
+    import ipywidgets as w
+    made = w.Button(description=text, layout=w.Layout(width=width), **more)
+    made.on_click(lambda _: act(do))
+    for name in classes: made.add_class(name)
+    return made
+
+def _on_place(session, place, do):
+    "The action `do` on the answer in a place, which also gets the frame"
+    def action():
+        session.focus = place
+        do(session.order[place])
+    return action
+
+# %% ../nbs/20_annotate.ipynb #687bdb4b
+def _card(session, act, place):
+    "The answer in a place, which `_draw_card` fills"
+    import ipywidgets as w
+    rating = [_button(act, str(n), _on_place(session, place, lambda i, n=n: session.rate(i, n)), tooltip=f"{n} of 5", width="38px") for n in range(1, 6)]
+    better = _button(act, "Improve", _on_place(session, place, session.improve), tooltip="write a better answer, from this one")
+    text = w.HTML(layout=w.Layout(width="auto", align_self="stretch"))
+    card = w.VBox([text, w.HBox([*rating, better], layout=w.Layout(flex_flow="row wrap"))], layout=w.Layout(flex="1 1 320px", min_width="280px", justify_content="space-between"))
+    card.add_class("llmdata-card")
+    return card
+
+def _draw_card(session, card, place):
+    "Show in the card what its answer is now, and what was said of it"
+    given, (text, buttons) = session.annotation["ratings"][session.order[place]], card.children
+    text.value = _answer_html(session, place)
+    for rating, b in enumerate(buttons.children[:5], 1): b.button_style = "info" if given == rating else ""
+    (card.add_class if place == session.focus else card.remove_class)("llmdata-focus")
+
+# %% ../nbs/20_annotate.ipynb #4091e009
+def _fields(session, act, layout):
+    "Text fields for the current row, by what is written in them"
+    import ipywidgets as w
+    said, id = session.annotation, session.current["id"]
+    def field(kind, name, **more):
+        made = kind(value=said[name] or "", continuous_update=False, layout=layout, **more)
+        made.add_class("llmdata-" + name)
+        made.observe(lambda change: act(lambda: session.change(id, **{name: change["new"]})), "value")
+        return made
+    fields = {"rationale": field(w.Textarea, "rationale", placeholder="Why? (r)", rows=2),
+              "flag": field(w.Text, "flag", placeholder="Flag this row: what is wrong with it, such as unsafe, or not in the language? (f)")}
+    return fields if said["improved_of"] is None else {"improved": field(w.Textarea, "improved", rows=8)} | fields
+
+# %% ../nbs/20_annotate.ipynb #17937172
+def _texts(session, act):
+    "A box of text fields, and the function that draws it"
+    import ipywidgets as w
+    box, wide, drawn, fields, before = w.VBox(layout=w.Layout(align_self="stretch")), w.Layout(width="auto", align_self="stretch"), None, {}, ()
+    def draw():
+        nonlocal drawn, fields, before
+        said, id = session.annotation, session.current["id"]
+        key = id, said["improved_of"], id in session.given
+        if drawn == key and not any(said[name] and not field.value for name, field in fields.items()): return
+        drawn, fields, old = key, _fields(session, act, wide), box.children
+        head = [w.HTML(f'<div class="said">Your better version of <b>{chr(65 + session.order.index(said["improved_of"]))}</b>; it becomes the chosen answer. Empty it to give it up.</div>')] if "improved" in fields else []
+        for part in before: part.close()  # those before the last ones, from which nothing can be under way
+        before, box.children = old, [*head, *fields.values()]
+    return box, draw
+
+# %% ../nbs/20_annotate.ipynb #d38d75a1
+def _choosers(session, act, language, max_judge):
+    "Which rows are asked about: by their language, and by the judge's rating"
+    import ipywidgets as w
+    codes = sorted({s["language"] for s in session.shown if s["language"]} | {language or ""} - {""})
+    levels = sorted({1.0, 2.0, 3.0, 4.0} | {max_judge or 1.0})
+    of_language = w.Dropdown(options=[("all languages", ""), *zip(codes, codes)], value=language or "", layout=w.Layout(width="auto"))
+    of_judge = w.Dropdown(options=[("any rating", 0), *((f"judged {n:g} or less", n) for n in levels)], value=max_judge or 0, layout=w.Layout(width="auto"))
+    for chooser in (of_language, of_judge): chooser.observe(lambda _: act(lambda: session.filter(of_language.value or None, of_judge.value or None)), "value")
+    return of_language, of_judge
+
+# %% ../nbs/20_annotate.ipynb #fc802bfb
+def _end_html(p):
+    "The end of the rows, with how many of them are done: `p`, as `progress` tells it"
+    return '<div class="done">' + (f"All {p['of']} rows are done. Thank you." if p["done"] == p["of"] else f"The end of the rows. {p['of'] - p['done']} are still open: go back, or save one to come to them.") + "</div>"
+
+# %% ../nbs/20_annotate.ipynb #4ff3bc21
 def annotate(
     rows: list,                    # as `answers_to_show` reads them
     path="annotations.jsonl",      # the file for the annotations; several people may share one
@@ -489,14 +501,8 @@ def annotate(
     "Rate the answers of `rows` in the notebook: the rows most worth it first, those that `annotator` has answered left out"
     import ipywidgets as w
     session = Session(rows, path, annotator, hide_judge, language, max_judge)
-    most = max([len(s["answers"]) for s in session.shown], default=0)
-    slim, wide = w.Layout(width="auto"), w.Layout(width="auto", align_self="stretch")
-
-    def button(text, do, *classes, layout=slim, **more):
-        made = w.Button(description=text, layout=layout, **more)
-        made.on_click(lambda _: act(do))
-        for name in classes: made.add_class(name)
-        return made
+    lock, ack = RLock(), w.HTML("0", layout=w.Layout(display="none"))
+    ack.add_class("llmdata-ack")
 
     def act(do):
         with lock:  # a kernel may handle two messages at once
@@ -505,87 +511,43 @@ def annotate(
             draw()
             ack.value = str(int(ack.value) + 1)
 
-    def press(key): return lambda: session.press(key)
+    def key(name, text="", **more): return _button(act, text, lambda: session.press(name), f"llmdata-key-{name}", **more)
+    def line(*parts, **layout): return w.HBox(parts, layout=w.Layout(flex_flow="row wrap", **layout))
+    def html(**layout): return w.HTML(layout=w.Layout(**layout))
 
-    def on_place(place, do):
-        "The action on the answer in a place, which also gets the frame"
-        def action():
-            session.focus = place
-            do(session.order[place])
-        return action
-
-    cards = []
-    for place in range(most):
-        text = w.HTML(layout=wide)
-        rating = [button(str(n), on_place(place, lambda i, n=n: session.rate(i, n)), tooltip=f"{n} of 5", layout=w.Layout(width="38px")) for n in range(1, 6)]
-        better = button("Improve", on_place(place, lambda i: session.improve(i)), tooltip="write a better answer, from this one")
-        cards.append(w.VBox([text, w.HBox([*rating, better], layout=w.Layout(flex_flow="row wrap"))], layout=w.Layout(flex="1 1 320px", min_width="280px", justify_content="space-between")))
-        cards[-1].add_class("llmdata-card")
-    best = [button(f"{chr(65 + place)} is best", on_place(place, lambda i: session.prefer(i)), layout=w.Layout(width="auto")) for place in range(most)]
-    tie = button("Tie", press("t"))
-    head, message, prompt = w.HTML(layout=w.Layout(flex="1 1 300px")), w.HTML(layout=w.Layout(flex="1 1 200px")), w.HTML(layout=wide)
-    texts, choice = w.VBox(layout=w.Layout(align_self="stretch")), w.HBox([*best, tie], layout=w.Layout(flex_flow="row wrap"))
-    codes = sorted({s["language"] for s in session.shown if s["language"]} | {language or ""} - {""})
-    of_language = w.Dropdown(options=[("all languages", ""), *zip(codes, codes)], value=language or "", layout=slim)
-    levels = sorted({1.0, 2.0, 3.0, 4.0} | {max_judge or 1.0})
-    of_judge = w.Dropdown(options=[("any rating", 0), *((f"judged {n:g} or less", n) for n in levels)], value=max_judge or 0, layout=slim)
-    for chooser in (of_language, of_judge): chooser.observe(lambda _: act(lambda: session.filter(of_language.value or None, of_judge.value or None)), "value")
-    actions = w.HBox([button("Back", press("back"), "llmdata-key-back"), button("Next", press("next"), "llmdata-key-next"), button("Undo", press("undo"), "llmdata-key-undo"), button("Skip", press("skip"), "llmdata-key-skip"),
-                      button("Save, next", press("save"), "llmdata-key-save", button_style="primary"), message], layout=w.Layout(flex_flow="row wrap", align_items="center"))
-    hidden = w.HBox([button("", press(key), f"llmdata-key-{key}") for key in ("1", "2", "3", "4", "5", "left", "right", "p", "t", "e")], layout=w.Layout(display="none"))
-    script = w.Output(outputs=({"output_type": "display_data", "data": {"application/javascript": _KEYS, "text/plain": ""}, "metadata": {}},), layout=w.Layout(height="0", overflow="hidden"))
-    lock, ack, drawn_texts = RLock(), w.HTML("0", layout=w.Layout(display="none")), []
-    ack.add_class("llmdata-ack")
-
-    def draw_texts():
-        "New text fields for each row: what arrives late from an old one goes to the row that it was typed in"
-        said, id = session.annotation, session.current["id"]
-        key = (id, said["improved_of"], id in session.given)
-        if drawn_texts[:1] == [key] and not any(said[name] and not field.value for name, field in drawn_texts[1].items()): return
-        def field(kind, name, css, **more):
-            made = kind(value=said[name] or "", continuous_update=False, layout=wide, **more)
-            made.add_class(css)
-            made.observe(lambda change: act(lambda: session.change(id, **{name: change["new"]})), "value")
-            return made
-        fields = {"rationale": field(w.Textarea, "rationale", "llmdata-rationale", placeholder="Why? (r)", rows=2),
-                  "flag": field(w.Text, "flag", "llmdata-flag", placeholder="Flag this row: what is wrong with it, such as unsafe, or not in the language? (f)")}
-        parts = [fields["rationale"], fields["flag"]]
-        if said["improved_of"] is not None:
-            fields["improved"] = field(w.Textarea, "improved", "llmdata-improved", rows=8)
-            parts = [w.HTML(f'<div class="said">Your better version of <b>{chr(65 + session.order.index(said["improved_of"]))}</b>; it becomes the chosen answer. Empty it to give it up.</div>'), fields["improved"], *parts]
-        for part in drawn_texts[2:] and drawn_texts[2]: part.close()  # those before the last ones, from which nothing can be under way
-        drawn_texts[:], texts.children = [key, fields, texts.children], parts
+    places = range(max([len(s["answers"]) for s in session.shown], default=0))
+    cards = [_card(session, act, place) for place in places]
+    best = [_button(act, f"{chr(65 + place)} is best", _on_place(session, place, session.prefer)) for place in places]
+    tie = _button(act, "Tie", lambda: session.press("t"))
+    head, message, prompt = html(flex="1 1 300px"), html(flex="1 1 200px"), html(width="auto", align_self="stretch")
+    answers, choice, (texts, draw_texts) = line(*cards, align_items="stretch"), line(*best, tie), _texts(session, act)
 
     def draw():
         head.value, message.value, here = _head_html(session), f'<div class="said" role="status"><b>{escape(session.message)}</b></div>', session.current is not None
         for part in (answers, choice, texts): part.layout.display = "" if here else "none"
-        if not here:
-            p = session.progress()
-            prompt.value = '<div class="done">' + (f"All {p['of']} rows are done. Thank you." if p["done"] == p["of"] else f"The end of the rows. {p['of'] - p['done']} are still open: go back, or save one to come to them.") + "</div>"
-            return
-        said, n = session.annotation, len(session.order)
-        prompt.value, choice.layout.display = _prompt_html(session.current), "" if n > 1 else "none"
-        for place, card in enumerate(cards):
-            card.layout.display = best[place].layout.display = "" if place < n else "none"
+        prompt.value = _prompt_html(session.current) if here else _end_html(session.progress())
+        if not here: return
+        preferred, n = session.annotation["preference"], len(session.order)
+        choice.layout.display, tie.button_style = "" if n > 1 else "none", "info" if preferred == "tie" else ""
+        for place in places:
+            cards[place].layout.display = best[place].layout.display = "" if place < n else "none"
             if place >= n: continue
-            i = session.order[place]
-            card.children[0].value = _answer_html(session, place)
-            for rating, b in enumerate(card.children[1].children[:5], 1): b.button_style = "info" if said["ratings"][i] == rating else ""
-            best[place].button_style = "info" if said["preference"] == i else ""
-            (card.add_class if place == session.focus else card.remove_class)("llmdata-focus")
-        tie.button_style = "info" if said["preference"] == "tie" else ""
+            _draw_card(session, cards[place], place)
+            best[place].button_style = "info" if preferred == session.order[place] else ""
         draw_texts()
 
-    answers = w.HBox(cards, layout=w.Layout(flex_flow="row wrap", align_items="stretch"))
-    box = w.VBox([w.HTML(_STYLE), w.HBox([head, of_language, of_judge], layout=w.Layout(flex_flow="row wrap", align_items="center")), prompt, answers, choice, texts, actions, w.HTML(_KEYS_HTML), hidden, ack, script])
+    hidden = w.HBox([key(name) for name in ("1", "2", "3", "4", "5", "left", "right", "p", "t", "e")], layout=w.Layout(display="none"))
+    actions = line(key("back", "Back"), key("next", "Next"), key("undo", "Undo"), key("skip", "Skip"), key("save", "Save, next", button_style="primary"), message, align_items="center")
+    top = line(head, *_choosers(session, act, language, max_judge), align_items="center")
+    box = w.VBox([w.HTML(f"<style>{_file('annotate.css')}</style>"), top, prompt, answers, choice, texts, actions, w.HTML(_KEYS_HTML), hidden, ack, _script()])
     box.add_class("llmdata-annotate")
     box.session = session
     draw()
     return box
 
-# %% ../nbs/20_annotate.ipynb #142753c3
+# %% ../nbs/20_annotate.ipynb #15273afd
 def preference_of(
-    annotation: dict,
+    annotation: dict, # as `new_annotation` makes it
 ): # index of the best answer, "tie", or None where nothing can be told
     "Which answer the person prefers, in words or by her ratings"
     ratings = annotation["ratings"]
@@ -593,6 +555,7 @@ def preference_of(
     if min(ratings) == max(ratings): return "tie"
     return ratings.index(max(ratings)) if ratings.count(max(ratings)) == 1 else None
 
+# %% ../nbs/20_annotate.ipynb #00b9c329
 def opinion(
     annotations: list, # of one row
     n: int,            # its answers
@@ -611,9 +574,10 @@ def opinion(
 
 def _opinions(annotations): return [a for a in annotations if not a["skipped"] and not a["flag"] and (a["improved"] or a["preference"] is not None or any(a["ratings"]))]
 
-# %% ../nbs/20_annotate.ipynb #3c6be9de
+# %% ../nbs/20_annotate.ipynb #e6674432
 def fitting(
-    rows: list, annotations: list,
+    rows: list,        # as `answers_to_show` reads them
+    annotations: list, # as from `read_annotations`
 ) -> tuple: # the annotations by the id of their row; and those that belong to no row, or to other texts
     "Which annotations are of the texts in `rows`"
     hashes, fit, unfit = {}, {}, []
@@ -625,60 +589,7 @@ def fitting(
         else: unfit.append(a)
     return fit, unfit
 
-# %% ../nbs/20_annotate.ipynb #ecc3a18f
-def resolve(
-    rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
-    annotations: list, # as from `read_annotations`
-    tie: str = "drop", # what becomes of ties, of people and of the judge: drop or shorter
-    judge: bool = True, # the judge decides where no person did; else such rows are no pairs
-) -> tuple: # the pairs, and the other rows, each with its `reason`
-    "Make preference pairs of what people said, and of what the judge said where no person did"
-    if tie not in ("drop", "shorter"): raise ValueError(f"tie {tie!r}: expected drop or shorter")
-    fit, unfit = fitting(rows, annotations)
-    if unfit: warnings.warn(f"{len(unfit)} of {len(annotations)} annotations are of other rows or texts and are not used: {', '.join(list(dict.fromkeys(str(a['id']) for a in unfit))[:5])}")
-    kept, dropped = [], []
-    for row in rows:
-        try: kept.append(_decided(row, fit, tie, judge))
-        except Dropped as e: dropped.append(row | {"reason": str(e)})
-    return kept, dropped
-
-def _decided(row, fit, tie, judge):
-    "The pair that the row makes"
-    try: shown = answers_to_show(row)
-    except ValueError: drop(row.get("reason") or "no answers to decide between")
-    given = fit.get(shown["id"], [])
-    if people := _opinions(given): return _by_people(row, shown, people, tie)
-    if flagged := [a["flag"] for a in given if a["flag"]]: drop(f"flagged by people: {'; '.join(dict.fromkeys(flagged))}")
-    if row.get("reason"): drop(row["reason"])
-    if not judge: drop("no person has decided")
-    return _by_judge(row, shown, tie)
-
-def _by_people(row, shown, people, tie):
-    said, answers = opinion(people, len(shown["answers"])), shown["answers"]
-    for a in people:
-        if a["improved"] and a["improved"].strip() not in {t.strip() for t in answers}:
-            worst = max(said["worst"], key=lambda i: len(answers[i])) if a["improved_of"] is None else a["improved_of"]
-            shown = shown | {"answers": [*answers, a["improved"]], "models": [*shown["models"], "human"]}
-            return _pair(row, shown, len(answers), worst, "people", [*said["ratings"], None], people)
-    if len(answers) < 2: drop("one answer, and no improved one")
-    best, worst = min(said["best"], key=lambda i: len(answers[i])), max(said["worst"], key=lambda i: len(answers[i]))
-    equal = len(said["best"]) == len(answers)
-    if equal:
-        if tie == "drop" or len(answers[best]) == len(answers[worst]): drop("tie: people prefer none")
-    elif None not in (means := (said["ratings"][best], said["ratings"][worst])) and means[0] < means[1]: drop("tie: the votes and the ratings of people contradict each other")
-    return _pair(row, shown, best, worst, "people", said["ratings"], people, 0.0 if equal else None)
-
-def _by_judge(row, shown, tie):
-    comparison = _comparison(row, shown)
-    if isinstance(row.get("chosen"), list) and row.get("outcome") not in (None, "tie"):  # decided by the recipe, which may have had no judge
-        sides = [_text(row[side]) for side in ("chosen", "rejected")]
-        best, worst = (shown["answers"].index(t) for t in sides)
-        return _pair(row, shown, best, worst, "judge" if _rated(shown) else "recipe", shown["scores"])
-    if comparison is None: drop("no person and no judge has decided")
-    if len(shown["answers"]) < 2: drop("one answer, and no improved one")
-    best, worst = pick_pair(comparison, shown["answers"], tie)
-    return _pair(row, shown, best, worst, "judge", shown["scores"], margin=None if comparison.preference() else 0.0)
-
+# %% ../nbs/20_annotate.ipynb #4652004a
 _OF_JUDGE = ("scores", "feedbacks", "scores_by_order", "position_consistent", "spread", "outcome")
 
 def _pair(row, shown, chosen, rejected, decided_by, scores, people=(), margin=None):
@@ -695,6 +606,63 @@ def _pair(row, shown, chosen, rejected, decided_by, scores, people=(), margin=No
     judged = {f"judge_{c}": row.get(c) for c in _OF_JUDGE} | {"judge_scores": shown["scores"] if _rated(shown) else None}
     return pair | dict(margin=margin, decided_by=decided_by, people=[a["annotator"] for a in people], people_ratings=scores if people else None,
                        people_rationales=[a["rationale"] for a in people if a["rationale"]]) | judged
+
+# %% ../nbs/20_annotate.ipynb #70ae1918
+def _by_people(row, shown, people, tie):
+    said, answers = opinion(people, len(shown["answers"])), shown["answers"]
+    for a in people:
+        if a["improved"] and a["improved"].strip() not in {t.strip() for t in answers}:
+            worst = max(said["worst"], key=lambda i: len(answers[i])) if a["improved_of"] is None else a["improved_of"]
+            shown = shown | {"answers": [*answers, a["improved"]], "models": [*shown["models"], "human"]}
+            return _pair(row, shown, len(answers), worst, "people", [*said["ratings"], None], people)
+    if len(answers) < 2: drop("one answer, and no improved one")
+    best, worst = min(said["best"], key=lambda i: len(answers[i])), max(said["worst"], key=lambda i: len(answers[i]))
+    equal = len(said["best"]) == len(answers)
+    if equal:
+        if tie == "drop" or len(answers[best]) == len(answers[worst]): drop("tie: people prefer none")
+    elif None not in (means := (said["ratings"][best], said["ratings"][worst])) and means[0] < means[1]: drop("tie: the votes and the ratings of people contradict each other")
+    return _pair(row, shown, best, worst, "people", said["ratings"], people, 0.0 if equal else None)
+
+# %% ../nbs/20_annotate.ipynb #4a0ecffa
+def _by_judge(row, shown, tie):
+    comparison = _comparison(row, shown)
+    if isinstance(row.get("chosen"), list) and row.get("outcome") not in (None, "tie"):  # decided by the recipe, which may have had no judge
+        sides = [_text(row[side]) for side in ("chosen", "rejected")]
+        best, worst = (shown["answers"].index(t) for t in sides)
+        return _pair(row, shown, best, worst, "judge" if _rated(shown) else "recipe", shown["scores"])
+    if comparison is None: drop("no person and no judge has decided")
+    if len(shown["answers"]) < 2: drop("one answer, and no improved one")
+    best, worst = pick_pair(comparison, shown["answers"], tie)
+    return _pair(row, shown, best, worst, "judge", shown["scores"], margin=None if comparison.preference() else 0.0)
+
+# %% ../nbs/20_annotate.ipynb #2ed09c87
+def _decided(row, fit, tie, judge):
+    "The pair that the row makes"
+    try: shown = answers_to_show(row)
+    except ValueError: drop(row.get("reason") or "no answers to decide between")
+    given = fit.get(shown["id"], [])
+    if people := _opinions(given): return _by_people(row, shown, people, tie)
+    if flagged := [a["flag"] for a in given if a["flag"]]: drop(f"flagged by people: {'; '.join(dict.fromkeys(flagged))}")
+    if row.get("reason"): drop(row["reason"])
+    if not judge: drop("no person has decided")
+    return _by_judge(row, shown, tie)
+
+# %% ../nbs/20_annotate.ipynb #54ccf789
+def resolve(
+    rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
+    annotations: list, # as from `read_annotations`
+    tie: str = "drop", # what becomes of ties, of people and of the judge: drop or shorter
+    judge: bool = True, # the judge decides where no person did; else such rows are no pairs
+) -> tuple: # the pairs, and the other rows, each with its `reason`
+    "Make preference pairs of what people said, and of what the judge said where no person did"
+    if tie not in ("drop", "shorter"): raise ValueError(f"tie {tie!r}: expected drop or shorter")
+    fit, unfit = fitting(rows, annotations)
+    if unfit: warnings.warn(f"{len(unfit)} of {len(annotations)} annotations are of other rows or texts and are not used: {', '.join(list(dict.fromkeys(str(a['id']) for a in unfit))[:5])}")
+    kept, dropped = [], []
+    for row in rows:
+        try: kept.append(_decided(row, fit, tie, judge))
+        except Dropped as e: dropped.append(row | {"reason": str(e)})
+    return kept, dropped
 
 # %% ../nbs/20_annotate.ipynb #234cf655
 def with_people(
@@ -739,9 +707,27 @@ def krippendorff(
     observed, expected = sum(together[a, b] * d for a, b, d in pairs), sum(totals[a] * totals[b] * d for a, b, d in pairs)
     return 1 - (totals.total() - 1) * observed / expected if expected else None
 
-# %% ../nbs/20_annotate.ipynb #277db28c
+# %% ../nbs/20_annotate.ipynb #f2a55260
+def _with_judge(rows, by_row):
+    "How often people, of whom some may have seen its rating, prefer what the judge prefers"
+    found = []
+    for name, seen in (("people prefer what the judge prefers", False), ("the same, of those who had seen its rating", True)):
+        hits = []
+        for row in rows:
+            try: shown = answers_to_show(row)
+            except ValueError: continue
+            said = opinion([a for a in by_row.get((shown["id"], shown["hash"]), []) if bool(a["seen_judge"]) == seen], len(shown["answers"]))
+            if (comparison := _comparison(row, shown)) and said["preferred"] is not None: hits.append(said["preferred"] == (comparison.preference() or ("tie",))[0])
+        if hits or not seen:
+            s = share(sum(hits), len(hits))
+            found.append(dict(figure=name) | s)
+    return found
+
+def _quadratic(pairs): return kappa(*zip(*pairs), weights="quadratic") if pairs else None
+
+# %% ../nbs/20_annotate.ipynb #e3a99672
 def agreement_of(
-    annotations: list,
+    annotations: list, # as from `read_annotations`
     rows: list | None = None, # with the judge's scores, to compare people with the judge
 ) -> list: # dicts of figure, value, low, high and n, the rows it is from
     "How far people agree with each other, and with the judge"
@@ -764,26 +750,10 @@ def agreement_of(
         found.append(figure(f"preferences of {names}: kappa", kappa, *(([preference_of(pair[i]) for pair in both]) for i in (0, 1))))
     return found + (_with_judge(rows, by_row) if rows is not None else [])
 
-def _quadratic(pairs): return kappa(*zip(*pairs), weights="quadratic") if pairs else None
-
-def _with_judge(rows, by_row):
-    "How often people, of whom some may have seen its rating, prefer what the judge prefers"
-    found = []
-    for name, seen in (("people prefer what the judge prefers", False), ("the same, of those who had seen its rating", True)):
-        hits = []
-        for row in rows:
-            try: shown = answers_to_show(row)
-            except ValueError: continue
-            said = opinion([a for a in by_row.get((shown["id"], shown["hash"]), []) if bool(a["seen_judge"]) == seen], len(shown["answers"]))
-            if (comparison := _comparison(row, shown)) and said["preferred"] is not None: hits.append(said["preferred"] == (comparison.preference() or ("tie",))[0])
-        if hits or not seen:
-            s = share(sum(hits), len(hits))
-            found.append(dict(figure=name) | s)
-    return found
-
-# %% ../nbs/20_annotate.ipynb #a6cbfdd6
+# %% ../nbs/20_annotate.ipynb #74a54aff
 def labelled_from(
-    rows: list, annotations: list,
+    rows: list,        # as `answers_to_show` reads them
+    annotations: list, # as from `read_annotations`
 ) -> list: # rows with `messages` (the request), `answers`, `models`, `language`, and in `human` what people said
     "The rows on which people have an opinion, as `judge.calibrate` wants them"
     fit, labelled = fitting(rows, annotations)[0], []

@@ -20,7 +20,17 @@ def unescape_html(text: str) -> str:
     "The text that was escaped, also where someone copied it"
     return text.replace("<\u2060", "<")
 
-# %% ../nbs/20a_argilla.ipynb #efc45fbc
+# %% ../nbs/20a_argilla.ipynb #de96487b
+def _suggested(told, order, outcome):
+    "What the judge would answer to the questions, by their name"
+    scores, reasons = told["scores"], told["feedbacks"]
+    found = {f"rating_{k}": int(scores[i] + 0.5) for k, i in enumerate(order, 1) if scores[i] is not None and 1 <= scores[i] <= 5}
+    best = [] if None in scores else [k for k, i in enumerate(order, 1) if scores[i] == max(scores)]
+    if best: found["preference"] = "tie" if outcome == "tie" or len(best) > 1 else str(best[0])
+    if any(reasons): found["rationale"] = "\n\n".join(f"Answer {k}: {reasons[i]}" for k, i in enumerate(order, 1) if reasons[i])
+    return found
+
+# %% ../nbs/20a_argilla.ipynb #050c8037
 def record_of(
     row: dict,            # as `answers_to_show` reads it, with two answers or more
     judge: str | None = "judge", # the name of who gave the scores; None for no suggestions
@@ -37,15 +47,6 @@ def record_of(
     agent = re.sub(r"[^a-zA-Z0-9_:./\s-]", "-", judge or "")[:200]  # the characters that Argilla takes in the name of an agent
     said = _suggested(told, order, row.get("outcome")) if judge else {}
     return {"id": told["id"], "fields": fields, "metadata": metadata, "suggestions": [dict(question_name=name, value=value, agent=agent, type="model") for name, value in said.items()]}
-
-def _suggested(told, order, outcome):
-    "What the judge would answer to the questions, by their name"
-    scores, reasons = told["scores"], told["feedbacks"]
-    found = {f"rating_{k}": int(scores[i] + 0.5) for k, i in enumerate(order, 1) if scores[i] is not None and 1 <= scores[i] <= 5}
-    best = [] if None in scores else [k for k, i in enumerate(order, 1) if scores[i] == max(scores)]
-    if best: found["preference"] = "tie" if outcome == "tie" or len(best) > 1 else str(best[0])
-    if any(reasons): found["rationale"] = "\n\n".join(f"Answer {k}: {reasons[i]}" for k, i in enumerate(order, 1) if reasons[i])
-    return found
 
 # %% ../nbs/20a_argilla.ipynb #d7b34488
 def annotation_of(
@@ -96,7 +97,7 @@ def _check_layout(name, found, answers, annotators):
     differs = "; ".join(dict.fromkeys(f"{part}: {found.get(part, 'missing')}, expected {expected.get(part, 'none')}" for part in parts))
     if differs: raise ValueError(f"the dataset {name!r} is there with other settings, and is left as it is ({differs}); choose another name")
 
-# %% ../nbs/20a_argilla.ipynb #478b0f24
+# %% ../nbs/20a_argilla.ipynb #ef9040fa
 def _connect(api_url, api_key):
     "Argilla's package, and a client of the server"
     try: import argilla
@@ -115,6 +116,7 @@ def _find(client, name, workspace):
     dataset = next((d for d in space.datasets if d.name == name), None)
     return space, dataset and dataset.get()
 
+# %% ../nbs/20a_argilla.ipynb #f2f385f8
 def _settings(argilla, answers, annotators, guidelines):
     "The settings of `layout`, in Argilla's terms"
     numbers, field = range(1, answers + 1), lambda name, title, required=True: argilla.TextField(name, title=title, use_markdown=True, required=required)
@@ -126,6 +128,7 @@ def _settings(argilla, answers, annotators, guidelines):
     return argilla.Settings(fields=[field("prompt", "Prompt"), *(field(f"answer_{k}", f"Answer {k}", k < 3) for k in numbers)], questions=[*rate, prefer, *write],
                             metadata=metadata, guidelines=guidelines, allow_extra_metadata=True, distribution=argilla.TaskDistribution(min_submitted=annotators))
 
+# %% ../nbs/20a_argilla.ipynb #6e703778
 def _records(client, dataset, *include):
     "All records of a dataset as the server tells them; the package leaves out the times"
     found, total = {}, None
@@ -137,7 +140,12 @@ def _records(client, dataset, *include):
         found |= new
     return list(found.values())
 
-# %% ../nbs/20a_argilla.ipynb #c7cb5fe9
+def _again(row, judge, known):
+    "The record of a row that the server knows, with its fields and their order as they are there"
+    record = record_of(row, judge, known["metadata"]["order"])
+    return record | {"fields": {name: text for name, text in known["fields"].items() if text is not None}, "metadata": known["metadata"] | record["metadata"]}
+
+# %% ../nbs/20a_argilla.ipynb #4336e358
 def push(
     rows: list,                     # as `answers_to_show` reads them, each with two answers or more
     name: str,                      # of the dataset, which is made where it is missing
@@ -163,11 +171,6 @@ def push(
     made = [argilla.Record(**{**record, "suggestions": [argilla.Suggestion(**s) for s in record["suggestions"]]}) for record in send]
     if made: dataset.records.log(made, batch_size=100)
     return {"added": len(rows) - len(known), "updated": len(known) - len(changed), "changed": changed}
-
-def _again(row, judge, known):
-    "The record of a row that the server knows, with its fields and their order as they are there"
-    record = record_of(row, judge, known["metadata"]["order"])
-    return record | {"fields": {name: text for name, text in known["fields"].items() if text is not None}, "metadata": known["metadata"] | record["metadata"]}
 
 # %% ../nbs/20a_argilla.ipynb #d3847898
 def pull(

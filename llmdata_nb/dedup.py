@@ -9,19 +9,19 @@ __all__ = ['normalise', 'shingles', 'jaccard', 'candidate_probability', 'lsh_ban
 # %% ../nbs/02_dedup.ipynb #ac771ad4
 import re, unicodedata
 
-# %% ../nbs/02_dedup.ipynb #24c14ca1
-def normalise(text):
+# %% ../nbs/02_dedup.ipynb #49fef52a
+def normalise(text: str) -> str:
     "`text` without the differences that make no other request: look-alike code points, case, white space"
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
-# %% ../nbs/02_dedup.ipynb #f6443f1c
-def shingles(text):
+# %% ../nbs/02_dedup.ipynb #8d266872
+def shingles(text: str) -> set:
     "The set of 5-character runs of `text`"
     return {text[i:i+5] for i in range(max(1, len(text) - 4))}
 
-# %% ../nbs/02_dedup.ipynb #812354d5
-def jaccard(a, b):
+# %% ../nbs/02_dedup.ipynb #af7872de
+def jaccard(a: str, b: str) -> float:
     "Share of all 5-character runs of the texts `a` and `b`, once normalised, that they have in common: 0.0 to 1.0"
     a, b = normalise(a), normalise(b)
     return _overlap(shingles(a), shingles(b)) if a and b else 0.0
@@ -30,13 +30,13 @@ def _overlap(a, b):
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)
 
-# %% ../nbs/02_dedup.ipynb #aac4432b
-def candidate_probability(similarity, bands, rows):
+# %% ../nbs/02_dedup.ipynb #1f72ce3c
+def candidate_probability(similarity: float, bands: int, rows: int) -> float:
     "How probable it is that two texts of Jaccard `similarity` agree on at least one of `bands` bands of `rows` numbers each"
     return 1 - (1 - similarity ** rows) ** bands
 
-# %% ../nbs/02_dedup.ipynb #32ec418f
-def lsh_bands(threshold, permutations=128):
+# %% ../nbs/02_dedup.ipynb #61c24aa3
+def lsh_bands(threshold: float, permutations: int = 128) -> tuple:
     "`(bands, rows)` that miss at most 1 % of the pairs at `threshold`, using at most `permutations` numbers a text"
     for rows in range(permutations // 2, 1, -1):
         bands = permutations // rows
@@ -56,7 +56,7 @@ def _datasketch(bands, rows):
 
 _engines = {"rensa": _rensa, "datasketch": _datasketch}
 
-# %% ../nbs/02_dedup.ipynb #e0c3f1c6
+# %% ../nbs/02_dedup.ipynb #35f05db8
 class Seen:
     "Texts so far, normalised, and which of them a further one repeats"
     def __init__(self, threshold=0.8, engine="rensa"): # as in `near_duplicates`
@@ -70,7 +70,7 @@ class Seen:
         sets = [shingles(t) for t in texts]
         return [self._add(*each) for each in zip(texts, sets, self.sketch(sets))]
 
-    def repeats(self, text: str, key) -> tuple | None:
+    def repeats(self, text: str, key: str) -> tuple | None:
         "The key of the earlier text that `text`, normalised here, repeats, and their similarity; or None, and it is remembered by its `key`"
         self.keys[self.n] = key
         (copy,) = self.add([normalise(text)])

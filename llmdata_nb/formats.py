@@ -37,11 +37,20 @@ def check_messages(
         if m["role"] != wanted: raise ValueError(f"{what}: message {n} is of the role {m['role']}, expected {wanted}: user and assistant take turns, and a system message only comes first")
     if messages[-1]["role"] != last: raise ValueError(f"{what}: the last message is of the role {messages[-1]['role']}, expected {last}")
 
-# %% ../nbs/21a_formats.ipynb #21025842
+# %% ../nbs/21a_formats.ipynb #064dd522
+def _check_margin(row):
+    scores, margin = [row.get("chosen_score"), row.get("rejected_score")], row.get("margin")
+    if margin is None and None not in scores: margin = scores[0] - scores[1]
+    if margin is None: return
+    if row.get("outcome") == "tie" and margin != 0: raise ValueError(f"a tie, but its margin is {margin:g}, expected 0: judge the row again")
+    if margin == 0 and row.get("outcome") != "tie" and not row.get("decided_by"): raise ValueError("a tie that nobody decided (the same score): run `rerank` with tie='shorter' or 'original', or leave it out")
+    if margin < 0: raise ValueError(f"the rejected answer is the better one (margin {margin:g}): swap the two, or judge the row again")
+
+# %% ../nbs/21a_formats.ipynb #1fd19aa6
 def _plainly(text): return " ".join(unicodedata.normalize("NFC", text).split())
 
 def check_row(
-    row: dict,
+    row: dict, # as a recipe kept it
     kind: str, # conversation or preference
 ) -> None:
     "Raise ValueError, with what was expected, unless `row` can be trained on"
@@ -57,14 +66,6 @@ def check_row(
         check_messages([*row["prompt"], *row[side]], "assistant", side)
     if _plainly(row["chosen"][0]["content"]) == _plainly(row["rejected"][0]["content"]): raise ValueError("chosen and rejected are the same answer: there is nothing to prefer")
     _check_margin(row)
-
-def _check_margin(row):
-    scores, margin = [row.get("chosen_score"), row.get("rejected_score")], row.get("margin")
-    if margin is None and None not in scores: margin = scores[0] - scores[1]
-    if margin is None: return
-    if row.get("outcome") == "tie" and margin != 0: raise ValueError(f"a tie, but its margin is {margin:g}, expected 0: judge the row again")
-    if margin == 0 and row.get("outcome") != "tie" and not row.get("decided_by"): raise ValueError("a tie that nobody decided (the same score): run `rerank` with tie='shorter' or 'original', or leave it out")
-    if margin < 0: raise ValueError(f"the rejected answer is the better one (margin {margin:g}): swap the two, or judge the row again")
 
 # %% ../nbs/21a_formats.ipynb #23be9878
 def _clean(messages): return [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -169,7 +170,7 @@ def axolotl_lines(
     head, type, more = _AXOLOTL[format]
     return f"{head}{more}datasets:\n  - path: {json.dumps(str(path), ensure_ascii=False)}\n    ds_type: json\n    split: train\n    type: {type}\n"
 
-# %% ../nbs/21a_formats.ipynb #fb4789b8
+# %% ../nbs/21a_formats.ipynb #5164e8d8
 FORMATS = {
     "trl_sft": ("conversation", sft_messages),
     "trl_sft_completion": ("conversation", sft_completion),
@@ -190,6 +191,7 @@ FORMATS = {
     "axolotl_orpo": ("preference", axolotl_orpo),
 }
 
+# %% ../nbs/21a_formats.ipynb #b79767a2
 def convert(
     row: dict,
     format: str,          # a name of `FORMATS`
@@ -201,10 +203,10 @@ def convert(
     check_row(row, kind)
     return [function(r) for r in (unpaired(row, min_score) if format.endswith("kto") else [row])]
 
-# %% ../nbs/21a_formats.ipynb #af5b78ba
+# %% ../nbs/21a_formats.ipynb #1935fd0b
 def _check_rows(rows, format, min_score, test):
     "Raise ValueError for the first row that cannot be written, or when too little can be trained on; say how many labels no score decided"
-    seen, problems, labels, splits, guessed = set(), [], set(), set(), 0
+    seen, problems, labels, guessed = set(), [], set(), 0
     for n, row in enumerate(rows, 1):
         try:
             made = convert(row, format, min_score)
@@ -213,16 +215,19 @@ def _check_rows(rows, format, min_score, test):
             problems.append(f"row {n} ({row.get('id')!r}): {e}")
             continue
         seen.add(row["id"])
-        splits.add(in_test(row["id"], test))
         labels |= {r.get("label", r.get("kto_tag")) for r in made}
         guessed += sum(row.get(f"{side}_score") is None for side in ("chosen", "rejected"))
     if problems: raise ValueError(f"{problems[0]}. Mend this row or leave it out{f', and {len(problems) - 1} more that cannot be written' if len(problems) > 1 else ''}; nothing was written")
     if not seen: raise ValueError("no rows to write")
-    if format.startswith("handbook") and 0 < test and len(splits) < 2: raise ValueError(f"all {len(seen)} rows fall into the {'test' if True in splits else 'train'} split at test={test:g}: give another share, or 0 for no test split")
-    if not format.endswith("kto"): return
-    if len(labels) < 2: raise ValueError(f"all {2 * len(seen)} answers are {'good' if True in labels else 'bad'} at min_score={min_score:g}, and KTO learns from both: give another min_score")
-    if guessed: warnings.warn(f"{guessed} of {2 * len(seen)} answers have no score: those chosen count as good, those rejected as bad", stacklevel=3)
+    if format.startswith("handbook") and 0 < test and len(splits := {in_test(id, test) for id in seen}) < 2: raise ValueError(f"all {len(seen)} rows fall into the {'test' if True in splits else 'train'} split at test={test:g}: give another share, or 0 for no test split")
+    if format.endswith("kto"): _check_labels(labels, len(seen), min_score, guessed)
 
+def _check_labels(labels, n, min_score, guessed):
+    "Raise ValueError where the `n` pairs have one label only; warn of those labels that were guessed"
+    if len(labels) < 2: raise ValueError(f"all {2 * n} answers are {'good' if True in labels else 'bad'} at min_score={min_score:g}, and KTO learns from both: give another min_score")
+    if guessed: warnings.warn(f"{guessed} of {2 * n} answers have no score: those chosen count as good, those rejected as bad", stacklevel=4)
+
+# %% ../nbs/21a_formats.ipynb #41c1f4d5
 def _place(texts):
     "Write each of the `texts` (strings by path) beside its path, and move all there when all are whole"
     new = {path: path.with_name(path.name + ".new") for path in texts}
@@ -235,12 +240,22 @@ def _place(texts):
         for path in new.values(): path.unlink(missing_ok=True)
     return list(texts)
 
+# %% ../nbs/21a_formats.ipynb #410b92f2
 def _entries(path, name, entry):
     "The text of the `dataset_info.json` at `path` with the entry `name` added, or put in the place of an earlier one"
     try: there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as e: raise ValueError(f"{path}: not JSON ({e}), and the entry {name!r} is to be added there: mend the file or move it away") from None
     return json.dumps(there | {name: entry}, ensure_ascii=False, indent=2) + "\n"
 
+# %% ../nbs/21a_formats.ipynb #6ac72422
+def _write_splits(folder, task, lines, test):
+    "Files that `load_dataset` knows for the splits train and test of a task; one without a test split leaves none of an earlier time"
+    paths = {split: folder/"data"/f"{split}_{task}-00000-of-00001.jsonl" for split in ("train", "test")}
+    written = _place({path: lines(lambda r, split=split: in_test(r["id"], test) == (split == "test")) for split, path in paths.items() if test or split == "train"})
+    if not test: paths["test"].unlink(missing_ok=True)
+    return written
+
+# %% ../nbs/21a_formats.ipynb #50acfc96
 def write_format(
     rows,                 # dicts, all conversations or all preferences, as the format needs; a list, `read_folder(…).kept`, or anything that gives them one by one
     folder,               # where the files go; one folder for each format
@@ -263,13 +278,6 @@ def write_format(
     if format.startswith("axolotl"): texts[folder/f"{name}.yaml"] = axolotl_lines(format, path.as_posix())
     return _place(texts)
 
-def _write_splits(folder, task, lines, test):
-    "Files that `load_dataset` knows for the splits train and test of a task; one without a test split leaves none of an earlier time"
-    paths = {split: folder/"data"/f"{split}_{task}-00000-of-00001.jsonl" for split in ("train", "test")}
-    written = _place({path: lines(lambda r, split=split: in_test(r["id"], test) == (split == "test")) for split, path in paths.items() if test or split == "train"})
-    if not test: paths["test"].unlink(missing_ok=True)
-    return written
-
 # %% ../nbs/21a_formats.ipynb #2b4441ee
 _HUB_FILES = ("README.md", "manifest.json", "data/*.parquet", "dropped.parquet", "failed.parquet", "plots/*.png")
 
@@ -288,13 +296,7 @@ def hub_files(
     except ValueError as e: raise ValueError(f"{folder}: {e}") from None
     return [p.relative_to(folder).as_posix() for pattern in _HUB_FILES + ("run.ipynb",) * notebook for p in sorted(folder.glob(pattern))]
 
-# %% ../nbs/21a_formats.ipynb #4f420354
-def _named_paths(value):
-    "All absolute paths among the strings of a JSON `value`"
-    if isinstance(value, str): return [value] if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() else []
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [path for part in parts for path in _named_paths(part)]
-
+# %% ../nbs/21a_formats.ipynb #40938657
 def _found(api, name):
     "What the Hub says about the dataset `name`; None where there is none. ValueError for one that something else has written"
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -304,6 +306,14 @@ def _found(api, name):
     if files and "manifest.json" not in files: raise ValueError(f"{name} holds files that are not of a run ({', '.join(sorted(files)[:3])}), which might be written over: give another name")
     return info
 
+# %% ../nbs/21a_formats.ipynb #54a36b10
+def _named_paths(value):
+    "All absolute paths among the strings of a JSON `value`"
+    if isinstance(value, str): return [value] if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [path for part in parts for path in _named_paths(part)]
+
+# %% ../nbs/21a_formats.ipynb #b5bd5be2
 def push_to_hub(
     folder,                 # a folder that `run` wrote, with its card
     repo_id: str,           # owner/name, or a name under your own account; made where it is not there yet

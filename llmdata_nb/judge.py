@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASPECTS', 'RUBRICS', 'Rubric', 'rubric', 'judge_prompt', 'verdict_schema', 'Combined', 'combine', 'expected_scores',
-           'rate', 'together', 'Comparison', 'merge_orders', 'compare', 'Calibration', 'calibrate', 'Verdict',
+           'together', 'rate', 'Comparison', 'merge_orders', 'compare', 'Calibration', 'calibrate', 'Verdict',
            'parse_ratings', 'parse_verdict']
 
 # %% ../nbs/07_judge.ipynb #9f20b0a4
@@ -19,7 +19,7 @@ from .verdict import Verdict, parse_ratings, parse_verdict
 
 _all_ = ["Verdict", "parse_ratings", "parse_verdict"]
 
-# %% ../nbs/07_judge.ipynb #7eedfef4
+# %% ../nbs/07_judge.ipynb #844db8bb
 @dataclass(frozen=True)
 class Rubric:
     "What a judge is asked, and the answers it may give"
@@ -48,12 +48,12 @@ class Rubric:
         lines = [self.task, *(f"{i}. {c}" for i, c in enumerate(self.criteria, 1)), "", *(f"- {a}: {meaning}" for a, meaning in self.answers.items()), "", reply]
         return "\n".join(lines).replace("\n\n\n", "\n\n")
 
+# %% ../nbs/07_judge.ipynb #74cc77dd
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 _RESPONSE = ("response", "instruction_heading", "response_heading")
 RUBRICS = {"instruction": ("instruction", "heading"), "response": _RESPONSE, **dict.fromkeys(ASPECTS, _RESPONSE),
            "fidelity": ("fidelity", "source_heading", "translation_heading"), "alignment": _RESPONSE, "comparison": _RESPONSE}  # where their headings stand in a pack
 
-# %% ../nbs/07_judge.ipynb #45bc729b
 def rubric(
     name: str,             # one of `RUBRICS`
     language: str = "en",  # of the texts to judge: a code or name
@@ -108,7 +108,25 @@ def combine(
     rationale = next(v.rationale for v in good if v.label == label)
     return Combined(None, label, rationale, raw, "ok", votes, 1 - most / len(votes))
 
-# %% ../nbs/07_judge.ipynb #860c4b9b
+# %% ../nbs/07_judge.ipynb #068dcb3b
+_SAID = re.compile(r'"score"\s*:\s*"?(\d)(?!\d)')
+
+def _expected(options, said, scale):
+    "The mean of the scores among the likely `options` of a place, weighed by their probability; `said` where it is not among them"
+    weights = {}
+    for option, logprob in options.items():
+        if (digits := option.strip(' \n":')).isdecimal() and scale[0] <= int(digits) <= scale[1]: weights[int(digits)] = weights.get(int(digits), 0) + math.exp(logprob)
+    return round(sum(s * w for s, w in weights.items()) / sum(weights.values()), 2) if said in weights else float(said)
+
+# %% ../nbs/07_judge.ipynb #6a1490cc
+def _as_asked(text):
+    "Whether `text` is one object with rationale and score, or a list of such objects in `ratings`, and nothing else"
+    try: value = json.loads(text)
+    except ValueError: return False
+    parts = value["ratings"] if isinstance(value, dict) and set(value) == {"ratings"} else [value]
+    return isinstance(parts, list) and all(isinstance(p, dict) and set(p) <= {"rationale", "score"} for p in parts)
+
+# %% ../nbs/07_judge.ipynb #842f1020
 def expected_scores(
     reply,         # with `text`, and `logprobs` as in `models.Reply`
     scale: tuple,  # lowest and highest score
@@ -121,39 +139,15 @@ def expected_scores(
     if not said or [m[1] for m in found] != said: return None
     return [_expected(likely[m.start(1)], int(m[1]), scale) for m in found]
 
-def _as_asked(text):
-    "Whether `text` is one object with rationale and score, or a list of such objects in `ratings`, and nothing else"
-    try: value = json.loads(text)
-    except ValueError: return False
-    parts = value["ratings"] if isinstance(value, dict) and set(value) == {"ratings"} else [value]
-    return isinstance(parts, list) and all(isinstance(p, dict) and set(p) <= {"rationale", "score"} for p in parts)
+# %% ../nbs/07_judge.ipynb #7a4e0e16
+async def together(calls) -> list:
+    "The results of all awaitables; an error is raised only when all of them have ended, so that no answer is lost that was under way and paid for"
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException): raise result
+    return results
 
-_SAID = re.compile(r'"score"\s*:\s*"?(\d)(?!\d)')
-
-def _expected(options, said, scale):
-    weights = {}
-    for option, logprob in options.items():
-        if (digits := option.strip(' \n":')).isdecimal() and scale[0] <= int(digits) <= scale[1]: weights[int(digits)] = weights.get(int(digits), 0) + math.exp(logprob)
-    return round(sum(s * w for s, w in weights.items()) / sum(weights.values()), 2) if said in weights else float(said)
-
-# %% ../nbs/07_judge.ipynb #44d632d9
-async def rate(
-    rubric: Rubric,
-    texts: list,          # what is judged, one text for each of the rubric's headings
-    ask,
-    *, samples: int = 1,  # how often each judge is asked
-    roles: tuple = ("judge",), # the models that judge
-    expected: bool = False, # the expected score instead of the one that was said, where the endpoint tells log-probabilities
-    step: str = "judge",
-    max_tokens: int = 700,
-) -> Verdict:
-    "The verdict of the judge, or of all judges together (`combine`); an answer that holds none is asked for once more, then it is `unjudged`"
-    _check_texts(texts)
-    def read(text): return _whole(parse_verdict(text, rubric.scale, rubric.labels, rubric.language))
-    votes = await _votes(ask, judge_prompt(rubric, *texts), verdict_schema(rubric), lambda text: [read(text)], samples, roles, expected and rubric, step, max_tokens)
-    votes = [v[0] if isinstance(v, list) else v for v in votes]
-    return votes[0] if len(votes) == 1 else combine(votes)
-
+# %% ../nbs/07_judge.ipynb #22939a0e
 def _check_texts(texts):
     for text in texts:
         if not isinstance(text, str): raise ValueError(f"expected texts to judge, not {str(text)[:80]!r} (load_rows gives rows with texts)")
@@ -163,6 +157,7 @@ def _whole(verdict):
     if verdict.status != "ok" or isinstance(verdict.score, float): raise ValueError(f"no verdict in {verdict.raw[:200]!r}")
     return verdict
 
+# %% ../nbs/07_judge.ipynb #e9da4411
 async def _votes(ask, prompt, schema, read, samples, roles, expected, step, max_tokens):
     "The verdicts that `read` finds in what each judge said in each sample; in the place of a list, an unjudged verdict where nothing could be read"
     if isinstance(roles, str) or not roles or samples < 1: raise ValueError(f"samples {samples}, roles {roles!r}: expected one sample or more, and a list of roles")
@@ -176,12 +171,23 @@ async def _votes(ask, prompt, schema, read, samples, roles, expected, step, max_
         return [replace(v, score=s) for v, s in zip(reply.parsed, scores)] if scores and len(scores) == len(reply.parsed) else reply.parsed
     return await together(vote(role, sample) for role in roles for sample in range(samples))
 
-async def together(calls):
-    "The results of all awaitables; an error is raised only when all of them have ended, so that no answer is lost that was under way and paid for"
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException): raise result
-    return results
+# %% ../nbs/07_judge.ipynb #026a8582
+async def rate(
+    rubric: Rubric,
+    texts: list,          # what is judged, one text for each of the rubric's headings
+    ask,
+    *, samples: int = 1,  # how often each judge is asked
+    roles: tuple = ("judge",), # the models that judge
+    expected: bool = False, # the expected score instead of the one that was said, where the endpoint tells log-probabilities
+    step: str = "judge",  # its name in the ledger
+    max_tokens: int = 700, # of an answer
+) -> Verdict:
+    "The verdict of the judge, or of all judges together (`combine`); an answer that holds none is asked for once more, then it is `unjudged`"
+    _check_texts(texts)
+    def read(text): return _whole(parse_verdict(text, rubric.scale, rubric.labels, rubric.language))
+    votes = await _votes(ask, judge_prompt(rubric, *texts), verdict_schema(rubric), lambda text: [read(text)], samples, roles, expected and rubric, step, max_tokens)
+    votes = [v[0] if isinstance(v, list) else v for v in votes]
+    return votes[0] if len(votes) == 1 else combine(votes)
 
 # %% ../nbs/07_judge.ipynb #fe2c7c99
 @dataclass
@@ -217,7 +223,33 @@ def merge_orders(
     best = {tuple(i for i, s in enumerate(order) if s == max(order)) for order in by_order}
     return Comparison(scores, None, orders, by_order, len(best) == 1 if len(orders) > 1 else None, status="ok")
 
-# %% ../nbs/07_judge.ipynb #f7044136
+# %% ../nbs/07_judge.ipynb #73c7afd1
+def _placed(order, values):
+    "`values`, which go by the places of `order`, by the indices of the answers"
+    return [value for _, value in sorted(zip(order, values), key=lambda pair: pair[0])]
+
+def _chosen(verdict):
+    "The scores of the two answers that the choice `verdict` means"
+    first = {"1": 1, "2": 0, "tie": 0.5}[verdict.label]
+    return [replace(verdict, score=s) for s in (first, 1 - first)]
+
+# %% ../nbs/07_judge.ipynb #f4247bca
+async def _one_order(rubric, request, answers, ask, samples, roles, expected, step, max_tokens):
+    "Mean scores and rationales by place, all that was said, and the spread; None for the scores when half of the votes or more are missing"
+    n = len(answers)
+    prompt = _prompt(rubric.for_several, [(rubric.headings[0], request), *((f"{rubric.headings[1]} {i}", a) for i, a in enumerate(answers, 1))])
+    schema = verdict_schema(rubric) if rubric.labels else object_schema(ratings={"type": "array", "minItems": n, "maxItems": n, "items": verdict_schema(rubric)})
+    def read(text):
+        if rubric.labels: return _chosen(_whole(parse_verdict(text, labels=rubric.labels, language=rubric.language)))
+        return [_whole(v) for v in parse_ratings(text, n, rubric.scale, rubric.language)]
+    votes = await _votes(ask, prompt, schema, read, samples, roles, expected, step, max_tokens)
+    good = [v for v in votes if isinstance(v, list)]
+    raw = [v[0].raw if isinstance(v, list) else v.raw for v in votes]
+    if len(good) * 2 <= len(votes): return None, None, [v.raw for v in votes if not isinstance(v, list)], 0.0
+    columns = [[v.score for v in column] for column in zip(*good)]
+    return [sum(c) / len(c) for c in columns], [v.rationale for v in good[0]], raw, max(map(statistics.pstdev, columns))
+
+# %% ../nbs/07_judge.ipynb #aa842e7b
 async def compare(
     rubric: Rubric,       # one with scores, or `comparison`, for two answers
     request: str,
@@ -246,30 +278,6 @@ async def compare(
     comparison.rationales, comparison.raw, comparison.spread = _placed(asked[0], found[0][1]), raw, max(spread for *_, spread in found)
     return comparison
 
-def _placed(order, values):
-    "`values`, which go by the places of `order`, by the indices of the answers"
-    return [value for _, value in sorted(zip(order, values), key=lambda pair: pair[0])]
-
-async def _one_order(rubric, request, answers, ask, samples, roles, expected, step, max_tokens):
-    "Mean scores and rationales by place, all that was said, and the spread; None for the scores when half of the votes or more are missing"
-    n = len(answers)
-    prompt = _prompt(rubric.for_several, [(rubric.headings[0], request), *((f"{rubric.headings[1]} {i}", a) for i, a in enumerate(answers, 1))])
-    schema = verdict_schema(rubric) if rubric.labels else object_schema(ratings={"type": "array", "minItems": n, "maxItems": n, "items": verdict_schema(rubric)})
-    def read(text):
-        if rubric.labels: return _chosen(_whole(parse_verdict(text, labels=rubric.labels, language=rubric.language)))
-        return [_whole(v) for v in parse_ratings(text, n, rubric.scale, rubric.language)]
-    votes = await _votes(ask, prompt, schema, read, samples, roles, expected, step, max_tokens)
-    good = [v for v in votes if isinstance(v, list)]
-    raw = [v[0].raw if isinstance(v, list) else v.raw for v in votes]
-    if len(good) * 2 <= len(votes): return None, None, [v.raw for v in votes if not isinstance(v, list)], 0.0
-    columns = [[v.score for v in column] for column in zip(*good)]
-    return [sum(c) / len(c) for c in columns], [v.rationale for v in good[0]], raw, max(map(statistics.pstdev, columns))
-
-def _chosen(verdict):
-    "The scores of the two answers that the choice `verdict` means"
-    first = {"1": 1, "2": 0, "tie": 0.5}[verdict.label]
-    return [replace(verdict, score=s) for s in (first, 1 - first)]
-
 # %% ../nbs/07_judge.ipynb #2e7cf5a6
 @dataclass
 class Calibration:
@@ -292,7 +300,104 @@ def _in_figures(f):
     if f["value"] is None: return f"not defined, {f['n']} rows"
     return f"{f['value']:.2f}" + (f" ({f['low']:.2f} to {f['high']:.2f})" if f["low"] is not None else "") + f", {f['n']} rows"
 
-# %% ../nbs/07_judge.ipynb #52afc480
+# %% ../nbs/07_judge.ipynb #acd6e54c
+def _opinion(row, i):
+    "What a person said of `row`, as a plain value"
+    value = row.get("human")
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and value.is_integer(): value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value != value: raise ValueError(f"row {row.get('id', i)}: expected a person's opinion in the column human, found {value!r}")
+    return value
+
+def _check_opinions(rows, first):
+    "Refuse opinions that are not of the kind of the first verdict"
+    if not first or first[0]["found"]["judged"] is None: return
+    kind, answers = first[0]["found"]["kind"], len((first[0]["found"].get("by_order") or [[]])[0])
+    for row in rows:
+        n = len(row.get("answers") or []) or answers
+        if kind == "score" and isinstance(row["human"], str): raise ValueError(f"row {row['id']}: the judge gives scores, and human is {row['human']!r}")
+        if kind == "preference" and n and row["human"] != "tie" and row["human"] not in range(n): raise ValueError(f"row {row['id']}: expected the index of an answer, 0 to {n - 1}, or \"tie\" in human, found {row['human']!r}")
+
+# %% ../nbs/07_judge.ipynb #6ebcaf9f
+def _plain(verdict):
+    "What a verdict or a comparison says, as columns of a row"
+    if isinstance(verdict, Verdict): return {"kind": "score" if verdict.label is None else "label", "judged": verdict.score if verdict.label is None else verdict.label}
+    preferred = verdict.preference()
+    judged = None if verdict.status != "ok" else preferred[0] if preferred else "tie"
+    return {"kind": "preference", "judged": judged, "position_consistent": verdict.position_consistent, "orders": verdict.orders, "by_order": verdict.by_order}
+
+# %% ../nbs/07_judge.ipynb #d6e53356
+def _figure(statistic, *columns):
+    "The value of `statistic` and its interval, over the rows where no column is None"
+    rows = [row for row in zip(*columns) if None not in row]
+    columns = list(zip(*rows)) if rows else [[] for _ in columns]
+    value = statistic(*columns) if rows else None
+    low, high = (agreement.bootstrap(statistic, *columns) or (None, None)) if value is not None else (None, None)
+    return dict(value=value, low=low, high=high, n=len(rows))
+
+def _share(flags):
+    flags = [f for f in flags if f is not None]
+    return agreement.share(sum(flags), len(flags))
+
+# %% ../nbs/07_judge.ipynb #acf95d28
+def _first_preferred(row):
+    "Of each order of a comparison, whether the answer in the first place was rated highest; None where it shares that"
+    for order, scores in zip(row.get("orders") or [], row.get("by_order") or []):
+        best = [i for i, score in enumerate(scores) if score == max(scores)]
+        yield best[0] == order[0] if len(best) == 1 else None
+
+def _longer_preferred(rows, column):
+    "How often the opinion in `column` is for the longest answer"
+    return agreement.longer_wins([[len(a) for a in r["answers"]] for r in rows], [None if r[column] == "tie" else r[column] for r in rows])
+
+def _own_preferred(rows, column, own):
+    "How often the opinion in `column` is for the answer of `own`, where one of the answers is"
+    return _share([r[column] == r["models"].index(own) for r in rows if (r.get("models") or []).count(own) == 1 and r[column] != "tie"])
+
+# %% ../nbs/07_judge.ipynb #7a8f085c
+def _length_figures(rows, kind):
+    if kind == "preference": return {f"longer answer preferred by {who}": _longer_preferred(rows, column) for who, column in (("the judge", "judged"), ("people", "human"))}
+    if kind == "label": return {}
+    return {f"length and score of {who}": _figure(agreement.spearman, [sum(map(len, r["answers"])) for r in rows], [r[column] for r in rows]) for who, column in (("the judge", "judged"), ("people", "human"))}
+
+# %% ../nbs/07_judge.ipynb #69b9883d
+def _sentence(name, figures, one_sided, failed, n):
+    value, low, high = (figures[name][k] for k in ("value", "low", "high"))
+    if value is None: verdict = "Nothing can be told: the judge or the people said the same of all rows."
+    elif low is None: verdict = "Nothing can be told: nearly all opinions are the same."
+    elif low <= 0 <= high: verdict = f"No better than chance: {name} is {value:.2f}, and 0 is within its interval."
+    elif high < 0: verdict = f"Worse than chance: {name} is {value:.2f}. Does the judge, or do the rows, count the other way round?"
+    elif value < 0.4: verdict = f"Better than chance, but weak: {name} is {value:.2f} (usable from 0.4)."
+    else: verdict = f"Usable: {name} is {value:.2f}."
+    if name == "rank correlation" and value and value >= 0.4 and (figures["quadratic kappa"]["value"] or 0) < 0.4: verdict += " The judge ranks as people do, and gives other scores: choose the threshold by `sweep`."
+    few = f"Only {figures[name]['n']} rows: judge a hundred or more to be surer." if figures[name]["n"] < 50 else ""
+    lost = f"{sum(failed.values())} of {n} rows have no verdict." if sum(failed.values()) * 10 > n else ""
+    return " ".join(t for t in (verdict, one_sided, lost, few) if t)
+
+# %% ../nbs/07_judge.ipynb #9c396de7
+def _calibration(rows, failed, good, precision, own):
+    judged = [r for r in rows if r["judged"] is not None]
+    (kind,) = {r["kind"] for r in judged}
+    human, said = [r["human"] for r in judged], [r["judged"] for r in judged]
+    main = agreement.spearman if kind == "score" else agreement.kappa
+    figures = {"rows judged": _share([r["judged"] is not None for r in rows])}
+    if kind == "score": figures |= {"rank correlation": _figure(main, human, said), "quadratic kappa": _figure(_quadratic, human, said), "within one point": _share([abs(h - s) <= 1 for h, s in zip(human, said)])}
+    else: figures |= {"same opinion": _share([h == s for h, s in zip(human, said)]), "kappa": _figure(main, human, said)}
+    if kind == "preference":
+        figures["both orders agree"] = _share([r["position_consistent"] for r in judged])
+        figures["first place preferred"] = _share([f for r in judged for f in _first_preferred(r)])
+    if with_answers := [r for r in judged if r.get("answers")]: figures |= _length_figures(with_answers, kind)
+    if own and kind == "preference": figures |= {f"own answer preferred by {who}": _own_preferred(judged, column, own) for who, column in (("the judge", "judged"), ("people", "human"))}
+    codes = sorted({r["language"] for r in judged if r.get("language")})
+    languages = [{"language": c} | _figure(main, *zip(*((r["human"], r["judged"]) for r in judged if r.get("language") == c))) for c in codes]
+    swept = {} if kind != "score" else {c: agreement.sweep([r["judged"] for r in rows if c in ("", r.get("language"))], [r["human"] >= good for r in rows if c in ("", r.get("language"))]) for c in ["", *codes]}
+    threshold = agreement.threshold_for(swept[""], precision) if swept else None
+    sentence = _sentence("rank correlation" if kind == "score" else "kappa", figures, agreement.one_sided(said), failed, len(rows))
+    return Calibration(kind, rows, figures, languages, dict(Counter(said).most_common()), failed, swept, threshold, sentence)
+
+def _quadratic(human, judged): return agreement.kappa(human, judged, weights="quadratic")
+
+# %% ../nbs/07_judge.ipynb #36b5c1cb
 def calibrate(
     judge,                   # async function of a row and `ask` that gives a `Verdict` or a `Comparison`, such as `rate` and `compare` do
     labelled: list,          # rows with `human`: a score, a label, or for a comparison the index of the best answer or "tie"; may have `answers` (texts), `models` (who wrote them), `language`
@@ -316,95 +421,3 @@ def calibrate(
     labels = {r["judged"] for r in rows if r["judged"] is not None and r["kind"] == "label"}
     if labels and not labels & {r["human"] for r in rows}: raise ValueError(f"human: expected the judge's labels ({', '.join(sorted(labels))}), found {', '.join(sorted({str(r['human']) for r in rows}))}")
     return _calibration(rows, dict(failed), good, precision, own)
-
-def _opinion(row, i):
-    "What a person said of `row`, as a plain value"
-    value = row.get("human")
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, float) and value.is_integer(): value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value != value: raise ValueError(f"row {row.get('id', i)}: expected a person's opinion in the column human, found {value!r}")
-    return value
-
-def _check_opinions(rows, first):
-    "Refuse opinions that are not of the kind of the first verdict"
-    if not first or first[0]["found"]["judged"] is None: return
-    kind, answers = first[0]["found"]["kind"], len((first[0]["found"].get("by_order") or [[]])[0])
-    for row in rows:
-        n = len(row.get("answers") or []) or answers
-        if kind == "score" and isinstance(row["human"], str): raise ValueError(f"row {row['id']}: the judge gives scores, and human is {row['human']!r}")
-        if kind == "preference" and n and row["human"] != "tie" and row["human"] not in range(n): raise ValueError(f"row {row['id']}: expected the index of an answer, 0 to {n - 1}, or \"tie\" in human, found {row['human']!r}")
-
-def _plain(verdict):
-    "What a verdict or a comparison says, as columns of a row"
-    if isinstance(verdict, Verdict): return {"kind": "score" if verdict.label is None else "label", "judged": verdict.score if verdict.label is None else verdict.label}
-    preferred = verdict.preference()
-    judged = None if verdict.status != "ok" else preferred[0] if preferred else "tie"
-    return {"kind": "preference", "judged": judged, "position_consistent": verdict.position_consistent, "orders": verdict.orders, "by_order": verdict.by_order}
-
-# %% ../nbs/07_judge.ipynb #e138cde8
-def _figure(statistic, *columns):
-    "The value of `statistic` and its interval, over the rows where no column is None"
-    rows = [row for row in zip(*columns) if None not in row]
-    columns = list(zip(*rows)) if rows else [[] for _ in columns]
-    value = statistic(*columns) if rows else None
-    low, high = (agreement.bootstrap(statistic, *columns) or (None, None)) if value is not None else (None, None)
-    return dict(value=value, low=low, high=high, n=len(rows))
-
-def _share(flags):
-    flags = [f for f in flags if f is not None]
-    return agreement.share(sum(flags), len(flags))
-
-def _first_preferred(row):
-    "Of each order of a comparison, whether the answer in the first place was rated highest; None where it shares that"
-    for order, scores in zip(row.get("orders") or [], row.get("by_order") or []):
-        best = [i for i, score in enumerate(scores) if score == max(scores)]
-        yield best[0] == order[0] if len(best) == 1 else None
-
-def _longer_preferred(rows, column):
-    "How often the opinion in `column` is for the longest answer"
-    return agreement.longer_wins([[len(a) for a in r["answers"]] for r in rows], [None if r[column] == "tie" else r[column] for r in rows])
-
-def _own_preferred(rows, column, own):
-    "How often the opinion in `column` is for the answer of `own`, where one of the answers is"
-    return _share([r[column] == r["models"].index(own) for r in rows if (r.get("models") or []).count(own) == 1 and r[column] != "tie"])
-
-# %% ../nbs/07_judge.ipynb #16eda24c
-def _calibration(rows, failed, good, precision, own):
-    judged = [r for r in rows if r["judged"] is not None]
-    (kind,) = {r["kind"] for r in judged}
-    human, said = [r["human"] for r in judged], [r["judged"] for r in judged]
-    main = agreement.spearman if kind == "score" else agreement.kappa
-    figures = {"rows judged": _share([r["judged"] is not None for r in rows])}
-    if kind == "score": figures |= {"rank correlation": _figure(main, human, said), "quadratic kappa": _figure(_quadratic, human, said), "within one point": _share([abs(h - s) <= 1 for h, s in zip(human, said)])}
-    else: figures |= {"same opinion": _share([h == s for h, s in zip(human, said)]), "kappa": _figure(main, human, said)}
-    if kind == "preference":
-        figures["both orders agree"] = _share([r["position_consistent"] for r in judged])
-        figures["first place preferred"] = _share([f for r in judged for f in _first_preferred(r)])
-    if with_answers := [r for r in judged if r.get("answers")]: figures |= _length_figures(with_answers, kind)
-    if own and kind == "preference": figures |= {f"own answer preferred by {who}": _own_preferred(judged, column, own) for who, column in (("the judge", "judged"), ("people", "human"))}
-    codes = sorted({r["language"] for r in judged if r.get("language")})
-    languages = [{"language": c} | _figure(main, *zip(*((r["human"], r["judged"]) for r in judged if r.get("language") == c))) for c in codes]
-    swept = {} if kind != "score" else {c: agreement.sweep([r["judged"] for r in rows if c in ("", r.get("language"))], [r["human"] >= good for r in rows if c in ("", r.get("language"))]) for c in ["", *codes]}
-    threshold = agreement.threshold_for(swept[""], precision) if swept else None
-    sentence = _sentence("rank correlation" if kind == "score" else "kappa", figures, agreement.one_sided(said), failed, len(rows))
-    return Calibration(kind, rows, figures, languages, dict(Counter(said).most_common()), failed, swept, threshold, sentence)
-
-def _quadratic(human, judged): return agreement.kappa(human, judged, weights="quadratic")
-
-def _length_figures(rows, kind):
-    if kind == "preference": return {f"longer answer preferred by {who}": _longer_preferred(rows, column) for who, column in (("the judge", "judged"), ("people", "human"))}
-    if kind == "label": return {}
-    return {f"length and score of {who}": _figure(agreement.spearman, [sum(map(len, r["answers"])) for r in rows], [r[column] for r in rows]) for who, column in (("the judge", "judged"), ("people", "human"))}
-
-def _sentence(name, figures, one_sided, failed, n):
-    value, low, high = (figures[name][k] for k in ("value", "low", "high"))
-    if value is None: verdict = "Nothing can be told: the judge or the people said the same of all rows."
-    elif low is None: verdict = "Nothing can be told: nearly all opinions are the same."
-    elif low <= 0 <= high: verdict = f"No better than chance: {name} is {value:.2f}, and 0 is within its interval."
-    elif high < 0: verdict = f"Worse than chance: {name} is {value:.2f}. Does the judge, or do the rows, count the other way round?"
-    elif value < 0.4: verdict = f"Better than chance, but weak: {name} is {value:.2f} (usable from 0.4)."
-    else: verdict = f"Usable: {name} is {value:.2f}."
-    if name == "rank correlation" and value and value >= 0.4 and (figures["quadratic kappa"]["value"] or 0) < 0.4: verdict += " The judge ranks as people do, and gives other scores: choose the threshold by `sweep`."
-    few = f"Only {figures[name]['n']} rows: judge a hundred or more to be surer." if figures[name]["n"] < 50 else ""
-    lost = f"{sum(failed.values())} of {n} rows have no verdict." if sum(failed.values()) * 10 > n else ""
-    return " ".join(t for t in (verdict, one_sided, lost, few) if t)

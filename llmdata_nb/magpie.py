@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEERINGS', 'CATEGORIES', 'seeds', 'read_steering', 'choose_category', 'system_message', 'prefix', 'english_tokens',
-           'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'instruct', 'respond', 'answer_message',
-           'magpie', 'check_options', 'compare_steering', 'advice', 'pre_query']
+           'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'check_options', 'instruct',
+           'answer_message', 'respond', 'magpie', 'compare_steering', 'advice', 'pre_query']
 
 # %% ../nbs/12_magpie.ipynb #1cd0b0d0
 import asyncio, random, re
@@ -25,11 +25,11 @@ from .translate import keep_from, translate
 # %% ../nbs/12_magpie.ipynb #356ed134
 _all_ = ["pre_query"]
 
-# %% ../nbs/12_magpie.ipynb #19adcaf3
+# %% ../nbs/12_magpie.ipynb #fa16d259
 def seeds(
     n: int | None = None, # how many; None: without end, for a run `until` so many are kept
 ):
-    "Rows to be filled: `id` and `number`"
+    "Rows to be filled, one by one: `id` and `number`"
     for i in count() if n is None else range(n): yield {"id": f"magpie-{i:06}", "number": i}
 
 # %% ../nbs/12_magpie.ipynb #a04fb65b
@@ -133,11 +133,53 @@ def assistant_voice(
     "Say so when `text` is what an assistant says, and no user"
     return f"an assistant's words ({' '.join(found[0].split())[:40]})" if (found := _VOICE.search(text)) else None
 
-# %% ../nbs/12_magpie.ipynb #c27aa315
+# %% ../nbs/12_magpie.ipynb #ff02ef02
+def _labels(language):
+    "The words, as patterns, that stand before a request, before an answer, and before another request or its translation; in English and in `language`"
+    packs = [pack("en")["magpie"], *([language.texts["magpie"]] if language.texts else [])]
+    names = [n.lower() for n in {"english", language.name, language.native}]
+    return ("|".join(map(re.escape, words)) for words in (sum((p["asks"] for p in packs), names), sum((p["answers"] for p in packs), []), [*names, "translation", "english translation"]))
+
+def _label(words): return rf"[^\w\n]{{0,4}}({words})(?:\s?\d{{1,2}})?[*_]{{0,2}}\s?[:：][*_]{{0,2}}[ \t]*"
+
+def _unlabelled(text, asks):
+    "`text` without a label before it, and up to where the same one comes again"
+    start = re.match(_label(asks), text, re.I)
+    if not start: return text
+    again = re.search(r"\n" + _label(re.escape(start[1])), text[start.end():], re.I)
+    return text[start.end():][:again.start() if again else None]
+
+# %% ../nbs/12_magpie.ipynb #45316f71
+_ITEM = re.compile(r"(?:\(?1([.):、])|([-*•]))\s*(?=\S)")
+
+def _first_item(text):
+    "The first item, where `text` is a list with a second one"
+    if not (start := _ITEM.match(text)): return text
+    second = re.search(rf"\n[ \t]*\(?2{re.escape(start[1])}" if start[1] else rf"\n[ \t]*{re.escape(start[2])}[ \t]", text[start.end():])
+    return text[start.end():][:second.start()] if second else text
+
+def _before_next(text, names):
+    "`text` up to a line that begins with a language's name"
+    again = re.search(r"\n" + _label(names), text, re.I)
+    return text[:again.start()] if again else text
+
+def _unanswered(text, answers):
+    "`text` up to the label of an answer"
+    found = re.search(rf"(?:\n|(?<=[.?!。？！])[ \t]){_label(answers)}", text, re.I)
+    return text[:found.start()] if found else text
+
+# %% ../nbs/12_magpie.ipynb #48ec929e
+_QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』", "**": "**", "__": "__", "*": "*", "'": "'"}
+
+def _unquoted(text):
+    "`text` without the quotes or stars around all of it"
+    for opening, closing in _QUOTES.items():
+        if text.startswith(opening) and text.endswith(closing) and len(text) > 2 * len(opening) and closing not in text[len(opening):-len(closing)]: return text[len(opening):-len(closing)]
+    return text
+
+# %% ../nbs/12_magpie.ipynb #286f5db0
 _MARK = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:start|end)_of_turn>|\[/?INST\]|</s>\s*\Z|<｜[^<>｜\s]{1,40}｜>")
 _SPEAKER = re.compile(r"\n(?:assistant[ \t]*(?:[:：\n\"“]|\Z)|user[ \t]*(?:\n|\Z))|(?<=[.?!:。？！…\"”»」)])assistant[ \t]*(?:[:：\n]|\Z)", re.I)
-_ITEM = re.compile(r"(?:\(?1([.):、])|([-*•]))\s*(?=\S)")
-_QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』", "**": "**", "__": "__", "*": "*", "'": "'"}
 
 def sanitise(
     text: str,      # as a model wrote it after the opening of a user's turn
@@ -156,43 +198,6 @@ def sanitise(
             if (clean := step(text).strip()) != text: text, done = clean, [*done, name]
         if text == before: break
     return text, done
-
-def _labels(language):
-    "The words, as patterns, that stand before a request, before an answer, and before another request or its translation; in English and in `language`"
-    packs = [pack("en")["magpie"], *([language.texts["magpie"]] if language.texts else [])]
-    names = [n.lower() for n in {"english", language.name, language.native}]
-    return ("|".join(map(re.escape, words)) for words in (sum((p["asks"] for p in packs), names), sum((p["answers"] for p in packs), []), [*names, "translation", "english translation"]))
-
-def _first_item(text):
-    "The first item, where `text` is a list with a second one"
-    if not (start := _ITEM.match(text)): return text
-    second = re.search(rf"\n[ \t]*\(?2{re.escape(start[1])}" if start[1] else rf"\n[ \t]*{re.escape(start[2])}[ \t]", text[start.end():])
-    return text[start.end():][:second.start()] if second else text
-
-def _label(words): return rf"[^\w\n]{{0,4}}({words})(?:\s?\d{{1,2}})?[*_]{{0,2}}\s?[:：][*_]{{0,2}}[ \t]*"
-
-def _unlabelled(text, asks):
-    "`text` without a label before it, and up to where the same one comes again"
-    start = re.match(_label(asks), text, re.I)
-    if not start: return text
-    again = re.search(r"\n" + _label(re.escape(start[1])), text[start.end():], re.I)
-    return text[start.end():][:again.start() if again else None]
-
-def _before_next(text, names):
-    "`text` up to a line that begins with a language's name"
-    again = re.search(r"\n" + _label(names), text, re.I)
-    return text[:again.start()] if again else text
-
-def _unanswered(text, answers):
-    "`text` up to the label of an answer"
-    found = re.search(rf"(?:\n|(?<=[.?!。？！])[ \t]){_label(answers)}", text, re.I)
-    return text[:found.start()] if found else text
-
-def _unquoted(text):
-    "`text` without the quotes or stars around all of it"
-    for opening, closing in _QUOTES.items():
-        if text.startswith(opening) and text.endswith(closing) and len(text) > 2 * len(opening) and closing not in text[len(opening):-len(closing)]: return text[len(opening):-len(closing)]
-    return text
 
 # %% ../nbs/12_magpie.ipynb #1df7d3fa
 def instruction_problem(
@@ -223,14 +228,79 @@ class _Turns:
             if not ticket[1].done(): ticket[1].set_result(None)
         go() if not ticket[0] or ticket[0].done() else ticket[0].add_done_callback(go)
 
-# %% ../nbs/12_magpie.ipynb #af0c266d
+# %% ../nbs/12_magpie.ipynb #cd79a07c
+async def _fit(ask, template):
+    try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
+    except ValueError as e: raise EndpointError(str(e)) from e
+    if not found.opening(): raise EndpointError(f"template {found.source}: it opens a user's turn with nothing; give another one")
+    await check_raw(ask)
+    return found
+
+def _stops(template, language):
+    "Four texts at which a request has ended, for some servers take no more: the surest marks of the template, and the label of an answer, which models go on to at our cost"
+    packs = [p["magpie"]["answers"][0] for p in (find_language(language).texts, pack("en")) if p]
+    return list(dict.fromkeys([*template.stops()[:2], *(f"\n{word.capitalize()}:" for word in packs)]))[:4]
+
+# %% ../nbs/12_magpie.ipynb #cdfeaad3
+async def _user_turn(row, ask, language, text, sampling):
+    "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
+    endpoint, seed = _endpoint(ask, "generator"), (ask.seed * 1_000_003 + row["number"]) % 2**31  # another seed of the run, and all rows are others
+    plain = dict(skip_special_tokens=False) if endpoint.name.startswith("http") else {}  # else vLLM hides the mark that ends a turn, and does not stop at it
+    sent = {k: v for k, v in sampling.items() if (k, v) != ("top_p", 1.0)}  # TGI refuses a top_p that changes nothing
+    reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **sent, **plain)
+    instruction, done = sanitise(reply.text, language, text.endswith(":"))
+    row["user_turns"].append(dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction,
+                                  **{k: v for k, v in sampling.items() if k != "logit_bias"}, logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"]))
+    cut = reply.finish_reason if reply.text.rstrip().endswith(instruction) else None  # it is not the request that was cut off
+    return instruction_problem(instruction, find_language(language).code, cut)
+
+# %% ../nbs/12_magpie.ipynb #489d9591
+def _first_texts(ask, turn):
+    "Raise EndpointError when the first five texts show that the endpoint is not fit"
+    texts = ask.shared.setdefault("texts", [])
+    if len(texts) == 5: return
+    texts.append(turn["raw"].strip())
+    if len(texts) < 5: return
+    name = turn["model"]
+    if texts[0] and len(set(texts)) == 1: raise EndpointError(f"model {name!r}: five seeds gave the same text, {texts[0][:60]!r}: its server does not heed the seed, or answers from a cache (or the temperature, {turn['temperature']:g}, is too low). Turn the cache off and give another seed, for these texts are in the store; or use another endpoint")
+    if turn["prompt_tokens"] is None and sum(bool(_VOICE.search(t)) for t in texts) >= 3: raise EndpointError(f"model {name!r}: it greets, as {texts[0][:60]!r}: its server puts the prompt into a chat template. {_INSTEAD}")
+
+# %% ../nbs/12_magpie.ipynb #7bc00c2f
+def _copied(text, system):
+    "Whether most of `text` stands in the system message"
+    own = shingles(normalise(text))
+    return len(own & shingles(normalise(system))) > 0.6 * len(own)
+
+def _not_again(row, shared, text, near, vector, near_meaning):
+    "Drop the row when its instruction repeats an earlier one; else remember it"
+    seen, vectors = shared.setdefault("seen", (Seen(near), []))
+    if copy := seen.repeats(text, row["id"]): drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
+    if vector is None: return
+    import numpy as np
+    found, row["nearest_similarity"] = nearest([v for _, v in vectors], vector)
+    row["nearest"] = vectors[found][0] if found is not None else None
+    if found is not None and row["nearest_similarity"] >= near_meaning: drop(f"instruction: means the same as {row['nearest']} ({row['nearest_similarity']:.2f})")
+    vectors.append((row["id"], np.asarray(vector, dtype="float32")))
+
+# %% ../nbs/12_magpie.ipynb #dfe3c56f
+def check_options(steering="system", categories=False, n_turns=1, answers=1, min_quality="", min_difficulty="", min_score=0, min_margin=0, near=0.7) -> None:
+    "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
+    if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
+    for name, value, low, high in (("n_turns", n_turns, 1, 20), ("answers", answers, 1, 20), ("min_score", min_score, 0, 5), ("min_margin", min_margin, 0, 4), ("near", near, 0.01, 1)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
+    if answers > 1 and n_turns > 1: raise ValueError(f"n_turns {n_turns} and answers {answers}: a preference pair has one turn")
+    if min_margin and answers < 2: raise ValueError(f"min_margin {min_margin:g}: there is a margin only between several answers")
+    for name, value, scale in (("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)):
+        if value and value not in scale: raise ValueError(f"{name} {value!r}: expected {', '.join(scale)}")
+
+# %% ../nbs/12_magpie.ipynb #b17bc6f9
 async def instruct(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator` and, for languages without a pack, `translator`; `embedder` where there is one
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
     temperature: float | None = None, # default: 0.7 with a system message, 1.0 without, as in the article
-    top_p: float = 1.0,
+    top_p: float = 1.0,      # tokens are drawn from the likeliest with this much probability together, above 0 to 1
     max_tokens: int = 500,   # of an instruction
     categories: bool = False, # a category for each row, by weight; needs the steering `system`
     bias: float = -5.0,      # added to the log-probability of English beginnings, for the steering `bias`
@@ -263,64 +333,19 @@ async def instruct(
     row["messages"] = [{"role": "user", "content": text}]
     return row
 
-# %% ../nbs/12_magpie.ipynb #46faff5c
-async def _fit(ask, template):
-    try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
-    except ValueError as e: raise EndpointError(str(e)) from e
-    if not found.opening(): raise EndpointError(f"template {found.source}: it opens a user's turn with nothing; give another one")
-    await check_raw(ask)
-    return found
+# %% ../nbs/12_magpie.ipynb #9b863ad3
+def answer_message(language: str) -> str:
+    "The system message under which requests in `language` are answered; in English for a language without a pack"
+    target = find_language(language)
+    return (target.texts or pack("en"))["magpie"]["answer"].replace("{language}", target.name)
 
-def _stops(template, language):
-    "Four texts at which a request has ended, for some servers take no more: the surest marks of the template, and the label of an answer, which models go on to at our cost"
-    packs = [p["magpie"]["answers"][0] for p in (find_language(language).texts, pack("en")) if p]
-    return list(dict.fromkeys([*template.stops()[:2], *(f"\n{word.capitalize()}:" for word in packs)]))[:4]
-
-async def _user_turn(row, ask, language, text, sampling):
-    "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
-    endpoint, seed = _endpoint(ask, "generator"), (ask.seed * 1_000_003 + row["number"]) % 2**31  # another seed of the run, and all rows are others
-    plain = dict(skip_special_tokens=False) if endpoint.name.startswith("http") else {}  # else vLLM hides the mark that ends a turn, and does not stop at it
-    sent = {k: v for k, v in sampling.items() if (k, v) != ("top_p", 1.0)}  # TGI refuses a top_p that changes nothing
-    reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **sent, **plain)
-    instruction, done = sanitise(reply.text, language, text.endswith(":"))
-    row["user_turns"].append(dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction,
-                                  **{k: v for k, v in sampling.items() if k != "logit_bias"}, logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"]))
-    cut = reply.finish_reason if reply.text.rstrip().endswith(instruction) else None  # it is not the request that was cut off
-    return instruction_problem(instruction, find_language(language).code, cut)
-
-def _copied(text, system):
-    "Whether most of `text` stands in the system message"
-    own = shingles(normalise(text))
-    return len(own & shingles(normalise(system))) > 0.6 * len(own)
-
-def _first_texts(ask, turn):
-    "Raise EndpointError when the first five texts show that the endpoint is not fit"
-    texts = ask.shared.setdefault("texts", [])
-    if len(texts) == 5: return
-    texts.append(turn["raw"].strip())
-    if len(texts) < 5: return
-    name = turn["model"]
-    if texts[0] and len(set(texts)) == 1: raise EndpointError(f"model {name!r}: five seeds gave the same text, {texts[0][:60]!r}: its server does not heed the seed, or answers from a cache (or the temperature, {turn['temperature']:g}, is too low). Turn the cache off and give another seed, for these texts are in the store; or use another endpoint")
-    if turn["prompt_tokens"] is None and sum(bool(_VOICE.search(t)) for t in texts) >= 3: raise EndpointError(f"model {name!r}: it greets, as {texts[0][:60]!r}: its server puts the prompt into a chat template. {_INSTEAD}")
-
-def _not_again(row, shared, text, near, vector, near_meaning):
-    "Drop the row when its instruction repeats an earlier one; else remember it"
-    seen, vectors = shared.setdefault("seen", (Seen(near), []))
-    if copy := seen.repeats(text, row["id"]): drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
-    if vector is None: return
-    import numpy as np
-    found, row["nearest_similarity"] = nearest([v for _, v in vectors], vector)
-    row["nearest"] = vectors[found][0] if found is not None else None
-    if found is not None and row["nearest_similarity"] >= near_meaning: drop(f"instruction: means the same as {row['nearest']} ({row['nearest_similarity']:.2f})")
-    vectors.append((row["id"], np.asarray(vector, dtype="float32")))
-
-# %% ../nbs/12_magpie.ipynb #91d88476
+# %% ../nbs/12_magpie.ipynb #35878253
 async def respond(
     messages: list, # up to a user's turn
     ask,
     language: str,
     temperature: float = 0.2,
-    max_tokens: int = 1024,
+    max_tokens: int = 1024, # of the answer
     sample: int = 0, # another number, another answer
     role: str = "responder",
 ) -> tuple:          # the answer, without thinking, and the finish_reason
@@ -335,17 +360,13 @@ async def respond(
         ask.shared["no system", role] = True  # the template of this model takes none, as that of Gemma 2
     return after_thinking(reply.text).strip(), reply.finish_reason
 
+# %% ../nbs/12_magpie.ipynb #d90efd8c
 async def _checked_answer(messages, ask, language, *options, **more):
     "An answer, and what is wrong with it or None"
     text, reason = await respond(messages, ask, language, *options, **more)
     return text, generation_problem(text, find_language(language).code, reason)
 
-def answer_message(language: str) -> str:
-    "The system message under which requests in `language` are answered; in English for a language without a pack"
-    target = find_language(language)
-    return (target.texts or pack("en"))["magpie"]["answer"].replace("{language}", target.name)
-
-# %% ../nbs/12_magpie.ipynb #c814df78
+# %% ../nbs/12_magpie.ipynb #7248da34
 async def _next_turn(row, ask, language, text, sampling, near, *answering):
     "The answer to a further turn of the user, which is added to `user_turns`, and what is wrong with either"
     if problem := await _user_turn(row, ask, language, text, sampling): return None, f"instruction: {problem}"
@@ -354,6 +375,7 @@ async def _next_turn(row, ask, language, text, sampling, near, *answering):
     answer, problem = await _checked_answer([*row["messages"], {"role": "user", "content": new}], ask, language, *answering)
     return answer, problem and f"response: {problem}"
 
+# %% ../nbs/12_magpie.ipynb #0af58aa2
 async def _more_turns(row, ask, language, system, n_turns, near, temperature, max_tokens):
     found = await ask.shared["template"]
     sampling = {k: row["user_turns"][0][k] for k in ("temperature", "top_p", "max_tokens", "stop")}
@@ -368,14 +390,34 @@ async def _more_turns(row, ask, language, system, n_turns, near, temperature, ma
         turn = {"role": "user", "content": row["user_turns"][-1]["instruction"]}
         row["messages"] += [turn, {"role": "assistant", "content": answer}]
 
-# %% ../nbs/12_magpie.ipynb #4a36e1d4
+# %% ../nbs/12_magpie.ipynb #cf5977e3
+async def _tagged(row, ask, request, min_quality, min_difficulty):
+    row["tags"] = found = await tag(request, ask)
+    for name, least, scale in (("quality", min_quality, QUALITIES), ("difficulty", min_difficulty, DIFFICULTIES)):
+        if least and not at_least(found[name], least, scale): drop(f"instruction: {name} {found[name]}, kept from {least}")
+
+async def _safe(row, messages, ask):
+    if "guard" not in ask.models: return
+    row["safety"] = await safety(messages, ask)
+    if not row["safety"]["safe"]: drop(f"unsafe ({', '.join(row['safety']['hazards'])})")
+
+# %% ../nbs/12_magpie.ipynb #7b14f740
+async def _pair(row, ask, language, answers, temperature, max_tokens, min_length, min_score, min_margin, english_rubrics):
+    found = await together(_checked_answer(row["messages"], ask, language, temperature, max_tokens, sample=i) for i in range(answers))
+    row["responses"] = [text for text, problem in found if not problem and len(text) >= min_length]
+    row["models"] = [row["response_from"]["model"]] * len(row["responses"])
+    if len(set(row["responses"])) < 2: drop("response: fewer than two different answers without a fault")
+    for text in row["responses"] if "guard" in ask.models else []: await _safe(row, [*row["messages"], {"role": "assistant", "content": text}], ask)
+    return await rerank(row, ask, language, min_score=max(min_score, 1), min_margin=min_margin, english_rubrics=english_rubrics)
+
+# %% ../nbs/12_magpie.ipynb #e5b0570f
 async def magpie(
     row: dict,               # from `seeds`
     ask,                     # models in the roles `generator`, `responder`, `tagger`, `judge`, `guard`, `embedder`; those not named are the default one, or, of the last two, not asked
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
     temperature: float | None = None, # of the instruction; as in `instruct`
-    top_p: float = 1.0,
+    top_p: float = 1.0,      # as in `instruct`
     max_tokens: int = 500,   # of the instruction
     categories: bool = False, # as in `instruct`
     near: float = 0.7,       # as in `instruct`
@@ -383,7 +425,7 @@ async def magpie(
     n_turns: int = 1,        # user turns of a conversation
     answers: int = 1,        # 2 or more: a preference pair of the best and the worst
     response_temperature: float | None = None, # default: 0.2, or 0.8 for several answers
-    response_max_tokens: int = 1024,
+    response_max_tokens: int = 1024, # of an answer
     tags: bool = False,      # ask the role `tagger` for tags
     min_quality: str = "",   # the least quality that is kept, one of `tags.QUALITIES`
     min_difficulty: str = "", # the least difficulty, one of `tags.DIFFICULTIES`
@@ -413,48 +455,7 @@ async def magpie(
     row["detected_language"], row["detected_confidence"] = detect_language("\n\n".join(m["content"] for m in row["messages"]))
     return row
 
-# %% ../nbs/12_magpie.ipynb #ad175c46
-def check_options(steering="system", categories=False, n_turns=1, answers=1, min_quality="", min_difficulty="", min_score=0, min_margin=0, near=0.7) -> None:
-    "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
-    if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
-    for name, value, low, high in (("n_turns", n_turns, 1, 20), ("answers", answers, 1, 20), ("min_score", min_score, 0, 5), ("min_margin", min_margin, 0, 4), ("near", near, 0.01, 1)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
-    if answers > 1 and n_turns > 1: raise ValueError(f"n_turns {n_turns} and answers {answers}: a preference pair has one turn")
-    if min_margin and answers < 2: raise ValueError(f"min_margin {min_margin:g}: there is a margin only between several answers")
-    for name, value, scale in (("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)):
-        if value and value not in scale: raise ValueError(f"{name} {value!r}: expected {', '.join(scale)}")
-
-async def _tagged(row, ask, request, min_quality, min_difficulty):
-    row["tags"] = found = await tag(request, ask)
-    for name, least, scale in (("quality", min_quality, QUALITIES), ("difficulty", min_difficulty, DIFFICULTIES)):
-        if least and not at_least(found[name], least, scale): drop(f"instruction: {name} {found[name]}, kept from {least}")
-
-async def _safe(row, messages, ask):
-    if "guard" not in ask.models: return
-    row["safety"] = await safety(messages, ask)
-    if not row["safety"]["safe"]: drop(f"unsafe ({', '.join(row['safety']['hazards'])})")
-
-async def _pair(row, ask, language, answers, temperature, max_tokens, min_length, min_score, min_margin, english_rubrics):
-    found = await together(_checked_answer(row["messages"], ask, language, temperature, max_tokens, sample=i) for i in range(answers))
-    row["responses"] = [text for text, problem in found if not problem and len(text) >= min_length]
-    row["models"] = [row["response_from"]["model"]] * len(row["responses"])
-    if len(set(row["responses"])) < 2: drop("response: fewer than two different answers without a fault")
-    for text in row["responses"] if "guard" in ask.models else []: await _safe(row, [*row["messages"], {"role": "assistant", "content": text}], ask)
-    return await rerank(row, ask, language, min_score=max(min_score, 1), min_margin=min_margin, english_rubrics=english_rubrics)
-
-# %% ../nbs/12_magpie.ipynb #808e298c
-def compare_steering(
-    model,                 # as for `run`
-    languages: list,       # codes or names
-    steerings: tuple = ("plain", "word", "system", "word+system", "system+bias"),
-    rows: int = 20,        # instructions each
-    **options,             # as for `run` and `instruct`
-) -> list:                 # a dict for each language and steering, the best steering of a language first
-    "Instructions only, made side by side in several ways: the share in the right language, the share kept, and what a kept one takes"
-    for steering in steerings: check_options(steering, options.get("categories", False), near=options.get("near", 0.7))
-    return [line for language in languages for line in
-            sorted((_steered(model, language, s, rows, options) for s in steerings), key=lambda line: -(line["kept"]["value"] or 0))]
-
+# %% ../nbs/12_magpie.ipynb #c843ef8e
 def _steered(model, language, steering, rows, options):
     code = find_language(language).code
     try: outcome = run(list(seeds(rows)), instruct, model=model, language=language, steering=steering, **options)
@@ -468,6 +469,19 @@ def _steered(model, language, steering, rows, options):
     return dict(language=code, steering=steering, rows=rows, in_language=share(sum(r["in_language"] for r in made), len(made)), kept=share(kept, rows),
                 repeated=sum("near-duplicate" in r["reason"] or "means the same" in r["reason"] for r in outcome.dropped),
                 tokens=each("prompt_tokens", "completion_tokens"), seconds=each("seconds"), usd=each("usd"), examples=[r["messages"][0]["content"] for r in outcome.kept[:3]])
+
+# %% ../nbs/12_magpie.ipynb #82794fc5
+def compare_steering(
+    model,                 # as for `run`
+    languages: list,       # codes or names
+    steerings: tuple = ("plain", "word", "system", "word+system", "system+bias"), # each as in `read_steering`
+    rows: int = 20,        # instructions each
+    **options,             # as for `run` and `instruct`
+) -> list:                 # a dict for each language and steering, the best steering of a language first
+    "Instructions only, made side by side in several ways: the share in the right language, the share kept, and what a kept one takes"
+    for steering in steerings: check_options(steering, options.get("categories", False), near=options.get("near", 0.7))
+    return [line for language in languages for line in
+            sorted((_steered(model, language, s, rows, options) for s in steerings), key=lambda line: -(line["kept"]["value"] or 0))]
 
 # %% ../nbs/12_magpie.ipynb #e292f155
 _ADVICE = [(r"wrong language|wrong script|doubtful language|other language|another language", "are in another language: see with compare_steering which steering this model follows, or take a model that knows the language"),

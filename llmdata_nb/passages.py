@@ -63,10 +63,8 @@ def _abbreviation(word, following, code):
     if following.isdigit() and word.casefold() in BEFORE_NUMBER: return True
     return word.casefold() in ABBREVIATIONS.get(code, "dr prof st mr mrs").split()
 
-# %% ../nbs/09_passages.ipynb #5a0203dd
+# %% ../nbs/09_passages.ipynb #3a04c1a4
 _ITEM = re.compile(r"[ \t]*(?:[-*•·▪◦‣○●]|\d{1,3}[.)、]|[A-Za-z]\)|\(\w\))\s")
-_OPEN = re.compile(r"""["'“‘«»„‹(\[{¿¡—–*_\-「『（【〔《〈\s]*""")
-
 _BREAK = re.compile("\r\n|[\n\r\u2028\u2029]")
 
 def _line_ends(text, m):
@@ -74,6 +72,8 @@ def _line_ends(text, m):
     before, after = _BREAK.split(text[max(0, m.start() - 201):m.start()])[-1], _BREAK.split(text[m.end():m.end() + 201])[0]
     return len(_BREAK.findall(m[0])) > 1 or len(before) > 200 or len(after) > 200 or bool(_ITEM.match(text, m.end()))
 
+# %% ../nbs/09_passages.ipynb #9eede7d5
+_OPEN = re.compile(r"""["'“‘«»„‹(\[{¿¡—–*_\-「『（【〔《〈\s]*""")
 _CLITIC = re.compile(r"['’][a-z]{1,2}[ -](?=[^\W\d_])")  # Dutch: 't Was laat
 
 def _first(text, at=0):
@@ -81,6 +81,7 @@ def _first(text, at=0):
     at = clitic.end() if (clitic := _CLITIC.match(text, at)) else _OPEN.match(text, at).end()
     return text[min(at, len(text) - 1)]
 
+# %% ../nbs/09_passages.ipynb #bee65d7d
 def _ends(text, start, m, code):
     "Whether the sentence of `text` from `start` ends with the match `m` of `_stops`"
     if m.end() >= len(text): return True
@@ -96,6 +97,7 @@ def _ends(text, start, m, code):
     if m["sometimes"] != ".": return True
     return any(map(str.isalpha, text[start:min(m.start(), start + 200)])) and not _abbreviation(_word_before(text, start, m.start()), following, code)
 
+# %% ../nbs/09_passages.ipynb #097f71ff
 def sentences(
     text: str,
     language: str,  # code or name
@@ -108,14 +110,12 @@ def sentences(
             start = m.end()
     if start < len(text): yield start, len(text)
 
-# %% ../nbs/09_passages.ipynb #8fdf9c2f
+# %% ../nbs/09_passages.ipynb #500ecc6a
 def _trim(text, start, end):
     "The span without white space at its ends; none where nothing is left"
     while start < end and text[end - 1].isspace(): end -= 1
     while start < end and text[start].isspace(): start += 1
     return (start, end) if start < end else None
-
-_END = re.compile(rf"[{re.escape(ENDS_ALWAYS + ENDS_SOMETIMES)}፡;:]{_AFTER}(?: ?[\"”»])?\Z")
 
 def _paragraphs(text, language):
     "The sentences of each paragraph, a list of spans for each; one at a time"
@@ -127,12 +127,16 @@ def _paragraphs(text, language):
             group = []
     if group: yield group
 
+# %% ../nbs/09_passages.ipynb #289775f2
+_END = re.compile(rf"[{re.escape(ENDS_ALWAYS + ENDS_SOMETIMES)}፡;:]{_AFTER}(?: ?[\"”»])?\Z")
+
 def _is_heading(text, group):
     "Whether the paragraph `group` is one short line without a mark at its end, and no list item"
     start, end = group[0]
     line = text[start:end].strip() if len(group) == 1 and end - start < 200 else ""
     return bool(line.startswith(("#", "==")) or 0 < len(line) <= 80 and not _BREAK.search(line) and not _END.search(line) and not _ITEM.match(line))
 
+# %% ../nbs/09_passages.ipynb #92821312
 def _pack(spans, most):
     "`spans` joined from the left as long as they stay within `most` characters"
     start = end = None
@@ -143,9 +147,14 @@ def _pack(spans, most):
         start, end = a if start is None else start, b
     if start is not None: yield start, end
 
+def _and_none(items):
+    "`items`, and None after them"
+    yield from items
+    yield None
+
+# %% ../nbs/09_passages.ipynb #b47f5087
 FEWEST = 3  # sentences
 
-# %% ../nbs/09_passages.ipynb #9d5b5dfc
 def passages(
     text: str,
     language: str,  # code or name
@@ -166,11 +175,6 @@ def passages(
             yield from filter(None, (_trim(text, *span) for span in _pack(group, most)))
         else: start, end, n = a if start is None else start, b, n + len(group)
     if start is not None: yield from filter(None, [_trim(text, start, end)])
-
-def _and_none(items):
-    "`items`, and None after them"
-    yield from items
-    yield None
 
 # %% ../nbs/09_passages.ipynb #45ff34c6
 def english_length(text: str) -> float:
@@ -358,7 +362,7 @@ def passage_problem(
     "The first objection of `rules` to `text` as an answer"
     return next((reason for rule in rules if (reason := rule(text, language))), None)
 
-# %% ../nbs/09_passages.ipynb #e018c436
+# %% ../nbs/09_passages.ipynb #3cc9393a
 def _answer(row):
     "The text of the last answer in the conversation of `row`, and the request before it; None where there is none"
     turns = row["messages"]
@@ -380,7 +384,11 @@ def _length_problem(length, least, most):
     if length < least: return f"too short ({length:.0f})"
     if length > most: return f"too long ({length:.0f})"
 
-# %% ../nbs/09_passages.ipynb #07fd4b12
+def _repeats(seen, new):
+    "Name the earlier passage that `new` repeats"
+    if copy := seen.repeats(new["response"], new["id"]): return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
+
+# %% ../nbs/09_passages.ipynb #8fd9cc9d
 def select(
     rows,  # an iterable of rows with `text` or `messages`, as `stream_rows` gives them
     language: str,  # code or name of the language that they should be in
@@ -409,11 +417,7 @@ def select(
             if passed == per_document: break
         if not found: yield {"id": f"{row['id']}-0", "response": "", "document": row["id"], "start": 0, "end": 0} | kept | {"dropped": "passage: no passage"}
 
-def _repeats(seen, new):
-    "Name the earlier passage that `new` repeats"
-    if copy := seen.repeats(new["response"], new["id"]): return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
-
-# %% ../nbs/09_passages.ipynb #ee22845e
+# %% ../nbs/09_passages.ipynb #247db100
 CHOOSE = """Below stands a document, each sentence after its number. Choose the passage in it that is the best answer to a question which somebody might ask.
 - It is a run of sentences that follow one another, three at least, about {words} words at most.
 - It is worth knowing, and understood without the rest: it does not begin with a word that points back to what stands before it.
@@ -428,6 +432,7 @@ def _chosen(text, n):
     if (first, last) != (0, 0) and not 1 <= first <= last <= n: raise ValueError(f"sentences {first} to {last} of {n}")
     return first, last
 
+# %% ../nbs/09_passages.ipynb #bfa10c8a
 async def choose_passage(
     row: dict,  # with `text`: a document
     ask,  # a model in the role `selector`

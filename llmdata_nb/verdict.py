@@ -66,7 +66,7 @@ def _score(value, scale, alone=False):
     if (top and int(top) != scale[1]) or not scale[0] <= number <= scale[1]: return None
     return int(number) if number.is_integer() else number
 
-# %% ../nbs/06a_verdict.ipynb #1203c5a6
+# %% ../nbs/06a_verdict.ipynb #70d977a4
 @cache
 def _codes(language): return [c for c in dict.fromkeys(["en", language and find_language(language).code]) if c in packs()]
 
@@ -88,6 +88,7 @@ def _labels(labels, language):
     pattern = "|".join(re.escape(w) if len(w) > 1 else f"(?-i:{re.escape(w.upper())})" for w in sorted(table, key=len, reverse=True))
     return table, rf"(?<!\w)(?:{pattern})(?![\w-])"
 
+# %% ../nbs/06a_verdict.ipynb #4c84c1ef
 _WORDS_FOR_QUALITY = r"(?:quality|qualit[àé]|qualität|calidad|qualidade|kwaliteit|jakość|品質|质量|गुणवत्ता|నాణ్యత|الجودة)"
 _QUALITY, _QUALITY_ENDS = re.compile(_WORDS_FOR_QUALITY, re.I), re.compile(rf"^{_WORDS_FOR_QUALITY}\s+|\s+{_WORDS_FOR_QUALITY}$", re.I)
 
@@ -123,7 +124,7 @@ def _rank(name, key):
     "How much the verdict under `name` counts, 0 the most; None where `name` is not one of `key`"
     return _tier(name.strip()) if len(name) < 80 and re.fullmatch(key, name.strip(), re.I) else None
 
-# %% ../nbs/06a_verdict.ipynb #6304808b
+# %% ../nbs/06a_verdict.ipynb #2a62fa3c
 class _Open(str): "A value at which the answer was cut off"
 
 def _pairs(pairs):
@@ -132,6 +133,8 @@ def _pairs(pairs):
     return found
 
 _decoder = json.JSONDecoder(strict=False, object_pairs_hook=_pairs)
+
+# %% ../nbs/06a_verdict.ipynb #f272d8f6
 _GAP = re.compile(r"(?:[\s,;，]|//[^\n]*|/\*.*?(?:\*/|$)|#[^\n]*)*", re.S)
 _NAME = r"(?:[\"“”„＂'‘’`]([^\"“”„＂'‘’`\n:{}]{1,60})[\"“”„＂'‘’`]|([^\W\d][\w -]{0,40}))\s*[:：=]"
 _QUOTED_NAME = r"[\"“”„＂'‘’`][^\"“”„＂'‘’`\n:{}]{1,60}[\"“”„＂'‘’`]\s*[:：]"
@@ -144,6 +147,7 @@ def _string(quote, bare, in_list):
     goes_on = rf"[,，]\s*(?:$|[}}\]/#]|{name})|[\n]\s*{name}" if not in_list else r"[,，]"
     return re.compile(rf"\\.|({quotes})(?=\s*(?:$|[}}\]]|//|/\*|#|```|{goes_on}))", re.S)
 
+# %% ../nbs/06a_verdict.ipynb #348fcd92
 def _loose(text, i, depth=0):
     "The object or list that begins at `i`, however it is written, where it ends, and whether it was cut off; ValueError where it cannot be told"
     if depth > 20: raise ValueError("too deep")
@@ -172,8 +176,7 @@ def _loose(text, i, depth=0):
         else: made = _pairs([*made.items(), (name, value)])
         if cut: return (items if listed else made), len(text), True
 
-# %% ../nbs/06a_verdict.ipynb #a2d1228a
-_START = re.compile(rf"\{{(?=\s*(?:(?:#|//)[^\n]{{0,200}}\n\s*|/\*.{{0,200}}?\*/\s*)?(?:{_NAME}|[\"“'‘]?\w*$))", re.S)
+# %% ../nbs/06a_verdict.ipynb #4e458670
 _EXAMPLE = re.compile(r"\b(?:examples?|format|e\.g|for instance|such as|schema|esempio|beispiel|ejemplo|exemple|exemplo|voorbeeld|przykład|z\.\s?B)\b|例|形式", re.I)
 _FOREIGN = re.compile(r"\b(?:response|answer|output|assistant|model|it|text|prompt|user)['’\w]* (?:was|is|said|says|states?|claims|contains?|ha[sd]|read|returned|returns|printed|outputs?|writes|wrote|ends|begins|starts)\b", re.I)
 _GOES_ON = re.compile(r"[\s`'\"”]*(?:is|was|as|in|which|that|would|appears|instead|and)\b")
@@ -185,6 +188,24 @@ def _own(text, start, end, key):
     said = re.split(r"[.!?。](?:\s|$)", before)[-1][-80:] if same or before.rstrip().endswith((":", "：")) else ""
     if _EXAMPLE.search(said) or _FOREIGN.search(said) or _GOES_ON.match(text, end, end + 40): return False
     return not same or not (same[-1].isalpha() or same[-1] in "'\"“‘") or bool(re.search(rf"(?:{key}|verdict|json|result)\W*(?:\w+\W*)?$", same[-60:], re.I))
+
+# %% ../nbs/06a_verdict.ipynb #5607dd1e
+def _names(value, key):
+    "How many names for a verdict are in the JSON `value`"
+    if isinstance(value, dict): return sum((_rank(k, key) is not None) + _names(v, key) for k, v in value.items())
+    return sum(_names(v, key) for v in value) if isinstance(value, list) else 0
+
+def _one_object(text):
+    "The object that is the whole of `text`, or None"
+    text = text.strip()
+    if text[:3] == "```": text = text.removesuffix("```").partition("\n")[2].strip()
+    if text[:1] != "{" or text[-1] != "}": return None
+    try: value, end = _decoder.raw_decode(text)
+    except (ValueError, RecursionError): return None
+    return value if end == len(text) else None
+
+# %% ../nbs/06a_verdict.ipynb #26f4a1b7
+_START = re.compile(rf"\{{(?=\s*(?:(?:#|//)[^\n]{{0,200}}\n\s*|/\*.{{0,200}}?\*/\s*)?(?:{_NAME}|[\"“'‘]?\w*$))", re.S)
 
 def _objects(text, key):
     "The judge's own objects in `text` as lists (those of one list, or in a row, together) and what stands outside; None where it cannot be told"
@@ -210,21 +231,7 @@ def _objects(text, key):
     outside.append(text[i:])
     return groups, outside
 
-def _names(value, key):
-    "How many names for a verdict are in the JSON `value`"
-    if isinstance(value, dict): return sum((_rank(k, key) is not None) + _names(v, key) for k, v in value.items())
-    return sum(_names(v, key) for v in value) if isinstance(value, list) else 0
-
-def _one_object(text):
-    "The object that is the whole of `text`, or None"
-    text = text.strip()
-    if text[:3] == "```": text = text.removesuffix("```").partition("\n")[2].strip()
-    if text[:1] != "{" or text[-1] != "}": return None
-    try: value, end = _decoder.raw_decode(text)
-    except (ValueError, RecursionError): return None
-    return value if end == len(text) else None
-
-# %% ../nbs/06a_verdict.ipynb #6159a1c8
+# %% ../nbs/06a_verdict.ipynb #16cc8d36
 _WRAPPERS = re.compile(r"(?:(?:final|overall|the|my)?[\s_-]*(?:results?|evaluations?|responses?|answers?|outputs?|judge?ments?|judge|assessments?|reviews?|feedback|verdicts?|"
                        r"ratings?|scores?|data|json|object|items?|instruction|translation|text|final|overall|value))[\s_-]*\d*", re.I)
 _SCALE_KEY, _PART_KEYS = re.compile(r"out.?of|max|scale|range", re.I), {"aspect", "criterion", "criteria", "metric", "dimension"}
@@ -234,6 +241,7 @@ def _stated(value, labels):
     if labels: return bool(re.search(labels[1], str(value), re.I))
     return value is None or not isinstance(value, str) or bool(re.match(r"[\W_]*(?:\d|$|null$|none$|n/a$|true$|false$)", value, re.I))
 
+# %% ../nbs/06a_verdict.ipynb #875f5608
 def _found(value, key, labels=None):
     "The pairs (verdict, the object it is in) in a JSON `value`"
     if isinstance(value, list): return [(None, {}) if isinstance(v, dict) and _PART_KEYS & v.keys() else pair for v in value for pair in _found(v, key, labels)]
@@ -276,7 +284,14 @@ def _from_json(group, scale, labels, key, reasons):
     why = next((str(o[k]) for _, o in pairs for r in reasons for k in o if str(k).strip().casefold() == r), None)
     return Verdict(None if labels else it, it if labels else None, why, "", "ok")
 
-# %% ../nbs/06a_verdict.ipynb #c41a51f1
+# %% ../nbs/06a_verdict.ipynb #e214e144
+_DIGIT, _END = re.compile(r"\d"), re.compile(r"[.!?][\"”'’)*_]*\s+|[。！？]")
+
+def _sentences(line):
+    ends = [0, *(m.end() for m in _END.finditer(line)), len(line)]
+    return [line[a:b] for a, b in zip(ends, ends[1:]) if a < b]
+
+# %% ../nbs/06a_verdict.ipynb #110d655e
 _IS = r"(?:is|è|ist|est|es|é|jest|to|は|が|为|是)"
 _OPENERS = (r"(?:(?:my|the|your|this|so|thus|therefore|hence|in conclusion|finally|la|il|le|lo|mia|mio|meine?|die|das|der|ma|mon|mi|tu|minha|a|o|mijn|de|moja|"
             r"私の|我的|したがって|因此|この回答の|quindi|pertanto|daher|donc|por lo tanto|portanto|dus)[\s,、，]*)")
@@ -288,11 +303,6 @@ _GIVE = (r"(?:\b(?:I|we)\b(?:['’]d| would| will|['’]ll| have| must| therefor
          r"dou|daria|atribuo|avalio|geef|beoordeel|verdient|daję|oceniam|przyznaję|zasługuje)\b)")
 _DOUBT = re.compile(r"\b(?:not|never|if|unless|would have|could|might|almost|nearly|initially|before|had|otherwise|user|human|critic|reviewer|author|between|tempted|instead|"
                     r"non|se|nicht|wenn|si|pas|não|niet|als|nie|jeśli|who|which|that)\b|n['’]t\b", re.I)
-_DIGIT, _END = re.compile(r"\d"), re.compile(r"[.!?][\"”'’)*_]*\s+|[。！？]")
-
-def _sentences(line):
-    ends = [0, *(m.end() for m in _END.finditer(line)), len(line)]
-    return [line[a:b] for a, b in zip(ends, ends[1:]) if a < b]
 
 @cache
 def _patterns(language, choice):
@@ -304,7 +314,12 @@ def _patterns(language, choice):
             re.compile(rf"<({key})>([^<>]*)</\1>", re.I), re.compile(rf"{_GIVE}(?P<object>[\s*:]*{_OBJECT})(?P<value>\d.*)$", re.S | re.I),
             re.compile(rf"^(?:[^\w\n]|_)*(?:{reasons})[\s*_]*[:：]\s*(.+)", re.I | re.M))
 
-# %% ../nbs/06a_verdict.ipynb #1b0d16f5
+# %% ../nbs/06a_verdict.ipynb #fb710103
+def _alone(text, scale, labels):
+    "The verdict that a line is, without a word more"
+    return _read(text.lstrip("# \t"), scale, labels, True) if len(text) < 200 else None
+
+# %% ../nbs/06a_verdict.ipynb #28ac4d7c
 def _said(sentence, following, scale, labels, patterns):
     "The pairs (tier, verdict) stated in a `sentence`; the verdict is None where one is named that cannot be read"
     line, brackets, _, give, _ = patterns
@@ -331,16 +346,21 @@ def _said(sentence, following, scale, labels, patterns):
         return [(1, _score(m["value"], scale))] if fraction else []
     return []
 
-def _alone(text, scale, labels):
-    "The verdict that a line is, without a word more"
-    return _read(text.lstrip("# \t"), scale, labels, True) if len(text) < 200 else None
-
-# %% ../nbs/06a_verdict.ipynb #b0209b99
+# %% ../nbs/06a_verdict.ipynb #06d4751a
 _ADVERB = r"(?:(?:clearly|definitely|slightly|much|far|overall|generally|therefore|thus|marginally|significantly|somewhat|still|also|the|a|an|la|il|le|el|o|de|het|die|der|das|clairement|chiaramente)\s+)*"
 _BETTER = r"(?:better|best|superior|preferable|preferred|stronger overall|winner|migliore|besser|beste|meilleure?|mejor|melhor|beter|lepsz[aye])\b"
 _ASPECT = r"(?!\s+(?:in(?! this case| general| every| all)|at|on|with (?:respect|regard)|when|if|where|regarding|or|only|written|\w+ed)\b)"
 _PICK = (r"(?:\b(?:I|we)\b[^.;:,]{0,30}\b(?:choose|chose|select|pick|prefer|go with|opt for|vote for|favou?r)|\bwinner is|\bwinner:|\bchoice is|\bverdict is|\b(?:scelgo|preferisco|wähle|bevorzuge|choisis|préfère|elijo|"
          r"prefiero|escolho|prefiro|kies|wybieram))\s*:?\s*(?:the\s+|is\s+)?")
+
+@cache
+def _choice(pattern):
+    "The patterns of a sentence that names the better one, whose label is in group 1, 2 or 3"
+    return re.compile(rf"({pattern})[\"'*_`”]*\s*(?:(?:is|was|è|ist|est|es|é|jest)\s+{_ADVERB}{_BETTER}{_ASPECT}|wins\b{_ASPECT}|(?:の方|のほう)?が(?:より)?(?:優れ|良い|よい)|更好|更优)"
+                      rf"|{_PICK}({pattern})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|over|because|since|due|for|to be)\b))"
+                      rf"|\b(?:better|best|superior|preferred) (?:output|response|answer|one|choice|option|assistant) is\s+(?:the\s+)?({pattern})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|because|since)\b))", re.I)
+
+# %% ../nbs/06a_verdict.ipynb #f423b14b
 _DENIED = re.compile(r"\b(?:not|never|hardly|deny|doubt|nor|non|nicht|pas|niet)\b(?:(?!\b(?:so|therefore|thus|hence|but|while|whereas|and)\b)[^,.;])*$"
                      r"|n['’]t\b(?:(?!\b(?:so|therefore|thus|hence|but|while|whereas|and)\b)[^,.;])*$"
                      r"|\b(?:if|unless|whether|suppose|se|wenn|si)\b(?:(?!\b(?:so|therefore|thus|hence)\b)[^.;])*$|\b(?:some|one|might|may|could|seems?|argue|initially|at first|or|nor|both)\b[^,.;]*$|\b(?:user|says|said|argu\w+|claims?|false|wrong|untrue|believes)\b[^.;]*$|[\"“'‘]\s*$", re.I)
@@ -351,13 +371,6 @@ _TIE_HINTS = ("equal", "equiv", "identical", "tie", "draw", "compar", "same", "w
 _TIE_WORDS = {"tie", "tied", "draw", "equal", "both", "same", "neither", "equally good", "pareggio", "unentschieden", "égalité", "empate", "remis", "gelijk"}
 _CONCLUDES = re.compile(r"[\W_]*(?:therefore|so|thus|hence|overall|in conclusion|in summary|to conclude|consequently|finally|quindi|pertanto|in conclusione|daher|insgesamt|donc|en conclusion|"
                         r"por lo tanto|en conclusión|portanto|dus|daarom|zatem|podsumowując)\b|[\W_]*(?:したがって|よって|因此|所以|总之)", re.I)
-
-@cache
-def _choice(pattern):
-    "The patterns of a sentence that names the better one, whose label is in group 1, 2 or 3"
-    return re.compile(rf"({pattern})[\"'*_`”]*\s*(?:(?:is|was|è|ist|est|es|é|jest)\s+{_ADVERB}{_BETTER}{_ASPECT}|wins\b{_ASPECT}|(?:の方|のほう)?が(?:より)?(?:優れ|良い|よい)|更好|更优)"
-                      rf"|{_PICK}({pattern})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|over|because|since|due|for|to be)\b))"
-                      rf"|\b(?:better|best|superior|preferred) (?:output|response|answer|one|choice|option|assistant) is\s+(?:the\s+)?({pattern})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|because|since)\b))", re.I)
 
 def _won(sentence, labels):
     "The labels that a `sentence` calls better, as `_said` gives them"
@@ -393,7 +406,7 @@ def _from_words(text, scale, labels, patterns):
     if it is None and labels and lines and last and concludes: it = _agreed([v for _, v in last])
     return it, bool(said) and it is None
 
-# %% ../nbs/06a_verdict.ipynb #2a9713f3
+# %% ../nbs/06a_verdict.ipynb #01b29b53
 def _table(labels, language):
     return _labels(tuple((k, tuple(labels[k]) if isinstance(labels, dict) else ()) for k in labels), language) if labels else None
 
@@ -414,6 +427,7 @@ def _judged(text, scale, labels, language):
     why = patterns[4].search(text)
     return Verdict(None if labels else it, it if labels else None, why and why[1].strip(), "", "ok")
 
+# %% ../nbs/06a_verdict.ipynb #d4ef1c2d
 def parse_verdict(
     text: str,                   # what the judge answered
     scale: tuple = (1, 5),       # lowest and highest score
@@ -426,7 +440,7 @@ def parse_verdict(
     verdict.raw = text
     return verdict
 
-# %% ../nbs/06a_verdict.ipynb #7cd4ea87
+# %% ../nbs/06a_verdict.ipynb #64babaf3
 _ITEM = (r"(?:responses?|answers?|outputs?|assistants?|models?|candidates?|completions?|texts?|items?|options?|ratings?|scores?|translations?|instructions?|"
          r"rispost[ae]|test[oi]|antwort(?:en)?|réponses?|respuestas?|respostas?|odpowiedzi?|antwoord|voto|valutazione|回答|応答|答案|回复|评分|評価|उत्तर|الإجابة)")
 _NUMBER = r"[ \t_#(\-]*(\d{1,3}|(?-i:[A-Z]\b))[)\]]?"
@@ -438,6 +452,7 @@ def _in_order(places, verdicts):
     n = len(places)
     return [v for _, v in sorted(zip(places, verdicts), key=lambda p: p[0])] if sorted(places) in (list(range(1, n + 1)), list(range(n))) else None
 
+# %% ../nbs/06a_verdict.ipynb #199c4e10
 def _series(value, n, one, key):
     "The `n` verdicts that a JSON `value` lists, or None"
     if isinstance(value, list):

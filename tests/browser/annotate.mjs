@@ -31,7 +31,7 @@ async function row(n, said, act) {
 const clicked = async (place, rating) => cards().nth(place).getByRole("button", { name: String(rating), exact: true }).click();
 
 try {
-  await page.goto(url);
+  await page.goto(url, { timeout: 120000 });
   await page.locator(".jp-Notebook .jp-Cell").first().waitFor({ timeout: 90000 });
   await page.waitForFunction(() => Boolean(window.jupyterapp), null, { timeout: 60000 });
   await page.getByText("| Idle").waitFor({ timeout: 60000 });
