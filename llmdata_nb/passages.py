@@ -286,14 +286,15 @@ def missing_words(text: str, language: str) -> str | None:
     "Show empty brackets, doubled commas or a gap"
     if found := _MISSING.search(text): return f"words missing ({_short(text[max(0, found.start() - 15):found.end()])})"
 
-# %% ../nbs/09_passages.ipynb #356f6fb2
+# %% ../nbs/09_passages.ipynb #03ba1735
 _PAIRS = ["()", "（）", "「」", "『』", "[]", "«»", "“”"]
+_PARTICLE = re.compile("[はがをにへ][\u4e00-\u9fff\u30a0-\u30ff]")  # Japanese: the word before it was lost
 _NO_MARKS = {"Thai", "Laoo"}  # scripts whose sentences end with a space
 
 def cut_off(text: str, language: str) -> str | None:
     "Say so when `text` starts or ends in the middle of a sentence or of a quotation"
     first = _first(text)
-    if first.islower() or first in ",;:.…、，。)」』）": return f"starts in the middle ({_short(text, 20)})"
+    if first.islower() or first in ",;:.…、，。)」』）" or _PARTICLE.match(text) and find_language(language).code == "ja": return f"starts in the middle ({_short(text, 20)})"
     end = _END.search(text.rstrip())
     if main_script(text) not in _NO_MARKS and (not end or end[0][0] in ";:" and not (find_language(language).code in MORE_ENDS)): return f"ends in the middle ({_short(text[-20:])})"
     for a, b in _PAIRS[:6 if "„" in text else None]:

@@ -186,9 +186,9 @@ def test_what_a_text_says_stays(tmp_path):
 
 @pytest.mark.parametrize("text", ["*" * 50000, "`" * 50000, "**a" * 20000, "|" * 20000 + "\n|-|", "- " * 30000, "#" * 50000, "\n" * 50000, " " * 50000 + "x", "```\n" * 20000, "> " * 20000, "\t" * 50000 + "- x", "_ " * 30000 + "x", "1" * 50000 + ". x"])
 def test_render_is_fast_on_any_text(text):
-    start = time.perf_counter()
+    start = time.process_time()
     render(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # the order
