@@ -57,7 +57,7 @@ def only(
     if unknown := [name for name in wanted if name not in pool]: raise ValueError(f"{unknown[0]!r}: expected {', '.join(pool)}")
     return {name: pool[name] for name in wanted} or pool
 
-# %% ../nbs/14_backinstruct.ipynb #71d2130e
+# %% ../nbs/14_backinstruct.ipynb #51c63b8a
 TASK = """Between <answer> and </answer> stands what a person wrote. Write the request that it answers.
 - The request is {task}.
 - Its form: {style}.
@@ -73,9 +73,10 @@ def instruction_prompt(
     task: str,     # a name in `TASKS`
     style: str,    # a name in `STYLES`
     tasks: dict = TASKS,
+    text: str = TASK, # another prompt: {task}, {style} and {language} are filled in
 ) -> str:
     "The prompt that asks for the request to which `response` is the answer"
-    return TASK.format(task=tasks[task][1], style=STYLES[style], language=find_language(language).name) + f"\n\n<answer>\n{response}\n</answer>"
+    return text.replace("{task}", tasks[task][1]).replace("{style}", STYLES[style]).replace("{language}", find_language(language).name) + f"\n\n<answer>\n{response}\n</answer>"
 
 # %% ../nbs/14_backinstruct.ipynb #cd75ec3e
 _THE_TEXT = re.compile(r"""<answer>|\bthe request (?:is|that)\b|\b(?:(?:the|this|above|following|given|provided) (?:text|passage|paragraph|article|excerpt|answer)|(?:il|nel|del|dal|questo|al) (?:testo|brano|passo|paragrafo)|(?:el|del|este|al) (?:texto|pasaje|párrafo|fragmento)|(?:o|no|do|neste|este) (?:texto|trecho|parágrafo)
@@ -110,7 +111,7 @@ async def _translated(text, ask, row, part, source, target, translate_with, role
     if not isinstance(found, str) or not found.strip(): drop(f"{part}: translate_with gave {found!r}"[:200])
     return found.strip()
 
-# %% ../nbs/14_backinstruct.ipynb #dc3fe52c
+# %% ../nbs/14_backinstruct.ipynb #87704a0f
 async def back_instruct(
     row: dict,              # `response` (or `text`): native text; all other columns are carried through
     ask,                    # models in the roles `generator`, `judge` and, unless `direct`, `translator`; with `choose`, `selector`
@@ -139,9 +140,9 @@ async def back_instruct(
     row["task"], row["style"] = draw({n: w for n, (w, _) in tasks.items()}, "task", ask.seed, row["id"]), draw(dict.fromkeys(styles, 1), "style", ask.seed, row["id"])
     shown = response if spoken == code else await _translated(response, ask, row, "response", code, "en", translate_with, "assistant")
     if spoken != code: row["response_en"] = shown
-    instruction = await _write(row, ask, shown, spoken, tasks, temperature)
+    instruction = await _write(row, ask, shown, spoken, tasks, temperature, find_language(language).texts.get("backinstruct", {}).get("task", TASK))
     row["instruction" if spoken == code else "instruction_en"] = instruction
-    keep_from(min_score, row, "alignment", await rate(_with_examples(rubric("alignment", spoken, english_rubrics), examples, shown), [instruction, shown], ask, step="judge alignment"))
+    keep_from(min_score, row, "alignment", await rate(_with_examples(rubric("alignment", language if direct else spoken, english_rubrics), examples, shown), [instruction, shown], ask, step="judge alignment"))
     if spoken != code:
         row["instruction"] = instruction = await _translated(instruction, ask, row, "instruction", "en", code, translate_with)
         if problem := request_problem(instruction, response, code): drop(f"instruction: {problem}")
@@ -149,9 +150,9 @@ async def back_instruct(
     row["detected_language"], row["detected_confidence"] = detect_language(instruction)
     return row
 
-async def _write(row, ask, shown, spoken, tasks, temperature):
+async def _write(row, ask, shown, spoken, tasks, temperature, text):
     "The cleaned request, in the language `spoken`"
-    reply = await ask(instruction_prompt(shown, spoken, row["task"], row["style"], tasks), schema=object_schema(instruction={"type": "string"}), temperature=temperature, max_tokens=300, step="instruction", role="generator")
+    reply = await ask(instruction_prompt(shown, spoken, row["task"], row["style"], tasks, text), schema=object_schema(instruction={"type": "string"}), temperature=temperature, max_tokens=300, step="instruction", role="generator")
     if reply.finish_reason == "length": drop("instruction: cut off")
     row["raw_instruction"] = reply.parsed["instruction"]
     instruction, row["sanitised"] = sanitise(row["raw_instruction"], spoken)

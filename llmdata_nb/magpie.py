@@ -54,17 +54,17 @@ def choose_category(
     "One of `CATEGORIES`, by their weights; the same for the same numbers"
     return random.Random(f"{seed} {number}").choices([*CATEGORIES], CATEGORIES.values())[0]
 
-# %% ../nbs/12_magpie.ipynb #7744c12b
+# %% ../nbs/12_magpie.ipynb #df87d88d
 async def system_message(
     language: str,
     ask,
     category: str | None = None, # one of `CATEGORIES`
 ) -> str:
     "The system message under which a user turn in `language` is opened"
-    texts = find_language(language).texts
-    own = (texts or pack("en"))["magpie"]
-    text = "\n".join([own["user"], own["categories"][category]] if category else [own["user"]]).replace("{language}", find_language(language).name)
-    if texts: return text
+    target = find_language(language)
+    def message(texts): return "\n".join([texts["magpie"]["user"], texts["magpie"]["categories"][category]] if category else [texts["magpie"]["user"]]).replace("{language}", target.name)
+    text = message(target.texts or pack("en"))
+    if target.code == "en" or text != message(pack("en")): return text
     try: return await _once(ask, ("system message", text), lambda: translate(text, ask, language, part="system message", role="system"))
     except Dropped: return text
 

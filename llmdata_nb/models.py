@@ -7,8 +7,9 @@ __all__ = ['row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'jso
            'read_reply', 'Ledger', 'EndpointError', 'check_endpoint', 'unknown_model', 'object_schema', 'read_budget',
            'Budget', 'Call', 'Ask', 'load_rows', 'CallFailed']
 
-# %% ../nbs/04_models.ipynb #957e470f
-import asyncio, difflib, itertools, json, os, random, re, time
+# %% ../nbs/04_models.ipynb #acbaa144
+import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from .limits import SHORT, CallFailed, Limiter, retry_after
@@ -286,24 +287,42 @@ def read_budget(budget) -> tuple[float, str] | None:
     if not m: raise ValueError(f"budget {budget!r}: expected an amount such as 2.50 (US dollars), '300 calls' or '1e6 tokens'")
     return float(m[1]), m[2] or "usd"
 
-# %% ../nbs/04_models.ipynb #5a70b79c
+# %% ../nbs/04_models.ipynb #f102aed3
 class Budget:
     "What a run may newly spend, as in `read_budget`: for calls under way, as much is set aside as the dearest one so far cost"
     def __init__(self, text=None):
         self.limit, self.unit = read_budget(text) or (float("inf"), "calls")
-        self.spent, self.under_way, self.dearest = 0.0, 0, 1.0 if self.unit == "calls" else None
+        self.spent, self.under_way, self.dearest, self.db = 0.0, 0, 1.0 if self.unit == "calls" else None, None
+        if self.limit == float("inf") or not (file := os.environ.get("LLMDATA_BUDGET")): return
+        self.db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
+        for setting in ("journal_mode=wal", "synchronous=off"): self.db.execute("pragma " + setting)  # it lasts as long as the command
+        self.db.execute("create table if not exists spending (run integer primary key, spent real, under_way integer, dearest real)")
+        self.run = self.db.execute("insert into spending values (null, 0, 0, 0)").lastrowid
+
+    @contextmanager
+    def _shared(self):
+        "What all runs spent, their calls under way, and the dearest call; what the block makes of ours is written"
+        if not self.db:
+            yield self.spent, self.under_way, self.dearest or 0
+            return
+        self.db.execute("begin immediate")
+        try:
+            yield self.db.execute("select sum(spent), sum(under_way), max(dearest) from spending").fetchone()
+            self.db.execute("update spending set spent=?, under_way=?, dearest=? where run=?", (self.spent or 0, self.under_way, self.dearest or 0, self.run))
+        finally: self.db.execute("commit")
 
     async def __aenter__(self):
         "Let a call through, or raise CallFailed; gives a function to book its reply with"
         while self.dearest is None and self.under_way: await asyncio.sleep(0.02)  # the first call goes alone, to learn what one costs
         if self.spent is None: raise CallFailed("over budget", f"the {self.unit} of a call are not known here, so the budget cannot be kept: give it in calls")
-        if self.spent + (self.dearest or 0) * (self.under_way + 1) > self.limit + 1e-9 or self.spent >= self.limit:
-            raise CallFailed("over budget", f"{self.spent:g} of {self.limit:g} {self.unit} spent, and {self.under_way} calls under way")
-        self.under_way += 1
+        with self._shared() as (spent, under_way, dearest):
+            if spent + dearest * (under_way + 1) > self.limit + 1e-9 or spent >= self.limit:
+                raise CallFailed("over budget", f"{spent:g} of {self.limit:g} {self.unit} spent, and {under_way} calls under way")
+            self.under_way += 1
         return self._book
 
     async def __aexit__(self, *_):
-        self.under_way -= 1
+        with self._shared(): self.under_way -= 1
 
     def _book(self, reply):
         counted = [reply.usage["prompt_tokens"], reply.usage["completion_tokens"]]

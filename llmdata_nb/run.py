@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['AHEAD', 'Dropped', 'drop', 'Outcome', 'write_manifest', 'check_folder', 'run', 'Estimate', 'estimate']
 
-# %% ../nbs/06_run.ipynb #0f578e17
-import asyncio, copy, inspect, json, os, re, threading, time
+# %% ../nbs/06_run.ipynb #a8450706
+import asyncio, copy, hashlib, inspect, json, os, re, threading, time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from . import __version__
 from .embedded import connect
-from .languages import language as find_language
+from .languages import Language, language as find_language
 from .models import Ask, CallFailed, EndpointError, Ledger, read_budget, row_ledger
 from .progress import Progress, duration, money
 from .rowfile import RowFile, Rows, reason_group
@@ -220,12 +220,15 @@ def _checked(rows):
         seen.add(hash(row["id"]))
         yield row
 
-# %% ../nbs/06_run.ipynb #42cb51c1
+# %% ../nbs/06_run.ipynb #65fe5a54
 def _name(recipe): return getattr(recipe, "__name__", None) or recipe.func.__name__  # the latter of a functools.partial
 
 def _about(recipe, args, models, seed, source):
     language = {"language": find_language(args["language"]).code} if "language" in args else {}
-    return dict(recipe=_name(recipe), **language, source=source and str(source), models={role: m.name for role, m in models.items()},
+    texts = args["language"].texts if isinstance(args.get("language"), Language) else {}
+    edited = {"prompts": hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:12]} if texts and texts != find_language(language["language"]).texts else {}
+    args = args | language
+    return dict(recipe=_name(recipe), **language, **edited, source=source and str(source), models={role: m.name for role, m in models.items()},
                 arguments={k: v if isinstance(v, (str, int, float, bool, type(None))) else str(v) for k, v in args.items()}, seed=seed,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"), versions={"llmdata_nb": __version__})
 

@@ -13,18 +13,23 @@ from .models import CallFailed, object_schema
 from .rows import single_turn
 from .run import drop
 
-# %% ../nbs/10_translate.ipynb #4dd2b619
+# %% ../nbs/10_translate.ipynb #7a2bc84f
 TASK = """Translate the message between <message> and </message> into {language}. It comes from a chat between a person and an assistant.
 - Translate all of it, and nothing but it. When it asks for something, translate the request; do not answer it.
-- Copy code, commands, URLs, formulas and placeholders such as {{name}} as they are, letter by letter.
+- Copy code, commands, URLs, formulas and placeholders such as {name} as they are, letter by letter.
 - Write fluent, natural {language}.
 Reply with a JSON object with one key, "translation"."""
 
 AGAIN = """That translation has a fault: {problem}. Translate the message into {language} again, without the fault. Reply with the JSON object only."""
 
+def _text_for(name, text, language):
+    "`text`, or what was edited in its place (`playground.with_prompts`), with the name of the language in it"
+    target = find_language(language)
+    return target.texts.get("translate", {}).get(name, text).replace("{language}", target.name)
+
 def translation_prompt(text: str, language: str) -> str:
     "The prompt that asks for `text` in `language` (a code or name)"
-    return TASK.format(language=find_language(language).name) + f"\n\n<message>\n{text}\n</message>"
+    return _text_for("task", TASK, language) + f"\n\n<message>\n{text}\n</message>"
 
 # %% ../nbs/10_translate.ipynb #2e2e444c
 def needs_translation(text: str) -> bool:
@@ -36,7 +41,7 @@ def _unmarked(text):
     "`text` without the marks around the message in our prompt, which weak models copy"
     return text.strip().removeprefix("<message>").removesuffix("</message>").strip()
 
-# %% ../nbs/10_translate.ipynb #2d324c9c
+# %% ../nbs/10_translate.ipynb #5b6080c0
 _SCHEMA = object_schema(translation={"type": "string"})
 
 async def translate(
@@ -58,7 +63,7 @@ async def translate(
         problem = translation_problem(text, found, target.code, reply.finish_reason, role)
         if not problem: return found
         if reply.finish_reason == "length": break  # it would be cut off again
-        messages = messages[:1] + [{"role": "assistant", "content": reply.text}, {"role": "user", "content": AGAIN.format(problem=problem, language=target.name)}]
+        messages = messages[:1] + [{"role": "assistant", "content": reply.text}, {"role": "user", "content": _text_for("again", AGAIN, target).replace("{problem}", problem)}]
     if row is not None: row["bad_translation"] = found
     drop(f"{part}: {problem}")
 

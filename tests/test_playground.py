@@ -1,23 +1,26 @@
 "The playground: what a watched recipe tells, edited prompts from the widget to the request, and the whole in a browser with LLMDATA_BROWSER=1 (wants node, npm and chromium)."
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
 import time
 from functools import partial
+from html import unescape
 from pathlib import Path
 
 import nbformat
 import pytest
-from hypothesis import given, strategies as st
+from aiohttp import web
+from hypothesis import given, settings, strategies as st
 from scripted_server import said, serve, wrote
 from test_annotate import BROWSER, button, lab, needs_browser  # noqa: F401 (lab is a fixture)
 
 from llmdata_nb.aya import aya_preferences
 from llmdata_nb.judge import compare, rate, rubric
 from llmdata_nb.languages import language, pack, packs
-from llmdata_nb.magpie import magpie
+from llmdata_nb.magpie import magpie, seeds
 from llmdata_nb.models import CallFailed, object_schema
 from llmdata_nb.playground import _call_html, _flat, differences, in_all, playground, prompts_in, read_prompts, save_prompts, verdict_text, watch, with_prompts
 from llmdata_nb.rerank import rerank
@@ -36,7 +39,7 @@ def anything(body, n=0):
     if "ratings" in schema: return json.dumps({"ratings": [verdict] * schema["ratings"]["minItems"]})
     if "score" in schema: return json.dumps(verdict)
     if "label" in schema: return json.dumps({"rationale": "Va bene.", "label": schema["label"]["enum"][-1]})
-    if "translation" in schema: return json.dumps({"translation": f"Questa è la traduzione italiana del messaggio che segue, numero {text.split('<message>')[-1].split()[-2]}"})
+    if "translation" in schema: return json.dumps({"translation": f"Questa è la traduzione italiana del messaggio che segue, numero {body['messages'][0]['content'].split()[-2]}"})
     return "Ecco una spiegazione semplice, con un esempio preso dalla vita di tutti i giorni."
 
 
@@ -87,7 +90,7 @@ def test_a_watched_recipe_asks_the_same_and_tells_all(tmp_path):
         await ask.complete("a raw text", step="raw", max_tokens=5)
         row["vector"] = await ask.embed("a text")
         found = await compare(rubric("response"), "Why?", ["Because.", "So."], ask)
-        await ask("hello", schema=object_schema(translation={"type": "string"}), temperature=0.5)
+        await ask("hello to you", schema=object_schema(translation={"type": "string"}), temperature=0.5)
         return row | {"scores": found.scores, "more": more}
     def answer(body, n): return (200, {"data": [{"embedding": [0.1, 0.2]}]}) if "input" in body else anything(body, n)
     with serve(answer) as (url, bodies):
@@ -127,6 +130,7 @@ names = st.sampled_from(sorted(n for n, t in _flat(pack("en")).items() if isinst
 words = st.text(min_size=1).filter(lambda t: t.strip() and not any("\ud800" <= c <= "\udfff" for c in t))
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.dictionaries(st.sampled_from(packs()), st.dictionaries(names, words, min_size=1), min_size=1), st.lists(words, min_size=1))
 def test_any_prompt_comes_back_from_its_file(tmp_path_factory, prompts, criteria):
     prompts = {code: texts | {"response.criteria": criteria} for code, texts in prompts.items()}
@@ -150,29 +154,29 @@ def test_the_file_is_named_when_it_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="nowhere.toml"): with_prompts("it", tmp_path / "nowhere.toml")
 
 
-RECIPES = [(translate_and_judge, conversation, "response.task", {}), (rerank, pair, "response.task", {}), (aya_preferences, conversation, "magpie.answer", {}), (magpie, None, "magpie.user", {"min_score": 1}), (magpie, None, "response.task", {"min_score": 1})]
+RECIPES = [(translate_and_judge, conversation, "it", "response.task", {}), (rerank, pair, "it", "response.task", {}), (rerank, pair, "cy", "response.task", {}), (aya_preferences, conversation, "it", "magpie.answer", {}),
+           (magpie, None, "it", "magpie.user", {"min_score": 1}), (magpie, None, "it", "response.task", {"min_score": 1})]
 
 
-@pytest.mark.parametrize("recipe, row, name, options", RECIPES, ids=lambda v: getattr(v, "__name__", None))
-@pytest.mark.parametrize("code", ["it", "cy"])
-def test_an_edited_prompt_is_asked_and_nothing_else_is_paid_again(tmp_path, made, recipe, row, name, options, code):
-    "In a language with a pack, and in one without: the five recipes find their prompts by what they ask"
-    if code == "cy" and recipe is not rerank: return
+@pytest.mark.parametrize("recipe, row, code, name, options", RECIPES, ids=lambda v: getattr(v, "__name__", v if isinstance(v, str) else ""))
+def test_an_edited_prompt_is_asked_and_nothing_else_is_paid_again(tmp_path, made, recipe, row, code, name, options):
+    "The recipes find their prompts by what they ask, in a language with a pack, and in one without"
     (tmp_path / "chat.jinja").write_text(CHATML)
     if recipe is magpie: options = options | {"template": str(tmp_path / "chat.jinja")}
     with serve(anything) as (url, bodies):
         widget = ran(made([row(i) for i in range(5)] if row else [], recipe, model=url, language=code, **options))
         assert len({c["row"] for c in widget.calls}) == 3 and not widget.outcome.failed, status(widget)
         found, first = prompts_in(widget.calls, code), len(bodies)
-        assert name in found and f"({name}" not in status(widget)
+        assert name in found
         edit(widget, name, "NUOVO: rispondi bene. SEVERO")
         assert status(ran(widget)) == "Done."
         new = [b for b in bodies[first:] if (b.get("prompt") or "") != "a"]
-        assert new and any("NUOVO" in json.dumps(b) for b in new) and all(c["replayed"] for c in widget.calls if "NUOVO" not in json.dumps(c["request"]) and not {"answer", "instruction"} & {c["step"]} and name != "magpie.user")
+        assert new and any("NUOVO" in json.dumps(b) for b in new)
+        if name == "response.task": assert all("NUOVO" in json.dumps(b) for b in new) and all(c["replayed"] for c in widget.calls if "NUOVO" not in json.dumps(c["request"]))
         ran(widget, "Save")
         assert "with_prompts" in status(widget) and read_prompts(tmp_path / "prompts.toml") == {code: {name: "NUOVO: rispondi bene. SEVERO"}}
         n = len(bodies)
-        rows = [r | {"id": r["id"]} for r in (row(i) for i in range(3))] if row else [{"id": f"magpie-{i:06}", "number": i} for i in range(3)]
+        rows = [row(i) for i in range(3)] if row else list(seeds(3))
         outcome = run(rows, recipe, model=url, language=with_prompts(code, tmp_path / "prompts.toml"), store=tmp_path / "s.sqlite", **options)
         assert len(bodies) == n and outcome.kept == widget.outcome.kept and outcome.dropped == widget.outcome.dropped, "the file gives a run what the widget asked"
 
@@ -192,7 +196,7 @@ def test_the_whole_of_a_row_is_shown_and_nothing_runs_in_the_page(made):
         button(widget, "Undo the edit").click()
         assert ">dropped<" not in (html := shown(ran(widget))) and "new</span>" not in html, "all of it is in the store"
         field(widget, "Rows").value = "5, 1"
-        assert [c["row"] for c in ran(widget).calls if c["step"] == "judge response"].sort() == ["r0", "r4"].sort() and len(widget.outcome.kept) == 2
+        assert {c["row"] for c in ran(widget).calls} == {"r0", "r4"} and [r["id"] for r in widget.outcome.kept] == ["r4", "r0"]
 
 
 def test_what_is_wrong_is_said_in_one_line(made, monkeypatch):
@@ -223,11 +227,14 @@ def test_an_edit_that_no_step_asks_is_told(made, tmp_path):
         assert read_prompts(tmp_path / "prompts.toml")["es"] == {"response.task": "Evalúa."}, "those of another language stay in the file"
 
 
-def test_stop_ends_a_run_and_keeps_what_was_answered(made, tmp_path):
+def test_stop_ends_a_run_and_keeps_what_was_answered(made):
+    over = []
     def answer(body, n):
         if "translation" in str(body.get("response_format")) and "Mix flour" in str(body["messages"]):
-            async def never(request): await asyncio.sleep(60)
-            return never
+            async def held(request):
+                while not over: await asyncio.sleep(0.02)
+                return web.json_response(said(anything(body)))
+            return held
         return anything(body, n)
     with serve(answer) as (url, bodies):
         widget = made([conversation(i) for i in range(3)], model=url)
@@ -241,6 +248,8 @@ def test_stop_ends_a_run_and_keeps_what_was_answered(made, tmp_path):
         while sum("Mix flour" in str(b) for b in bodies) < 6: time.sleep(0.05)
         ran(widget, "Stop")
         assert len(bodies) == n + 3, "what was answered before is replayed"
+        over.append(True)
+        time.sleep(0.2)
     widget = made([conversation(0)], model="embedded:smollm2-135m")
     button(widget, "Run").click()
     ran(widget, "Stop")  # before any row has begun
@@ -257,7 +266,8 @@ def test_a_recipe_of_ones_own_and_the_budget(made):
 
 def test_differences_are_of_the_text_as_it_is():
     for old, new in (("a b c", "a x c"), ("", "x"), ("<b>", "<i>"), ("猫", "犬と猫"), ("قط صغير", "قط كبير"), ("x " * 4000, "y " * 4000)):
-        assert re.sub("<del>.*?</del>|</?ins>", "", differences(old, new), flags=re.S) == re.sub("x", "x", new).replace("<", "&lt;").replace(">", "&gt;")
+        assert unescape(re.sub("<del>.*?</del>|</?ins>", "", differences(old, new), flags=re.S)) == new
+        if len(old) < 9: assert unescape(re.sub("<ins>.*?</ins>|</?del>", "", differences(old, new), flags=re.S)) == old
 
 
 def test_unknown_prices_stay_unknown():
@@ -273,32 +283,26 @@ def test_the_playground_and_the_progress_in_jupyterlab(lab, tmp_path):  # noqa: 
     url = url.replace("annotate.ipynb", "playground.ipynb")
     def slow(body, n):
         async def answered(request):
-            from aiohttp import web
-            await asyncio.sleep(0.4)
+            held = n == 0 and re.search(r"<message>.nMix flour.*Number [0-2].n", json.dumps(body))  # until the button Stop is pressed
+            await asyncio.sleep(600 if held else 0.4)
             return web.json_response(said(anything(body)))
         return answered
     rows = [conversation(i) for i in range(40)]
-    rows[1]["messages"][0]["content"] = "كيف تخبز الخبز في البيت؟ " + HOSTILE
+    rows[1] |= {"id": HOSTILE, "messages": [{"role": "user", "content": "كيف تخبز الخبز في البيت؟ هذا هو السؤال رقم 1"}, rows[1]["messages"][1]]}
     (folder / "rows.json").write_text(json.dumps(rows))
     with serve(slow) as (model, bodies):
         cells = ["import json\nfrom llmdata_nb.playground import playground, with_prompts\nfrom llmdata_nb.run import run\nfrom llmdata_nb.translate import translate_and_judge\nrows = json.load(open('rows.json'))",
                  f"playground(rows, translate_and_judge, language='it', model='{model}', store='s.sqlite')",
-                 f"outcome = run(rows, translate_and_judge, model='{model}', store='s.sqlite', language=with_prompts('it', 'prompts.toml'), concurrency=2)\noutcome"]
+                 f"outcome = run(rows, translate_and_judge, model='{model}', store='s.sqlite', language=with_prompts('it', 'prompts.toml'), concurrency=6)\noutcome"]
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), folder / "playground.ipynb")
-        driver, shots = shutil.copytree(BROWSER, tmp_path / "browser", ignore=shutil.ignore_patterns("node_modules")), tmp_path / "shots"
-        shots.mkdir()
+        driver, shots = shutil.copytree(BROWSER, tmp_path / "browser", ignore=shutil.ignore_patterns("node_modules")), Path(os.environ.get("LLMDATA_SHOTS") or tmp_path / "shots")
+        shots.mkdir(exist_ok=True)
         subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund"], cwd=driver, check=True)
-        ended = subprocess.run(["node", "playground.mjs", url, str(shots)], cwd=driver, capture_output=True, text=True, timeout=300)
-        keep_shots(shots)
+        ended = subprocess.run(["node", "playground.mjs", url, str(shots)], cwd=driver, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr
     seen = json.loads(ended.stdout)
     assert seen["alerts"] == [] and seen["ran"] == 0 and seen["errors"] == []
     assert read_prompts(folder / "prompts.toml") == {"it": {"response.task": "Sii SEVERO: vota da 1 a 5."}}
     lines = seen["lines"]
     assert all(re.match(r"translate_and_judge it  \d+/40 rows", line) for line in lines) and len(set(lines)) > 3 and lines[-1].startswith("translate_and_judge it  40/40 rows"), lines
-    assert "40  rows in" in seen["outcome"] and "Traceback" not in seen["outcome"]
-
-
-def keep_shots(shots):
-    import os
-    if os.environ.get("LLMDATA_SHOTS"): shutil.copytree(shots, os.environ["LLMDATA_SHOTS"], dirs_exist_ok=True)
+    assert re.search(r"40\s+rows in", seen["outcome"]) and "Traceback" not in seen["outcome"]
