@@ -78,7 +78,7 @@ def _recipe_help(notebook):
 
 def _short(path): return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
 
-# %% ../nbs/40_cli.ipynb #e1d8e7a2
+# %% ../nbs/40_cli.ipynb #3db96f3f
 class _Parser(argparse.ArgumentParser):
     "Says what is wrong in one line"
     def error(self, message): raise ValueError(f"{message} (`llmdata --help` tells more)")
@@ -103,6 +103,12 @@ def find_notebook(recipe: str) -> Path:
     if recipe not in pipelines(): raise ValueError(f"no recipe {recipe!r}; there are: {', '.join(pipelines())}")
     return pipelines()[recipe]
 
+def _without_language(args, notebook, values):
+    "The one run of a notebook that makes no dataset in a language, such as `compare_languages`"
+    if args.language is not None or args.wait: raise ValueError(f"{notebook.stem} takes no {'--language' if args.language is not None else '--wait'}")
+    out = Path(values["out_dir"]).expanduser() if values.get("out_dir") else outputs_folder()/notebook.stem
+    return notebook, out, values | {"out_dir": str(out)}
+
 def plan(args) -> list:
     "The runs that the parsed `args` ask for, all checked: `(notebook, folder, values)` of each; ValueError in one line"
     from llmdata_nb.models import read_budget
@@ -110,6 +116,7 @@ def plan(args) -> list:
     takes = parameters(notebook)
     values = dict(read_parameter(text, takes) for text in args.parameters)
     if "budget" in takes: read_budget(values.setdefault("budget", ast.literal_eval(takes["budget"]["default"])))
+    if "language" not in takes: return [_without_language(args, notebook, values)]
     if args.wait: values["wait"] = True
     if args.language is not None and "language" in values: raise ValueError("language is given twice, by --language and by -p")
     default = ast.literal_eval(takes["language"]["default"])
@@ -160,27 +167,30 @@ def _relay(line, stop, progress):
         if parent and os.getppid() != int(parent): os.kill(os.getpid(), signal.SIGTERM)  # the command that started this one, among others, was killed
     if text: progress.show(line.read_text(encoding="utf-8"), last=True)
 
-# %% ../nbs/40_cli.ipynb #a34743c2
+# %% ../nbs/40_cli.ipynb #6a1f63d2
 def run_one(notebook, out: Path, values: dict) -> dict:
     "Run one language, saying what it makes and where; gives what became of it"
     from papermill.exceptions import PapermillExecutionError
-    language, started, error = find_language(values["language"]), time.monotonic(), ""
-    print(f"{notebook.stem} · {language.name} → {_short(out)} (finished calls are kept in {_short(store_path())})", file=sys.stderr)
+    language, started, error = find_language(values["language"]) if "language" in values else None, time.monotonic(), ""
+    print(f"{notebook.stem} · {language.name} → {_short(out)} (finished calls are kept in {_short(store_path())})" if language else f"{notebook.stem} → {_short(out)}", file=sys.stderr)
     try:
         run_notebook(notebook, out, values)
         if not (out/"manifest.json").exists(): raise RuntimeError(f"the notebook made no dataset in {_short(out)}")
     except PapermillExecutionError as e: error = f"{e.ename}: {e.evalue}\nllmdata: the notebook stopped at the cell marked in {_short(out/UNFINISHED)}"
     except Exception as e: error = f"{type(e).__name__}: {e}"  # no such folder, a kernel that died: the other languages go on
-    except KeyboardInterrupt: return _became(language.code, out, started, 130)
+    except KeyboardInterrupt: return _became(language, out, started, 130)
     if error: print(f"llmdata: {error}", file=sys.stderr)
-    result = _became(language.code, out, started, 1 if error else 0, error)
+    if not language and not error:
+        print(f"Tables, plots and executed notebook: {_short(out)}")
+        return dict(code=0, error="")
+    result = _became(language, out, started, 1 if error else 0, error)
     if not error: _tell(notebook, result["made"], values, out)
     return result
 
-def _became(code, out, started, status, error=""):
+def _became(language, out, started, status, error=""):
     made = json.loads((out/"manifest.json").read_text(encoding="utf-8")) if status == 0 or status == 1 and not error else None
     error = "stopped" if status == 130 else error.partition("\n")[0]
-    return dict(language=code, folder=out, seconds=time.monotonic() - started, code=status or int(not made["rows"]["kept"]), error=error, made=made)
+    return dict(language=language and language.code, folder=out, seconds=time.monotonic() - started, code=status or int(not made["rows"]["kept"]), error=error, made=made)
 
 def _tell(notebook, made, values, out):
     "Say what became of the rows"
@@ -191,7 +201,7 @@ def _tell(notebook, made, values, out):
     for r in made["reasons"][:12]: print(f"{r['rows']:>6}  {r['state']}: {r['reason']}")
     print(f"Card, plots and executed notebook: {_short(out)}")
 
-# %% ../nbs/40_cli.ipynb #bae21960
+# %% ../nbs/40_cli.ipynb #5013f969
 def run_parallel(runs: list, most: int) -> list:
     "Do the `runs`, as from `plan`, `most` at a time; gives what became of each that was begun"
     waiting, running, done, lines = list(runs), {}, [], _Lines()
@@ -230,7 +240,7 @@ def _ended(run):
     words, status = run["log"].read_text(encoding="utf-8", errors="replace").splitlines(), run["process"].returncode
     why = next((line.removeprefix("llmdata: ") for line in words if line.startswith("llmdata: ")), "")
     if not why and not any("rows kept of" in line for line in words): why = f"ended with {status}: {words[-1] if words else 'no word'}"  # killed, perhaps for its memory
-    return _became(run["code"], run["out"], run["started"], status if status in (0, 130) else 1, why)
+    return _became(find_language(run["code"]), run["out"], run["started"], status if status in (0, 130) else 1, why)
 
 def _stop(running):
     "Tell all to stop, and end those that do not within 20 seconds, or at the next Ctrl-C"
@@ -242,7 +252,7 @@ def _stop(running):
     for run in running.values():
         run["process"].kill()
         run["process"].wait()
-    return [_became(run["code"], run["out"], run["started"], 130) for run in running.values()]
+    return [_became(find_language(run["code"]), run["out"], run["started"], 130) for run in running.values()]
 
 def _in_short(result):
     if result["error"]: return f"failed: {result['error']}"

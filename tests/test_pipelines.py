@@ -18,7 +18,7 @@ from llmdata_nb.cli import main
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
-PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
+PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "prompts", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
 
 
 def manifest(folder): return json.loads((folder / "manifest.json").read_text())
@@ -74,13 +74,12 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     (["translate_and_judge", "-p", "min_scor=4"], "no parameter 'min_scor', did you mean 'min_score'?"),
     (["translate_and_judge", "-p", "limit=few"], "parameter limit: expected int, got 'few'"),
     (["translate_and_judge", "-p", "limit"], "expected name=value"),
-    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: aya_preferences, back_instruct, magpie, rerank_preferences, translate_and_judge"),
+    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: aya_preferences, back_instruct, compare_languages, magpie, rerank_preferences, translate_and_judge"),
     (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only"),
     (["translate_and_judge", "--language", "zh,zh-Hant"], "share a folder"),
     (["translate_and_judge", "--language", "it", "-p", "language=es"], "given twice"),
     (["translate_and_judge", "--language", ""], "unknown language ''"),
-    (["translate_and_judge", "-p", "multi_turn=yes"], "expected true or false"),
-    ([], "which recipe? aya_preferences, back_instruct, magpie, rerank_preferences, translate_and_judge")])
+    (["translate_and_judge", "-p", "multi_turn=yes"], "expected true or false")])
 def test_wrong_arguments_are_one_line(project, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err
@@ -167,3 +166,18 @@ def test_magpie_that_keeps_nothing_says_what_to_try(project, capsys):
     assert "Ended before 500 were kept: of the last 100 rows 0 were kept" in capsys.readouterr().out and len(bodies) <= 110
     notebook = nbformat.read(project / "none" / "run.ipynb", 4)
     assert any("see with compare_steering" in o.get("text", "") for c in notebook.cells for o in c.get("outputs", []))
+
+
+def test_prompts_edited_in_the_playground_are_used_and_told(project):
+    "A file of prompts reaches the judge through the pipeline, the card has its hash, and what is not edited is not paid again"
+    from llmdata_nb.playground import save_prompts
+    save_prompts(project / "prompts.toml", {"it": {"instruction.task": "Giudica la richiesta come un maestro severo."}})
+    with serve(translator_and_judge) as (model, bodies):
+        run = ["translate_and_judge", "-p", f"model={model}", "-p", "limit=3"]
+        main(run)
+        paid, out = len(bodies), project / "outputs" / "it" / "translate_and_judge"
+        assert "prompts" not in manifest(out)
+        main([*run, "-p", "prompts=prompts.toml"])
+        assert len(bodies) == paid + 3 and all("come un maestro severo" in str(body["messages"]) for body in bodies[paid:])
+        assert len(manifest(out)["prompts"]) == 12 and manifest(out)["arguments"]["language"] == "it"
+    assert main([*run, "-p", "prompts=nowhere.toml"]) == 1

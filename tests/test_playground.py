@@ -18,6 +18,7 @@ from scripted_server import said, serve, wrote
 from test_annotate import BROWSER, button, lab, needs_browser  # noqa: F401 (lab is a fixture)
 
 from llmdata_nb.aya import aya_preferences
+from llmdata_nb.backinstruct import back_instruct
 from llmdata_nb.judge import compare, rate, rubric
 from llmdata_nb.languages import language, pack, packs
 from llmdata_nb.magpie import magpie, seeds
@@ -39,6 +40,7 @@ def anything(body, n=0):
     if "ratings" in schema: return json.dumps({"ratings": [verdict] * schema["ratings"]["minItems"]})
     if "score" in schema: return json.dumps(verdict)
     if "label" in schema: return json.dumps({"rationale": "Va bene.", "label": schema["label"]["enum"][-1]})
+    if "instruction" in schema: return json.dumps({"instruction": "Puoi spiegarmi come si prepara un buon pane a casa?"})
     if "translation" in schema: return json.dumps({"translation": f"Questa è la traduzione italiana del messaggio che segue, numero {body['messages'][0]['content'].split()[-2]}"})
     return "Ecco una spiegazione semplice, con un esempio preso dalla vita di tutti i giorni."
 
@@ -154,7 +156,11 @@ def test_the_file_is_named_when_it_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="nowhere.toml"): with_prompts("it", tmp_path / "nowhere.toml")
 
 
-RECIPES = [(translate_and_judge, conversation, "it", "response.task", {}), (rerank, pair, "it", "response.task", {}), (rerank, pair, "cy", "response.task", {}), (aya_preferences, conversation, "it", "magpie.answer", {}),
+def text(i): return {"id": f"r{i}", "text": f"Il pane si fa con farina, acqua, lievito e sale, e poi si cuoce nel forno molto caldo. Numero {i}"}
+
+
+NEW = "NUOVO: rispondi bene in {language}, {name}. {task} {style} SEVERO"
+RECIPES = [(back_instruct, text, "it", "backinstruct.task", {"direct": True}), (back_instruct, text, "it", "alignment.task", {"direct": True}), (translate_and_judge, conversation, "it", "translate.task", {}), (translate_and_judge, conversation, "it", "response.task", {}), (rerank, pair, "it", "response.task", {}), (rerank, pair, "cy", "response.task", {}), (aya_preferences, conversation, "it", "magpie.answer", {}),
            (magpie, None, "it", "magpie.user", {"min_score": 1}), (magpie, None, "it", "response.task", {"min_score": 1})]
 
 
@@ -168,13 +174,13 @@ def test_an_edited_prompt_is_asked_and_nothing_else_is_paid_again(tmp_path, made
         assert len({c["row"] for c in widget.calls}) == 3 and not widget.outcome.failed, status(widget)
         found, first = prompts_in(widget.calls, code), len(bodies)
         assert name in found
-        edit(widget, name, "NUOVO: rispondi bene. SEVERO")
+        edit(widget, name, NEW)
         assert status(ran(widget)) == "Done."
         new = [b for b in bodies[first:] if (b.get("prompt") or "") != "a"]
         assert new and any("NUOVO" in json.dumps(b) for b in new)
         if name == "response.task": assert all("NUOVO" in json.dumps(b) for b in new) and all(c["replayed"] for c in widget.calls if "NUOVO" not in json.dumps(c["request"]))
         ran(widget, "Save")
-        assert "with_prompts" in status(widget) and read_prompts(tmp_path / "prompts.toml") == {code: {name: "NUOVO: rispondi bene. SEVERO"}}
+        assert "with_prompts" in status(widget) and read_prompts(tmp_path / "prompts.toml") == {code: {name: NEW}}
         n = len(bodies)
         rows = [row(i) for i in range(3)] if row else list(seeds(3))
         outcome = run(rows, recipe, model=url, language=with_prompts(code, tmp_path / "prompts.toml"), store=tmp_path / "s.sqlite", **options)
