@@ -167,7 +167,7 @@ def _relay(line, stop, progress):
         if parent and os.getppid() != int(parent): os.kill(os.getpid(), signal.SIGTERM)  # the command that started this one, among others, was killed
     if text: progress.show(line.read_text(encoding="utf-8"), last=True)
 
-# %% ../nbs/40_cli.ipynb #6a1f63d2
+# %% ../nbs/40_cli.ipynb #b999130f
 def run_one(notebook, out: Path, values: dict) -> dict:
     "Run one language, saying what it makes and where; gives what became of it"
     from papermill.exceptions import PapermillExecutionError
@@ -175,7 +175,7 @@ def run_one(notebook, out: Path, values: dict) -> dict:
     print(f"{notebook.stem} · {language.name} → {_short(out)} (finished calls are kept in {_short(store_path())})" if language else f"{notebook.stem} → {_short(out)}", file=sys.stderr)
     try:
         run_notebook(notebook, out, values)
-        if not (out/"manifest.json").exists(): raise RuntimeError(f"the notebook made no dataset in {_short(out)}")
+        if language and not (out/"manifest.json").exists(): raise RuntimeError(f"the notebook made no dataset in {_short(out)}")
     except PapermillExecutionError as e: error = f"{e.ename}: {e.evalue}\nllmdata: the notebook stopped at the cell marked in {_short(out/UNFINISHED)}"
     except Exception as e: error = f"{type(e).__name__}: {e}"  # no such folder, a kernel that died: the other languages go on
     except KeyboardInterrupt: return _became(language, out, started, 130)
