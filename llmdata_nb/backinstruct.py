@@ -82,9 +82,13 @@ def task_prompt(language) -> str:
     "`TASK`, or what was edited in its place (`playground.with_prompts`)"
     return find_language(language).texts.get("backinstruct", {}).get("task", TASK)
 
-# %% ../nbs/14_backinstruct.ipynb #cd75ec3e
-_THE_TEXT = re.compile(r"""<answer>|\bthe request (?:is|that)\b|\b(?:(?:the|this|above|following|given|provided) (?:text|passage|paragraph|article|excerpt|answer)|(?:il|nel|del|dal|questo|al) (?:testo|brano|passo|paragrafo)|(?:el|del|este|al) (?:texto|pasaje|párrafo|fragmento)|(?:o|no|do|neste|este) (?:texto|trecho|parágrafo)
-    |(?:le|du|ce|au) (?:texte|passage|paragraphe|extrait)|(?:der|dem|des|diese[mrs]?|im) (?:text|textes|abschnitt|absatz|passage)|(?:de|deze|het|dit) (?:tekst|passage|alinea|fragment))\b|(?:この|上記の|次の|以下の)(?:文章|文|テキスト|記事)|(?:这|上述|以下|该)(?:段|篇)?(?:文字|文本|文章|段落)|(?:इस|उपरोक्त) (?:पाठ|लेख|अनुच्छेद)|(?:ఈ|పై) (?:పాఠ్య|వచన|పేరా|వ్యాస)|(?:هذا|النص|الفقرة) (?:النص|أعلاه)""".replace("\n    ", ""), re.I)
+# %% ../nbs/14_backinstruct.ipynb #0743be92
+_OF = r"(?!\s+(?:of|to|del|dell[aeo']|dei|des|du|de|do|da|van|naar|zu|à|successiv|più|mais))"  # "the text of the anthem", "il passo dello Stelvio" are other things
+_THE_TEXT = re.compile(rf"""<answer>|\bthe request (?:is|that)\b|\b(?:(?:this|above|following|given|provided) (?:text|passage|paragraph|article|excerpt|answer)|the (?:text|passage|paragraph|excerpt|answer){_OF}
+    |(?:nel|dal|questo|seguente) (?:testo|brano|passo|paragrafo)|il (?:testo|brano|paragrafo){_OF}|(?:del|este|siguiente) (?:texto|pasaje|párrafo|fragmento)|el (?:texto|pasaje|párrafo|fragmento){_OF}
+    |(?:no|neste|este|seguinte) (?:texto|trecho|parágrafo)|o (?:texto|parágrafo){_OF}|(?:ce|cet|suivant) (?:texte|passage|paragraphe|extrait)|l[ea] (?:texte|paragraphe){_OF}
+    |(?:diese[mrs]?|im|folgende[mnr]?) (?:text|textes|abschnitt|absatz|passage)|de[rmn] text{_OF}|(?:deze|dit|volgende) (?:tekst|passage|alinea|fragment)|de tekst{_OF})\b
+    |(?:この|上記の|次の|以下の)(?:文章|文|テキスト|記事)|(?:这|上述|以下|该)(?:段|篇)?(?:文字|文本|文章|段落)|(?:इस|उपरोक्त) (?:पाठ|लेख|अनुच्छेद)|(?:ఈ|పై) (?:పాఠ్య|వచన|పేరా|వ్యాస)|هذا النص|هذه الفقرة|النص أعلاه|الفقرة أعلاه""".replace("\n    ", ""), re.I)
 
 def request_problem(
     instruction: str,
@@ -107,15 +111,15 @@ def _longest(a, b, step=10):
         best = max(best, run + step // 2 if run else 0)
     return best
 
-# %% ../nbs/14_backinstruct.ipynb #a919040f
+# %% ../nbs/14_backinstruct.ipynb #fa21a19d
 async def _translated(text, ask, row, part, source, target, translate_with, role="user"):
     if not translate_with: return await translate(text, ask, target, part=part, role=role, row=row)
-    found = translate_with(text, source, target)
+    found = translate_with(text, source, find_language(target).code)
     found = await found if inspect.isawaitable(found) else found
     if not isinstance(found, str) or not found.strip(): drop(f"{part}: translate_with gave {found!r}"[:200])
     return found.strip()
 
-# %% ../nbs/14_backinstruct.ipynb #1730cb65
+# %% ../nbs/14_backinstruct.ipynb #8e6e1fa9
 async def back_instruct(
     row: dict,              # `response` (or `text`): native text; all other columns are carried through
     ask,                    # models in the roles `generator`, `judge` and, unless `direct`, `translator`; with `choose`, `selector`
@@ -140,7 +144,7 @@ async def back_instruct(
     if choose:
         await choose_passage(row, ask, code, min_length, max_length)
         response = row["response"]
-    spoken = code if direct else "en"  # the language in which the pair is made and judged
+    row["response"], spoken = response, code if direct else "en"  # the language in which the pair is made and judged
     row["task"], row["style"] = draw({n: w for n, (w, _) in tasks.items()}, "task", ask.seed, row["id"]), draw(dict.fromkeys(styles, 1), "style", ask.seed, row["id"])
     shown = response if spoken == code else await _translated(response, ask, row, "response", code, "en", translate_with, "assistant")
     if spoken != code: row["response_en"] = shown
@@ -148,7 +152,7 @@ async def back_instruct(
     row["instruction" if spoken == code else "instruction_en"] = instruction
     keep_from(min_score, row, "alignment", await rate(_with_examples(rubric("alignment", language if direct else spoken, english_rubrics), examples, shown), [instruction, shown], ask, step="judge alignment"))
     if spoken != code:
-        row["instruction"] = instruction = await _translated(instruction, ask, row, "instruction", "en", code, translate_with)
+        row["instruction"] = instruction = await _translated(instruction, ask, row, "instruction", "en", find_language(language), translate_with)
         if problem := request_problem(instruction, response, code): drop(f"instruction: {problem}")
     row["messages"] = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
     row["detected_language"], row["detected_confidence"] = detect_language(instruction)
@@ -209,13 +213,14 @@ def best_and_worst(
     low = [row for row in reversed(scored) if row not in top and top and row["alignment_score"] < top[-1]["alignment_score"]][:worst]
     return [{"instruction": row.get("instruction_en") or row["instruction"], "response": row.get("response_en") or row["response"], "score": row["alignment_score"]} for row in top + low]
 
-# %% ../nbs/14_backinstruct.ipynb #cc9cabff
+# %% ../nbs/14_backinstruct.ipynb #387196ff
 def read_examples(
     path: str, # of a JSONL file; each line with `instruction`, `response` and `score`, 1 to 5
 ) -> list: # `examples` for `back_instruct`
     "Scored pairs for the judge; ValueError that names the line which is none"
     found = []
-    for n, line in enumerate(Path(path).expanduser().read_text(encoding="utf-8").splitlines(), 1):
+    for n, line in enumerate(Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n"), 1):  # not by splitlines, to which U+2028 in a text is an end
+        if not line.strip(): continue
         try: found.append({"instruction": str((pair := json.loads(line))["instruction"]), "response": str(pair["response"]), "score": float(pair["score"])})
         except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path} line {n}: expected instruction, response and score ({e})") from None
         if not 1 <= found[-1]["score"] <= 5: raise ValueError(f"{path} line {n}: score {pair['score']}: expected 1 to 5")

@@ -293,7 +293,7 @@ def summary(results: list) -> str:
     def text(row): return "  ".join(word.ljust(n) if i in (0, len(head) - 1) else word.rjust(n) for i, (word, n) in enumerate(zip(row, width))).rstrip()
     return "\n".join([*map(text, rows), *(f"{r['language']:{width[0]}}  {r['error']}" for r in results if r["error"])])
 
-# %% ../nbs/40_cli.ipynb #6e76c990
+# %% ../nbs/40_cli.ipynb #20d4202a
 def run_all(runs: list, parallel: int = 1) -> int:
     "Do the `runs`, as from `plan`; the exit code of the command"
     from llmdata_nb.models import Budget
@@ -310,7 +310,8 @@ def run_all(runs: list, parallel: int = 1) -> int:
 
 def _spent(budget, file):
     if not file.exists(): return ""
-    (spent,) = sqlite3.connect(file).execute("select sum(spent) from spending").fetchone()
+    spent, unknown = sqlite3.connect(file).execute("select sum(spent), max(unknown) from spending").fetchone()
+    if unknown: return f"\nBudget: what was spent is not known, for {budget.unit} of some calls were not told"
     return "\nBudget: " + (f"{money(spent)} spent of {money(budget.limit)}" if budget.unit == "usd" else f"{spent:,.0f} spent of {budget.limit:,.0f} {budget.unit}")
 
 def _fetch_weights(notebook, values):

@@ -204,10 +204,10 @@ def judge_warnings(
     told = {column: one_sided(values, min_score if column in ("response_score", "alignment_score") else None) for column, values in columns.items()}
     return [f"{column}: {text}" for column, text in told.items() if text]
 
-# %% ../nbs/21_export.ipynb #05a0935e
+# %% ../nbs/21_export.ipynb #81d86806
 def limits(manifest, kept, dropped=()):
     "What a reader should know before trusting the rows: a list of sentences"
-    judged = any(row.get(column) is not None for row in kept for column in (*SCALES, "scores", "judge_scores"))
+    judged = any(row.get(column) is not None for row in kept or dropped for column in (*SCALES, "scores", "judge_scores"))
     found = ["The judge is a language model, and this run had no person read the rows: a high score is not a proof of quality." if judged else \
              "A model tagged or guarded the rows, but no judge and no person read them." if any(row.get("tags") or row.get("safety") for row in kept) else "No judge and no person read the rows: only checks without a model did.",
              *judge_warnings([*kept, *dropped], manifest["arguments"].get("min_score"))]

@@ -197,7 +197,7 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
     try: return float(calc_price(counted, model, provider_id=provider).total_price)
     except LookupError: return None
 
-# %% ../nbs/04_models.ipynb #9acc321a
+# %% ../nbs/04_models.ipynb #9eff9bb9
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
     choice, told = answer["choices"][0], answer.get("usage") or {}
@@ -205,10 +205,12 @@ def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     if isinstance(text, list): text = "".join(part.get("text", "") for part in text)
     reason = choice.get("finish_reason")
     if reason in ("content_filter", "error") or text is None: raise CallFailed("refused", f"no text; finish_reason {reason!r}")
-    usage = {"prompt_tokens": told.get("prompt_tokens"), "completion_tokens": told.get("completion_tokens"),
-             "cached_tokens": (told.get("prompt_tokens_details") or {}).get("cached_tokens")}
-    usage = {k: None if n is None else int(n) for k, n in usage.items()}
+    usage = _usage(told)
     return Reply(text.encode("utf-8", "replace").decode(), None, usage, price(endpoint, usage | {"usd": told.get("cost")}), reason, logprobs=_logprobs(choice))
+
+def _usage(told):
+    usage = {"prompt_tokens": told.get("prompt_tokens"), "completion_tokens": told.get("completion_tokens"), "cached_tokens": (told.get("prompt_tokens_details") or {}).get("cached_tokens")}
+    return {k: None if n is None else int(n) for k, n in usage.items()}
 
 def _logprobs(choice):
     "The likely tokens at each place of the answer, or None where the endpoint does not give them in the form of chat completions"
@@ -287,39 +289,50 @@ def read_budget(budget) -> tuple[float, str] | None:
     if not m: raise ValueError(f"budget {budget!r}: expected an amount such as 2.50 (US dollars), '300 calls' or '1e6 tokens'")
     return float(m[1]), m[2] or "usd"
 
-# %% ../nbs/04_models.ipynb #f102aed3
+# %% ../nbs/04_models.ipynb #86cec129
 class Budget:
-    "What a run may newly spend, as in `read_budget`: for calls under way, as much is set aside as the dearest one so far cost"
+    "What a run may newly spend, as in `read_budget`: for calls under way, as much is set aside as the dearest one so far cost, and a call for which there is no room waits"
     def __init__(self, text=None):
         self.limit, self.unit = read_budget(text) or (float("inf"), "calls")
-        self.spent, self.under_way, self.dearest, self.db = 0.0, 0, 1.0 if self.unit == "calls" else None, None
+        self.spent, self.under_way, self.dearest, self.unknown, self.db = 0.0, 0, 1.0 if self.unit == "calls" else None, False, None
         if self.limit == float("inf") or not (file := os.environ.get("LLMDATA_BUDGET")): return
         self.db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
         for setting in ("journal_mode=wal", "synchronous=off"): self.db.execute("pragma " + setting)  # it lasts as long as the command
-        self.db.execute("create table if not exists spending (run integer primary key, spent real, under_way integer, dearest real)")
-        self.run = self.db.execute("insert into spending values (null, 0, 0, 0)").lastrowid
+        self.db.execute("create table if not exists spending (run integer primary key, process integer, spent real, under_way integer, dearest real, unknown integer)")
+        self.run = self.db.execute("insert into spending values (null, ?, 0, 0, ?, 0)", (os.getpid(), self.dearest)).lastrowid
 
     @contextmanager
     def _shared(self):
-        "What all runs spent, their calls under way, and the dearest call; what the block makes of ours is written"
+        "What all runs spent, their calls under way, the dearest call, and whether some cost what is not known; what the block makes of ours is written"
         if not self.db:
-            yield self.spent, self.under_way, self.dearest or 0
+            yield self.spent, self.under_way, self.dearest, self.unknown
             return
         self.db.execute("begin immediate")
         try:
-            yield self.db.execute("select sum(spent), sum(under_way), max(dearest) from spending").fetchone()
-            self.db.execute("update spending set spent=?, under_way=?, dearest=? where run=?", (self.spent or 0, self.under_way, self.dearest or 0, self.run))
+            self._bury()
+            yield self.db.execute("select sum(spent), sum(under_way), max(dearest), max(unknown) from spending").fetchone()
+            self.db.execute("update spending set spent=?, under_way=?, dearest=?, unknown=? where run=?", (self.spent, self.under_way, self.dearest, self.unknown, self.run))
         finally: self.db.execute("commit")
 
+    def _bury(self):
+        "Count what a process that was killed had under way as spent"
+        from psutil import pid_exists
+        for run, process in self.db.execute("select run, process from spending where under_way > 0 and process != ?", (os.getpid(),)).fetchall():
+            if not pid_exists(process): self.db.execute("update spending set spent = spent + under_way * coalesce(dearest, 0), under_way = 0 where run=?", (run,))
+
     async def __aenter__(self):
-        "Let a call through, or raise CallFailed; gives a function to book its reply with"
-        while self.dearest is None and self.under_way: await asyncio.sleep(0.02)  # the first call goes alone, to learn what one costs
-        if self.spent is None: raise CallFailed("over budget", f"the {self.unit} of a call are not known here, so the budget cannot be kept: give it in calls")
-        with self._shared() as (spent, under_way, dearest):
-            if spent + dearest * (under_way + 1) > self.limit + 1e-9 or spent >= self.limit:
-                raise CallFailed("over budget", f"{spent:g} of {self.limit:g} {self.unit} spent, and {under_way} calls under way")
-            self.under_way += 1
+        "Let a call through when there is room for it, or raise CallFailed; gives a function to book its reply with"
+        while not self._enters(): await asyncio.sleep(0.02)
         return self._book
+
+    def _enters(self):
+        "Whether a call may go now; the first one goes alone, to learn what one costs"
+        with self._shared() as (spent, under_way, dearest, unknown):
+            if unknown: raise CallFailed("over budget", f"the {self.unit} of a call are not known here, so the budget cannot be kept: give it in calls")
+            if spent + (dearest or 0) > self.limit + 1e-9 or spent >= self.limit: raise CallFailed("over budget", f"{spent:g} of {self.limit:g} {self.unit} spent, and {under_way} calls under way")
+            fits = not under_way if dearest is None else spent + dearest * (under_way + 1) <= self.limit + 1e-9
+            self.under_way += fits
+        return fits
 
     async def __aexit__(self, *_):
         with self._shared(): self.under_way -= 1
@@ -327,7 +340,7 @@ class Budget:
     def _book(self, reply):
         counted = [reply.usage["prompt_tokens"], reply.usage["completion_tokens"]]
         cost = 1 if self.unit == "calls" else reply.cost if self.unit == "usd" else None if None in counted else sum(counted)
-        self.spent = None if cost is None or self.spent is None else self.spent + cost
+        self.spent, self.unknown = self.spent + (cost or 0), self.unknown or cost is None
         self.dearest = max(self.dearest or 0, cost or 0)
 
 # %% ../nbs/04_models.ipynb #d375f049
@@ -365,7 +378,7 @@ def _typed(value, schema):
         if spec.get("type") == "string" and k in value and not isinstance(value[k], str): raise ValueError(f"{k} should be a string, and is {value[k]!r}")
     return value
 
-# %% ../nbs/04_models.ipynb #6390dcf5
+# %% ../nbs/04_models.ipynb #f00447a9
 class Ask:
     "The one door to the models: `await ask(messages)` gives a `Reply`, from the store when it was paid for before, or raises `CallFailed`"
     def __init__(self,
@@ -377,7 +390,7 @@ class Ask:
         concurrency: int = 64, # most requests to one address at a time
         **limits,         # of each address: `per_minute` and `per_day` (requests), `wait`, as in `Limiter`
     ):
-        self.models, self.store, self.session, self.seed, self.budget = models, store, session, seed, Budget(budget)
+        self.models, self.store, self.session, self.seed, self.budget = models, store, session, seed, budget if isinstance(budget, Budget) else Budget(budget)
         self.ledger, self.flying, self.negotiating, self.checking, self.checked = Ledger(), {}, asyncio.Lock(), asyncio.Lock(), False
         self.attempted = dict.fromkeys(store.attempts(), False)  # keys of calls that failed before → whether that is in the ledger
         names = {e.url: [other.name for other in models.values() if other.url == e.url] for e in models.values()}
@@ -491,12 +504,12 @@ def _book_earlier(ask, call, key):
         usd = failed["usd"] if failed["kind"] == "unparseable" else 0.0  # of the others it is not known that they cost anything
         ask.book(call, {k: failed[k] for k in _USAGE}, usd, failed["seconds"] or 0, **{"lost" if failed["kind"] == "lost" else "retries": 1})
 
-# %% ../nbs/04_models.ipynb #8e3c9843
+# %% ../nbs/04_models.ipynb #41c2e2c5
 async def _pay_once(ask, call, key, last):
     async with ask.budget as spend:
         answer, sent, seconds = await _send(ask, call, key)
         reply, failed = _read(answer, call.endpoint)
-        if not failed: spend(reply)
+        spend(reply)
     bug = None
     if not failed:
         try: reply.parsed = call.read(reply)
@@ -512,11 +525,14 @@ async def _pay_once(ask, call, key, last):
     return reply
 
 def _read(answer, endpoint):
-    "The `Reply` in `answer` and None; or an empty one and why"
+    "The `Reply` in `answer` and None; or an empty one, with what it cost where that is told, and why"
     try: return read_reply(answer, endpoint), None
     except CallFailed as e: failed = e
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e: failed = CallFailed("server", f"an answer of unknown form ({e}): {str(answer)[:200]}")
-    return Reply("", cost=0.0), failed
+    nothing = Reply("", usage=dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), 0), cost=0.0)
+    try: usage = _usage(answer["usage"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError): return nothing, failed
+    return replace(nothing, usage=usage, cost=price(endpoint, usage | {"usd": answer["usage"].get("cost")})), failed
 
 # %% ../nbs/04_models.ipynb #4ad0a005
 async def _send(ask, call, key):

@@ -7,7 +7,7 @@ __all__ = ['ENDS_ALWAYS', 'ENDS_SOMETIMES', 'MORE_ENDS', 'ABBREVIATIONS', 'BEFOR
            'PASSAGE_RULES', 'CHOOSE', 'SHOWN', 'sentences', 'passages', 'english_length', 'broken_encoding',
            'scan_noise', 'hyphenated', 'markup', 'code', 'table', 'mostly_list', 'mostly_links', 'short_lines',
            'header_or_footer', 'missing_words', 'cut_off', 'few_sentences', 'year_dense', 'mostly_quotations',
-           'contact', 'archaic', 'foreign', 'passage_problem', 'select', 'choose_passage', 'whole_files']
+           'contact', 'archaic', 'foreign', 'passage_problem', 'unlike', 'select', 'choose_passage', 'whole_files']
 
 # %% ../nbs/09_passages.ipynb #b781fc49
 import re
@@ -363,7 +363,7 @@ def passage_problem(
     "The first objection of `rules` to `text` as an answer"
     return next((reason for rule in rules if (reason := rule(text, language))), None)
 
-# %% ../nbs/09_passages.ipynb #3cc9393a
+# %% ../nbs/09_passages.ipynb #4c248a2b
 def _answer(row):
     "The text of the last answer in the conversation of `row`, and the request before it; None where there is none"
     turns = row["messages"]
@@ -385,9 +385,19 @@ def _length_problem(length, least, most):
     if length < least: return f"too short ({length:.0f})"
     if length > most: return f"too long ({length:.0f})"
 
-def _repeats(seen, new):
-    "Name the earlier passage that `new` repeats"
-    if copy := seen.repeats(new["response"], new["id"]): return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
+def unlike(
+    rows,  # an iterable of documents: rows with `text`
+    near: float = 0.7,  # as in `select`; 0 or None keeps repeats
+):
+    "The documents of `rows` one by one, those that repeat an earlier one with the reason in `dropped`: for `choose_passage`, which reads whole documents"
+    seen = Seen(near) if near else None
+    for row in rows:
+        problem = _repeats(seen, row, "text") if seen and row.get("text") and not row.get("dropped") and not row.get("failed") else None
+        yield row | ({"dropped": f"document: {problem}"} if problem else {})
+
+def _repeats(seen, new, column="response"):
+    "Name the earlier row that `new` repeats"
+    if copy := seen.repeats(new[column], new["id"]): return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
 
 # %% ../nbs/09_passages.ipynb #8fd9cc9d
 def select(
@@ -418,7 +428,7 @@ def select(
             if passed == per_document: break
         if not found: yield {"id": f"{row['id']}-0", "response": "", "document": row["id"], "start": 0, "end": 0} | kept | {"dropped": "passage: no passage"}
 
-# %% ../nbs/09_passages.ipynb #247db100
+# %% ../nbs/09_passages.ipynb #965c5ba4
 CHOOSE = """Below stands a document, each sentence after its number. Choose the passage in it that is the best answer to a question which somebody might ask.
 - It is a run of sentences that follow one another, three at least, about {words} words at most.
 - It is worth knowing, and understood without the rest: it does not begin with a word that points back to what stands before it.
@@ -429,7 +439,8 @@ SHOWN = 12_000  # letters of English: more of a document is not shown
 def _chosen(text, n):
     "The numbers of the first and the last sentence in an answer, out of `n`; 0 and 0 for none"
     answer = read_json(text, ["first", "last"])
-    first, last = int(answer["first"]), int(answer["last"])
+    try: first, last = int(answer["first"] or 0), int(answer["last"] or 0)
+    except (TypeError, OverflowError) as e: raise ValueError(f"first {answer['first']!r}, last {answer['last']!r}: expected two numbers") from e
     if (first, last) != (0, 0) and not 1 <= first <= last <= n: raise ValueError(f"sentences {first} to {last} of {n}")
     return first, last
 

@@ -742,7 +742,7 @@ def read_runs(
     if not found: raise FileNotFoundError(f"{folder}: none of {len(paths)} folders with a manifest.json can be compared" + (f" (recipes: {recipes or 'all'}, languages: {languages or 'all'})" if wanted or codes else ""))
     return sorted(found, key=lambda r: (r["recipe"], find_language(r["language"]).name, r["folder"]))
 
-# %% ../nbs/22_report.ipynb #903b41f6
+# %% ../nbs/22_report.ipynb #f419da39
 def differences(
     runs # as from `read_runs`
 ): # a list of sentences
@@ -750,7 +750,7 @@ def differences(
     told = []
     for recipe in dict.fromkeys(r["recipe"] for r in runs):
         some = [r for r in runs if r["recipe"] == recipe]
-        def name(run): return find_language(run["language"]).name + (f" ({run['folder']})" if sum(r["language"] == run["language"] for r in some) > 1 else "")
+        def name(run): return _column(run, runs)
         arguments = dict.fromkeys(k for r in some for k in r["manifest"].get("arguments") or {} if k != "language")
         looked_at = {"models": lambda m: ", ".join(f"{role} {model}" for role, model in sorted((m.get("models") or {}).items())), "rows asked for": lambda m: m.get("until"), "source": lambda m: m.get("source"), "seed": lambda m: m.get("seed"),
                      "rows in": lambda m: None if m.get("until") else f"{m['rows']['in']:,}", "llmdata_nb": lambda m: (m.get("versions") or {}).get("llmdata_nb")} | {k: lambda m, k=k: (m.get("arguments") or {}).get(k) for k in arguments}
@@ -762,7 +762,7 @@ def differences(
         told += [f"{recipe}, {name(r)}: ended before {r['manifest']['until']:,} were kept: {visible(str(r['manifest']['gave_up']))}" for r in some if r["manifest"].get("gave_up")]
     return told
 
-# %% ../nbs/22_report.ipynb #505f8773
+# %% ../nbs/22_report.ipynb #ea901ca6
 def _with_interval(s): return f"{s['value']:.0%} ({s['low']:.0%} to {s['high']:.0%}; n = {s['n']:,})" if s["n"] else "not checked"
 def _purity(run, some): return share(run["languages"][some][run["language"]], run["languages"][some].total())
 def _per_kept(run, key): return "no row kept" if not run["rows"]["kept"] else None if run[key] is None else run[key] / run["rows"]["kept"]
@@ -787,10 +787,13 @@ def compare_reasons(
     for recipe in dict.fromkeys(r["recipe"] for r in runs):
         some = [r for r in runs if r["recipe"] == recipe]
         for reason, _ in sum((Counter(r["reasons"]) for r in some), Counter()).most_common():
-            lines.append({"recipe": recipe, "reason": reason} | {name: "" for name in map(_column, runs)} | {_column(r): f"{n:,} ({n / r['rows']['in']:.1%})" for r in some if (n := r["reasons"].get(reason))})
+            lines.append({"recipe": recipe, "reason": reason} | {_column(r, runs): "" for r in runs} | {_column(r, runs): f"{n:,} ({n / r['rows']['in']:.1%})" for r in some if (n := r["reasons"].get(reason))})
     return lines
 
-def _column(run): return find_language(run["language"]).name
+def _column(run, runs):
+    "The language of `run`, and its folder where another of the `runs` has the same recipe and language"
+    twins = [r for r in runs if (r["recipe"], r["language"]) == (run["recipe"], run["language"])]
+    return find_language(run["language"]).name + (f" ({run['folder']})" if len(twins) > 1 else "")
 
 # %% ../nbs/22_report.ipynb #bd8a43e9
 def to_markdown(

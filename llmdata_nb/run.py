@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AHEAD', 'Dropped', 'drop', 'Outcome', 'write_manifest', 'check_folder', 'run', 'Estimate', 'estimate']
 
-# %% ../nbs/06_run.ipynb #a8450706
+# %% ../nbs/06_run.ipynb #6e1049ee
 import asyncio, copy, hashlib, inspect, json, os, re, threading, time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pathlib import Path
 from . import __version__
 from .embedded import connect
 from .languages import Language, language as find_language
-from .models import Ask, CallFailed, EndpointError, Ledger, read_budget, row_ledger
+from .models import Ask, Budget, CallFailed, EndpointError, Ledger, read_budget, row_ledger
 from .progress import Progress, duration, money
 from .rowfile import RowFile, Rows, reason_group
 from .show import REASONS, outcome_html, outcome_text
@@ -188,7 +188,7 @@ def write_manifest(outcome: Outcome, out) -> None:
     part.write_bytes(json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str).encode("utf-8", "replace"))
     part.replace(Path(out)/"manifest.json")
 
-# %% ../nbs/06_run.ipynb #da0e94ee
+# %% ../nbs/06_run.ipynb #3bcdcb99
 def _check(recipe, args, concurrency, budget, until=None, least=0):
     if not inspect.iscoroutinefunction(recipe): raise ValueError(f"recipe {recipe!r}: expected an async function of a row and ask")
     takes = dict(list(inspect.signature(recipe).parameters.items())[2:])
@@ -198,7 +198,7 @@ def _check(recipe, args, concurrency, budget, until=None, least=0):
     needed = [k for k in named if takes[k].default is inspect.Parameter.empty and k not in args]
     if needed: raise ValueError(f"{_name(recipe)} needs {needed[0]!r}: give it to run, as in run(rows, {_name(recipe)}, …, {needed[0]}=…)")
     if "language" in args: find_language(args["language"])
-    read_budget(budget)
+    if not isinstance(budget, Budget): read_budget(budget)
     if until is not None and (isinstance(until, bool) or not isinstance(until, int) or until < 1): raise ValueError(f"until {until!r}: expected a whole number of rows, 1 or more")
     if not 0 <= least <= 1: raise ValueError(f"least {least!r}: expected a share of the rows, 0 to 1")
     if concurrency < 1: raise ValueError(f"concurrency {concurrency}: expected 1 or more")
@@ -246,7 +246,7 @@ def check_folder(
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
 
-# %% ../nbs/06_run.ipynb #199562bd
+# %% ../nbs/06_run.ipynb #e2830780
 def run(
     rows,                   # row dicts: a list, as from `load_rows`, or anything that gives them one by one
     recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
@@ -254,7 +254,7 @@ def run(
     model,                  # a reference such as "embedded", or one per role: {"default": …, "judge": …}
     out=None,               # folder to write the dataset to
     concurrency: int = 64,  # rows under way at a time, and most requests to one address
-    budget=None,            # limit on new spending: 2.50 (US dollars), "300 calls" or "1e6 tokens"
+    budget=None,            # limit on new spending: 2.50 (US dollars), "300 calls" or "1e6 tokens"; or a `models.Budget` that several runs share
     seed: int = 0,
     store=None,             # path of the store; default: `store_path()`
     source=None,            # where the rows came from, for the manifest and the card
