@@ -742,7 +742,12 @@ def read_runs(
     if not found: raise FileNotFoundError(f"{folder}: none of {len(paths)} folders with a manifest.json can be compared" + (f" (recipes: {recipes or 'all'}, languages: {languages or 'all'})" if wanted or codes else ""))
     return sorted(found, key=lambda r: (r["recipe"], find_language(r["language"]).name, r["folder"]))
 
-# %% ../nbs/22_report.ipynb #f419da39
+# %% ../nbs/22_report.ipynb #77fc9a9d
+def _column(run, runs):
+    "The language of `run`, and its folder where another of the `runs` has the same recipe and language"
+    twins = [r for r in runs if (r["recipe"], r["language"]) == (run["recipe"], run["language"])]
+    return find_language(run["language"]).name + (f" ({run['folder']})" if len(twins) > 1 else "")
+
 def differences(
     runs # as from `read_runs`
 ): # a list of sentences
@@ -762,7 +767,7 @@ def differences(
         told += [f"{recipe}, {name(r)}: ended before {r['manifest']['until']:,} were kept: {visible(str(r['manifest']['gave_up']))}" for r in some if r["manifest"].get("gave_up")]
     return told
 
-# %% ../nbs/22_report.ipynb #ea901ca6
+# %% ../nbs/22_report.ipynb #2ba5b6f2
 def _with_interval(s): return f"{s['value']:.0%} ({s['low']:.0%} to {s['high']:.0%}; n = {s['n']:,})" if s["n"] else "not checked"
 def _purity(run, some): return share(run["languages"][some][run["language"]], run["languages"][some].total())
 def _per_kept(run, key): return "no row kept" if not run["rows"]["kept"] else None if run[key] is None else run[key] / run["rows"]["kept"]
@@ -789,11 +794,6 @@ def compare_reasons(
         for reason, _ in sum((Counter(r["reasons"]) for r in some), Counter()).most_common():
             lines.append({"recipe": recipe, "reason": reason} | {_column(r, runs): "" for r in runs} | {_column(r, runs): f"{n:,} ({n / r['rows']['in']:.1%})" for r in some if (n := r["reasons"].get(reason))})
     return lines
-
-def _column(run, runs):
-    "The language of `run`, and its folder where another of the `runs` has the same recipe and language"
-    twins = [r for r in runs if (r["recipe"], r["language"]) == (run["recipe"], run["language"])]
-    return find_language(run["language"]).name + (f" ({run['folder']})" if len(twins) > 1 else "")
 
 # %% ../nbs/22_report.ipynb #bd8a43e9
 def to_markdown(
