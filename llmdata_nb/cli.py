@@ -314,12 +314,7 @@ def _spent(budget, file):
     if unknown: return f"\nBudget: what was spent is not known, for {budget.unit} of some calls were not told"
     return "\nBudget: " + (f"{money(spent)} spent of {money(budget.limit)}" if budget.unit == "usd" else f"{spent:,.0f} spent of {budget.limit:,.0f} {budget.unit}")
 
-def _fetch_weights(notebook, values):
-    "Fetch what is embedded, before several processes do it at once"
-    from llmdata_nb.embedded import DEFAULT_WEIGHTS, weights_path
-    for value in ({name: ast.literal_eval(p["default"]) for name, p in parameters(notebook).items()} | values).values():
-        if str(value).partition(":")[0] == "embedded": weights_path(value.partition(":")[2] or DEFAULT_WEIGHTS)
-
+# %% ../nbs/40_cli.ipynb #82d774fc
 def _notebooks(argv):
     if len(argv) != 1 or argv[0].startswith("-"): raise ValueError("expected a folder: llmdata notebooks DIR")
     for path in (differ := copy_notebooks(argv[0])): print(f"llmdata: {_short(path)} differs from ours, and is left as it is", file=sys.stderr)
@@ -332,6 +327,13 @@ def _doctor(argv):
         print("llmdata doctor [MODEL ...]: what will work here, and with these models (default: embedded). Each is asked 4 to 9 small things, of 100 tokens at most")
         return 0 if argv in (["-h"], ["--help"]) else 2
     return asyncio.run(doctor(argv))
+
+# %% ../nbs/40_cli.ipynb #fdeba35c
+def _fetch_weights(notebook, values):
+    "Fetch what is embedded, before several processes do it at once"
+    from llmdata_nb.embedded import DEFAULT_WEIGHTS, weights_path
+    for value in ({name: ast.literal_eval(p["default"]) for name, p in parameters(notebook).items()} | values).values():
+        if str(value).partition(":")[0] == "embedded": weights_path(value.partition(":")[2] or DEFAULT_WEIGHTS)
 
 def main(argv=None) -> int:
     "The `llmdata` command; 0 when all runs worked, 1 when one failed or kept no row, 2 when the arguments are wrong, 130 when stopped"
