@@ -9,10 +9,10 @@ __all__ = ['row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'jso
 
 # %% ../nbs/04_models.ipynb #acbaa144
 import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from .limits import SHORT, CallFailed, Limiter, retry_after
+from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
 from .rows import load_rows
 from .store import call_key
 
@@ -30,6 +30,7 @@ class Endpoint:
     identity: str = ""                     # what makes its answers its own, in the key of a call; default: url and model
     slots: int | None = None               # how many calls it can work on at once; None: as many as we like
     free: bool = False                     # it runs on the user's machine: costs 0 US dollars, rather than unknown
+    servers: tuple = ()                    # where several have the model: an `Endpoint` for each, of which this is the first
 
     def __post_init__(self):
         if not self.identity: object.__setattr__(self, "identity", f"{self.url}#{self.model}")
@@ -54,16 +55,24 @@ def _ollama_host(text):
     host = "localhost" if m[1] in ("", "0.0.0.0", "[::]") else m[1]
     return f"{scheme or 'http'}://{host}{m[2] or ('' if scheme else ':11434')}{(m[3] or '').rstrip('/')}/v1"
 
+def _at_addresses(reference):
+    "The endpoint at an address, or at several with commas between them"
+    urls, _, model = reference.partition("#")
+    if not model: raise ValueError(f"model {reference!r}: add the model's name after '#', as in http://host:8000/v1#name")
+    servers = [_at_address(reference, url.strip(), model) for url in urls.split(",")]
+    return servers[0] if len(servers) == 1 else replace(servers[0], servers=tuple(servers))
+
+def _at_address(reference, url, model):
+    found = re.match(r"https?://([^/]+)", url)
+    if not found: raise ValueError(f"model {reference!r}: expected an address such as http://host:8000/v1, and {url!r} is none")
+    if "@" in (host := found[1]): raise ValueError(f"model {url.replace(host, host.rpartition('@')[2])!r}: no password in an address, it would be written to the card; set {_key_name(host)} instead")
+    return Endpoint(reference, url.rstrip("/"), model, _host_key(host))
+
 def endpoint(
-    reference: str, # such as `hf:meta-llama/Llama-3.3-70B-Instruct` or `http://host:8000/v1#model`
+    reference: str, # such as `hf:meta-llama/Llama-3.3-70B-Instruct`, `http://host:8000/v1#model` or `http://a:8000/v1,http://b:8000/v1#model`
 ) -> Endpoint:
     "The endpoint that `reference` names; ValueError when it cannot be read or its key is not set"
-    if re.match(r"https?://", reference):
-        url, _, model = reference.partition("#")
-        if not model: raise ValueError(f"model {reference!r}: add the model's name after '#', as in http://host:8000/v1#name")
-        host = re.match(r"https?://([^/]*)", url)[1]
-        if "@" in host: raise ValueError(f"model {url.replace(host, host.rpartition('@')[2])!r}: no password in an address, it would be written to the card; set {_key_name(host)} instead")
-        return Endpoint(reference, url.rstrip("/"), model, _host_key(host))
+    if re.match(r"https?://", reference): return _at_addresses(reference)
     provider, _, model = reference.partition(":")
     if provider not in _PROVIDERS or not model:
         raise ValueError(f"model {reference!r}: expected embedded, {', '.join(p + ':NAME' for p in _PROVIDERS)} or http://host:port/v1#NAME")
@@ -393,8 +402,9 @@ class Ask:
         self.models, self.store, self.session, self.seed, self.budget = models, store, session, seed, budget if isinstance(budget, Budget) else Budget(budget)
         self.ledger, self.flying, self.negotiating, self.checking, self.checked = Ledger(), {}, asyncio.Lock(), asyncio.Lock(), False
         self.attempted = dict.fromkeys(store.attempts(), False)  # keys of calls that failed before → whether that is in the ledger
-        names = {e.url: [other.name for other in models.values() if other.url == e.url] for e in models.values()}
-        self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), names[e.url], **limits) for e in models.values()}
+        servers = [server for e in models.values() for server in e.servers or (e,)]
+        names = {e.url: [other.name for other in servers if other.url == e.url] for e in servers}
+        self.limiters = {e.url: Limiter(e.url, store, min(concurrency, e.slots or concurrency), names[e.url], **limits) for e in servers}
         self.forms = store.forms()  # identity of an endpoint → the structured output it takes
         self.shared = {}  # what the rows of a run have in common, for a recipe that needs it
         self.without_logprobs = set()  # identities of the endpoints that refuse to tell log-probabilities
@@ -404,7 +414,7 @@ class Ask:
         async with self.checking:
             chats = {m.identity for role, m in self.models.items() if role != "embedder"}
             for e in {} if self.checked else {m.identity: m for m in self.models.values()}.values():
-                listed = await check_endpoint(self.session, e)
+                listed = await (_check_servers(self, e) if e.servers else check_endpoint(self.session, e))
                 if listed and e.identity in chats: await _ask_for_a_word(self, e, listed)
             self.checked = True
 
@@ -554,18 +564,58 @@ async def _negotiate(ask, call, key, body):
             ask.forms[call.endpoint.identity] = form
             return answer
 
+# %% ../nbs/04_models.ipynb #d3e72ab4
+async def _check_servers(ask, endpoint):
+    "As `check_endpoint`, for a fleet; EndpointError when none of its servers can be used"
+    found = await asyncio.gather(*(check_endpoint(ask.session, server) for server in endpoint.servers), return_exceptions=True)
+    for server, result in zip(endpoint.servers, found):
+        ask.limiters[server.url].elsewhere = lambda: not all(ask.limiters[s.url].breaker.since for s in endpoint.servers)
+        if isinstance(result, EndpointError): ask.limiters[server.url].breaker.out()
+        elif isinstance(result, BaseException): raise result
+    if all(isinstance(result, EndpointError) for result in found): raise found[0]
+    return next(result for result in found if not isinstance(result, EndpointError))
+
+def _choose_server(ask, endpoint, failed_at):
+    "The server for the next request; `failed_at` are those that failed it"
+    if not endpoint.servers: return endpoint
+    for server in endpoint.servers:
+        breaker = ask.limiters[server.url].breaker
+        if breaker.since and time.time() >= breaker.probe:
+            breaker.out()
+            ask.shared["back", server.url] = asyncio.create_task(_back(ask, server, breaker))
+    return min(endpoint.servers, key=lambda server: (ask.limiters[server.url].load()[:2], failed_at.count(server), ask.limiters[server.url].load()[2]))
+
+async def _back(ask, server, breaker):
+    "Put a dead server back when it lists its models"
+    with suppress(EndpointError):
+        await check_endpoint(ask.session, server)
+        breaker.heard()
+
+@asynccontextmanager
+async def _a_server(ask, endpoint, failed_at):
+    "A server for a request, and its limiter, which has let it through"
+    while True:
+        server = _choose_server(ask, endpoint, failed_at)
+        with suppress(Elsewhere):
+            await (limiter := ask.limiters[server.url]).__aenter__()
+            break
+    try: yield server, limiter
+    finally: await limiter.__aexit__()
+
+# %% ../nbs/04_models.ipynb #443365c8
 async def _send_until_answered(ask, call, key, body):
     "The decoded answer, the number of its request, and the seconds it took"
-    limiter, about = ask.limiters[call.endpoint.url], dict(step=call.step, model=call.endpoint.name)
+    about, failed_at = dict(step=call.step, model=call.endpoint.name), []
     for tries in itertools.count(1):
-        async with limiter:
+        async with _a_server(ask, call.endpoint, failed_at) as (server, limiter):
             sent = ask.store.sending(key, **about)
             await ask.store.saved()
             try:
-                answer = await post(ask.session, call.endpoint, call.path, body)
+                answer = await post(ask.session, server, call.path, body)
                 limiter.answered()
                 return answer, sent, time.time() - sent[1]
             except CallFailed as e: failed = e
+        failed_at.append(server)
         pause = _again(limiter, failed, sent, tries)
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
         ask.book(call, **{"failed" if pause is None else "retries": 1})

@@ -203,6 +203,12 @@ def _check(recipe, args, concurrency, budget, until=None, least=0):
     if not 0 <= least <= 1: raise ValueError(f"least {least!r}: expected a share of the rows, 0 to 1")
     if concurrency < 1: raise ValueError(f"concurrency {concurrency}: expected 1 or more")
 
+def _check_options(out, source, models, **positive):
+    for name, n in positive.items():
+        if n is not None and n <= 0: raise ValueError(f"{name} {n}: expected more than 0")
+    if out: check_folder(out, source)
+    if "default" not in models: raise ValueError(f"model {models!r}: one must be the 'default'")
+
 def _with_ids(rows):
     "The rows, each with a string `id` of its own. A list is checked at once; what comes one by one, as it comes"
     if hasattr(rows, "__len__"): return list(_checked(rows))
@@ -269,10 +275,7 @@ def run(
     "Send `rows` through `recipe`; ValueError, before any call is paid, when an argument is wrong or a model cannot be used"
     rows, models = _with_ids(rows), model if isinstance(model, dict) else {"default": model}
     _check(recipe, recipe_args, concurrency, budget, until, least)
-    for name, n in (("per_minute", per_minute), ("per_day", per_day), ("timeout", timeout)):
-        if n is not None and n <= 0: raise ValueError(f"{name} {n}: expected more than 0")
-    if out: check_folder(out, source)
-    if "default" not in models: raise ValueError(f"model {models!r}: one must be the 'default'")
+    _check_options(out, source, models, per_minute=per_minute, per_day=per_day, timeout=timeout)
     about = _about(recipe, recipe_args, models := {role: connect(m) for role, m in models.items()}, seed, source)
     store, progress, started = Store(store or store_path()), Progress(), time.monotonic()
     ask = Ask(models, store, seed=seed, budget=budget, concurrency=concurrency, per_minute=per_minute, per_day=per_day, wait=wait)
