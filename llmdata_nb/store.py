@@ -94,7 +94,10 @@ def _call(row): return dict(zip(_FOUND, row), text=_unpacked(row[4]), logprobs=r
 # %% ../nbs/03_store.ipynb #eda79702
 class Store:
     "Finished calls in the SQLite file at `path` (made when missing); `\":memory:\"` keeps them for this process only"
-    def __init__(self, path="outputs/store.sqlite"):
+    def __init__(self,
+        path="outputs/store.sqlite",
+        alone=False,  # no other process has it open at the same time: it may then be on a network folder, where SQLite shares no memory
+    ):
         self.path, self.run = str(path), time.time_ns() // 1000
         self.queue, self.waiting, self.counts, self.used = [], [], Counter(), bytearray()  # a bit for each call, by its id
         self.unsaved, self.due = set(), False  # keys of calls in the queue; whether a commit comes in this turn
@@ -102,11 +105,12 @@ class Store:
         try:
             if self.path != ":memory:": Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._open()
+            self._open(alone)
         except (sqlite3.Error, OSError) as e: raise _error(self.path, e) from e
 
-    def _open(self):
+    def _open(self, alone):
         self.db.execute("pragma busy_timeout=60000")
+        if alone: self.db.execute("pragma locking_mode=exclusive")
         if self._version() > _VERSION: raise sqlite3.DatabaseError(f"it was written by a newer llmdata_nb (layout {self._version()})")
         for seconds in (*[0.1] * 600, 0):  # here SQLite itself does not wait for another process that does the same
             try: self.db.execute("pragma journal_mode=wal")
