@@ -90,8 +90,10 @@ def near_duplicates(
     texts,             # strings, in any language
     threshold=0.8,     # the Jaccard similarity of 5-character runs from which a text is a copy: above 0, at most 1
     engine="rensa",    # "rensa" or "datasketch"
+    groups=None,       # for each of them, what it must have in common with another to be compared with it
 ):                     # a list as long as `texts`
     "For each of `texts`, the index of the earlier text that it repeats, or None; that earlier text is never itself a duplicate"
+    if groups is not None: return _in_groups(texts, threshold, engine, groups)
     seen, texts, first = Seen(threshold, engine), [normalise(t) for t in texts], {}
     for i, t in enumerate(texts): first.setdefault(t, i)
     first.pop("", None)
@@ -101,6 +103,13 @@ def near_duplicates(
         for text, copy in zip(some, seen.add(some)):
             if copy: first[text] = first[distinct[copy[0]]]
     return [None if first.get(t, i) == i else first[t] for i, t in enumerate(texts)]
+
+def _in_groups(texts, threshold, engine, groups):
+    found, places = [None] * len(texts), {}
+    for i, group in enumerate(groups): places.setdefault(group, []).append(i)
+    for some in places.values():
+        for i, copy in zip(some, near_duplicates([texts[i] for i in some], threshold, engine)): found[i] = None if copy is None else some[copy]
+    return found
 
 # %% ../nbs/02_dedup.ipynb #e3a691fc
 def request(
@@ -116,20 +125,16 @@ def mark_duplicates(
     rows,                # dicts with `id` and `messages`; those with `dropped` or `failed` are passed through and compared with nothing
     threshold=0.8,       # as in `near_duplicates`
     engine="rensa",      # as in `near_duplicates`
+    find=near_duplicates, # or `cluster.near_duplicates`, which has the same result
 ):                       # new rows, as many and in the same order
     "Copies of `rows` in which each one that repeats an earlier one has the reason in `dropped`"
-    rows, groups = [dict(row) for row in rows], {}
-    for row in rows:
-        if row.get("dropped") or row.get("failed"): continue
-        system, user = request(row)
-        groups.setdefault((normalise(system), *re.findall(r"\d+", normalise(user))), []).append((row, user))
-    for group in groups.values(): _mark(group, threshold, engine)
-    return rows
-
-def _mark(group, threshold, engine):
-    "Mark the duplicates in `group`, pairs of row and text"
-    for (row, text), i in zip(group, near_duplicates([text for _, text in group], threshold, engine)):
+    rows = [dict(row) for row in rows]
+    asking = [row for row in rows if not row.get("dropped") and not row.get("failed")]
+    asked = [request(row) for row in asking]
+    groups = [(normalise(system), *re.findall(r"\d+", normalise(user))) for system, user in asked]
+    for row, (_, text), i in zip(asking, asked, find([user for _, user in asked], threshold, engine, groups)):
         if i is None: continue
-        kept, first = group[i]
+        kept, first = asking[i], asked[i][1]
         same = normalise(text) == normalise(first)
         row["dropped"] = f"dedup: same request as {kept['id']}" if same else f"dedup: near-duplicate of {kept['id']} ({jaccard(text, first):.2f})"
+    return rows

@@ -1,0 +1,16 @@
+"Recipes that Ray's workers import."
+import os
+
+from llmdata_nb.run import drop
+
+
+async def two_calls(row, ask, word="x"):
+    row["answer"] = (await ask(f"Write {word} {row['id']}", step="write", max_tokens=20)).text
+    if row["id"].endswith("9"): drop("an id that ends in nine")
+    row["opinion"] = (await ask(f"Judge {row['answer']} {row['id']}", step="judge", max_tokens=20)).text
+    return row
+
+
+async def deadly(row, ask, word="death"):
+    if row["id"] == "000030" and word == "death": os._exit(1)
+    return await two_calls(row, ask, word)
