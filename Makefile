@@ -1,14 +1,17 @@
-# make demo: a small Italian dataset, made by a local model. make test: all tests. make lab: JupyterLab.
+# make demo: a small Italian dataset, made by a local model. make test: all tests but those of the cluster. make test-ray: those. make lab: JupyterLab.
 # Each does its own set-up, with uv where it is installed, else with venv and pip.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab readme clean
+.PHONY: demo test test-ray lab readme clean
 demo: .venv/ready
 	$(BIN)/llmdata translate_and_judge --language it
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/ray
+
+test-ray: .venv/ray
+	$(BIN)/pytest tests/ray
 
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs/pipelines/translate_and_judge.ipynb
@@ -23,6 +26,10 @@ readme: .venv/ready
 	else \
 	  test -x $(BIN)/python || $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q -e '.[dev]'; \
 	fi
+	@touch $@
+
+.venv/ray: .venv/ready
+	@if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python -e '.[ray]'; else $(BIN)/python -m pip install -q -e '.[ray]'; fi
 	@touch $@
 
 clean:

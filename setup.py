@@ -27,6 +27,6 @@ setup(
     package_data={lib: ["packs/*.toml", "data/*"]},
     cmdclass={"build_py": WithNotebooks},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "argilla": cfg["argilla_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "argilla": cfg["argilla_requirements"].split(), "ray": cfg["ray_requirements"].split()},
     entry_points={"console_scripts": [f"llmdata={lib}.cli:main"], "nbdev": [f"{lib}={lib}._modidx:d"]},
 )
