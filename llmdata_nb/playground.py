@@ -278,6 +278,10 @@ def read_numbers(
 
 def _with_id(row, i):
     if not isinstance(row, dict): raise ValueError(f"row {i + 1} is {type(row).__name__}, expected a dict (load_rows gives such rows)")
+    for name in ("messages", "prompt"):
+        for n, m in enumerate(row[name] if isinstance(row.get(name), list) else [], 1):
+            if not isinstance(m, dict) or not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
+                raise ValueError(f"row {i + 1}: message {n} of {name} should have a role and a content, both texts (load_rows gives such rows): {str(m)[:80]}")
     return row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"])}  # as `run` would call it among all rows
 
 def _recipes():

@@ -22,6 +22,7 @@ from statistics import median
 
 from .agreement import share, wilson
 from .aya import compare_models
+from .checks import passes_for
 from .export import SCALES, _table, check_counts, escaped, read_folder, reason_groups
 from .languages import language as find_language
 from .progress import money, visible
@@ -332,9 +333,10 @@ def plot_languages(
     "Which language the check saw in how many rows, and how sure it was"
     asked, checked = find_language(language), [row for row in rows if row.get("detected_language")]
     count = Counter(row["detected_language"] for row in checked)
-    title = f"{asked.name} seen in {count[asked.code]:,} of {len(checked):,} rows checked ({len(rows) - len(checked):,} not checked)"
+    own = {code: n for code, n in count.items() if passes_for(code, asked.code)}
+    title = f"{asked.name}{', or what passes for it,' if own.keys() - {asked.code} else ''} seen in {sum(own.values()):,} of {len(checked):,} rows checked ({len(rows) - len(checked):,} not checked)"
     if not checked: return _nothing(title, "no row was checked" if rows else "no rows")
-    codes = sorted(count, key=lambda code: (code != asked.code, -count[code], code))
+    codes = sorted(count, key=lambda code: (code != asked.code, code not in own, -count[code], code))
     kept = [sum(row["detected_language"] == code and "reason" not in row for row in checked) for code in codes]
     figure, (left, right) = new_figure(height=1.5 + 0.42 * len(codes), panels=2, sharey=True)
     _bars(left, 0, kept, COLORS["kept"], "kept")
@@ -707,6 +709,8 @@ def _counted(paths, columns):
     return found, n
 
 # %% ../nbs/22_report.ipynb #3cd57774
+def _numbers(count): return Counter({v: n for v, n in count.items() if isinstance(v, (int, float)) and v == v})  # the scores of a recipe of one's own may be words
+
 def _read_run(path):
     "The run whose manifest is at `path`, as `read_runs` gives it; an error where it is none, or not whole"
     manifest, folder = json.loads(path.read_text(encoding="utf-8")), path.parent
@@ -714,10 +718,11 @@ def _read_run(path):
     kept, n = _counted(sorted(folder.glob("data/*.parquet")), ["detected_language", *SCORES])
     dropped, n_dropped = _counted([folder / "dropped.parquet"], ["detected_language", *SCORES])
     check_counts(manifest, kept=range(n), dropped=range(n_dropped))
-    column = next((c for c in SCORES if kept.get(c) or dropped.get(c)), None)
+    scores = {c: found for c in SCORES if (found := _numbers(kept.get(c, {})) + _numbers(dropped.get(c, {})))}
+    column = next(iter(scores), None)
     def total(key): return None if any(c[key] is None for c in manifest["calls"]) else sum(c[key] for c in manifest["calls"])
     return dict(language=find_language(manifest["language"]).code, recipe=manifest["recipe"], rows=manifest["rows"], reasons={r if s == "dropped" else f"{s}: {r}": n for s, r, n in reason_groups(manifest)}, score=column,
-                scores=kept.get(column, Counter()) + dropped.get(column, Counter()), languages=dict(kept=kept.get("detected_language", Counter()), checked=kept.get("detected_language", Counter()) + dropped.get("detected_language", Counter())),
+                scores=scores.get(column, Counter()), languages=dict(kept=kept.get("detected_language", Counter()), checked=kept.get("detected_language", Counter()) + dropped.get("detected_language", Counter())),
                 usd=total("usd"), tokens=None if None in (both := (total("prompt_tokens"), total("completion_tokens"))) else sum(both), seconds=total("seconds"), manifest=manifest)
 
 # %% ../nbs/22_report.ipynb #501950ef
@@ -769,7 +774,7 @@ def differences(
 
 # %% ../nbs/22_report.ipynb #2ba5b6f2
 def _with_interval(s): return f"{s['value']:.0%} ({s['low']:.0%} to {s['high']:.0%}; n = {s['n']:,})" if s["n"] else "not checked"
-def _purity(run, some): return share(run["languages"][some][run["language"]], run["languages"][some].total())
+def _purity(run, some): return share(sum(n for code, n in run["languages"][some].items() if passes_for(code, run["language"])), run["languages"][some].total())
 def _per_kept(run, key): return "no row kept" if not run["rows"]["kept"] else None if run[key] is None else run[key] / run["rows"]["kept"]
 def _number(value, shown): return value if isinstance(value, str) else "unknown" if value is None else shown(value)
 
