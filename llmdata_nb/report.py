@@ -19,6 +19,7 @@ from io import BytesIO
 from math import ceil, nan
 from pathlib import Path
 from statistics import median
+from unicodedata import bidirectional
 
 from .agreement import share, wilson
 from .aya import compare_models
@@ -144,6 +145,8 @@ def _grid(ax, shares, texts, xs, ys):
     turned = len(xs) * max(map(len, xs)) > 46
     ax.set_xticks(range(len(xs)), xs, rotation=35 if turned else 0, ha="right" if turned else "center", rotation_mode="anchor" if turned else None, **_plain(*xs))
     ax.set_ylim(len(ys) - 0.5, -0.5)
+    for y in range(1, len(ys)): ax.axhline(y - 0.5, color="white", linewidth=2)
+    for x in range(1, len(xs)): ax.axvline(x - 0.5, color="white", linewidth=2)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     _note(ax.figure, xs)
@@ -240,7 +243,7 @@ def plot_scores(
     if min_score is not None and figure.axes[0].patches:
         ax, x = figure.axes[0], ceil(min_score) - 1.5
         ax.axvline(x, color="#333333", linestyle="--", linewidth=1)
-        ax.annotate(f"kept from {min_score}", (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -3), textcoords="offset points", va="top", fontsize=9)
+        ax.annotate(f"kept from {min_score:g}", (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -3), textcoords="offset points", va="top", fontsize=9)
     if figure.axes[0].patches: figure.axes[0].set_xlabel("score (1 is the worst, 5 the best)")
     return figure
 
@@ -258,7 +261,7 @@ def plot_min_scores(
     swept = sweep(rows, good)
     low, high = zip(*(wilson(s["kept"], scored) for s in swept))
     ax.fill_between(range(1, 6), low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
-    lines = {"kept, with its interval of 95 %": ("o-", COLORS["kept"], [s["share"] for s in swept]), "distinct-2 of the kept requests": ("s--", "#009E73", [s["distinct_2"] for s in swept]),
+    lines = {"kept, with its interval of 95 %": ("o-", COLORS["kept"], [s["share"] for s in swept]), "different word pairs of the kept requests": ("s--", "#009E73", [s["distinct_2"] for s in swept]),
              "kept requests that repeat another": ("^:", COLORS["failed"], [s["repeated"] for s in swept]), f"good, of those that people read ({len(good):,})": ("D-.", "black", [s["precision"]["value"] for s in swept])}
     for text, (style, color, values) in lines.items():
         if told := [(x, value) for x, value in enumerate(values, 1) if value is not None]: ax.plot(*zip(*told), style, color=color, label=text)
@@ -404,7 +407,7 @@ def _intervals(ax, lines):
 def _shares(ax, x):
     "An axis of shares below, from 0 to 1"
     _dress(ax, x=x)
-    ax.set_xlim(-0.03, 1.05), ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.set_xlim(-0.06, 1.06), ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])  # room for a number above 0
 
 def plot_outcomes(
     rows # kept and dropped rows of `rerank`
@@ -539,7 +542,7 @@ def plot_turns(
         _dress(ax, x=f"characters of the {role}s' messages", y="messages", grid="y")
         ax.set_ylim(0, ax.get_ylim()[1] * 1.15)
         if lengths: ax.axvline(median(lengths), color="black", linewidth=1, linestyle=":")
-        if lengths: ax.annotate(f"median {median(lengths):,.0f}, n = {len(lengths):,}", (0.98, 0.99), xycoords="axes fraction", fontsize=9, ha="right", va="top")
+        if lengths: ax.annotate(f"median {median(lengths):,.0f}, n = {len(lengths):,}", (0.98, 0.99), xycoords="axes fraction", fontsize=9, ha="right", va="top", bbox=dict(facecolor="white", edgecolor="none", pad=1))
     _title(figure, f"Length of {len(found):,} messages (rows: {len(rows):,})")
     return figure
 
@@ -689,10 +692,20 @@ def table(
     "`records` as an HTML table that Jupyter shows; its texts are escaped"
     from html import escape
     from IPython.display import HTML
-    cell = '<td dir="auto" style="text-align:start; vertical-align:top; white-space:pre-wrap; max-width:45em">{}</td>'
-    head = "".join(f'<th dir="auto" style="text-align:start">{escape(str(k))}</th>' for k in (records[0] if records else ["none"]))
-    body = "".join("<tr>" + "".join(cell.format(escape(visible(str(v)))) for v in r.values()) + "</tr>" for r in records)
+    lines = [[visible(str(v)) for v in r.values()] for r in records]
+    widths = [_width([len(text) for text in column]) for column in zip(*lines)] or [""]
+    def cell(tag, text, width): return f'<{tag} dir="auto" style="text-align:{_side(text)}; vertical-align:top; {width}">{escape(text)}</{tag}>'
+    head = "".join(cell("th", str(k), width.replace("white-space:pre;", "")) for k, width in zip(records[0] if records else ["none"], widths))
+    body = "".join("<tr>" + "".join(cell("td", text, width) for text, width in zip(line, widths)) + "</tr>" for line in lines)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+def _side(text):
+    "Where `text` begins. JupyterLab takes `text-align:start` out of a notebook that it does not trust, such as one that the command ran, and sets all cells to the right"
+    return "right" if next((b for c in text if (b := bidirectional(c)) in ("L", "R", "AL")), "L") != "L" else "left"
+
+def _width(lengths):
+    "The style of a column with texts of these `lengths`: short ones are not broken, long ones have room"
+    return "white-space:pre;" if max(lengths) <= 20 else f"white-space:pre-wrap; overflow-wrap:break-word; min-width:{15 if max(lengths) > 60 else 5}em; max-width:45em"
 
 # %% ../nbs/22_report.ipynb #fd65c44d
 SCORES = ("response_score", "alignment_score", "chosen_score")  # what a run's rows may be scored by: the first that is there is shown
