@@ -181,4 +181,4 @@ def test_prompts_edited_in_the_playground_are_used_and_told(project):
         main([*run, "-p", "prompts=prompts.toml"])
         assert len(bodies) == paid + 3 and all("come un maestro severo" in str(body["messages"]) for body in bodies[paid:])
         assert len(manifest(out)["prompts"]) == 12 and manifest(out)["arguments"]["language"] == "it"
-    assert main([*run, "-p", "prompts=nowhere.toml"]) == 1
+    assert main([*run, "-p", "prompts=nowhere.toml"]) == 2
