@@ -464,7 +464,8 @@ def plot_agreement(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
     "How often people and the judge said each pair of verdicts"
-    def name(value): return value if isinstance(value, str) else f"{value:g}"
+    preference = any(row.get("kind") == "preference" for row in calibration.rows)
+    def name(value): return value if isinstance(value, str) else f"answer {value + 1}" if preference else f"{value:g}"
     pairs = [(row["human"], row["judged"]) for row in calibration.rows if row["judged"] is not None]
     counts = Counter((name(human), name(judged)) for human, judged in pairs)
     names = [list(dict.fromkeys(map(name, sorted(values, key=lambda v: (isinstance(v, str), v))))) for values in zip(*pairs)]
