@@ -14,13 +14,14 @@ test-ray: .venv/ray
 	$(BIN)/pytest tests/ray
 
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs/pipelines/translate_and_judge.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/pipelines/translate_and_judge.ipynb
 
 readme: .venv/ready
 	$(BIN)/python tests/render_readme.py
 
 .venv/ready: settings.ini pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("llmdata_nb needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@echo "setting up .venv: a minute or more, the first time"
 	@if command -v uv >/dev/null 2>&1; then \
 	  test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv && uv pip install -q --python $(BIN)/python -e '.[dev]'; \
 	else \

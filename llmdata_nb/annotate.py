@@ -26,6 +26,7 @@ from .progress import visible
 from .rerank import pick_pair
 from .rows import content_id
 from .run import Dropped, drop
+from .show import widget_box
 
 # %% ../nbs/20_annotate.ipynb #121b7e96
 def answers_to_show(
@@ -539,7 +540,8 @@ def annotate(
     hidden = w.HBox([key(name) for name in ("1", "2", "3", "4", "5", "left", "right", "p", "t", "e")], layout=w.Layout(display="none"))
     actions = line(key("back", "Back"), key("next", "Next"), key("undo", "Undo"), key("skip", "Skip"), key("save", "Save, next", button_style="primary"), message, align_items="center")
     top = line(head, *_choosers(session, act, language, max_judge), align_items="center")
-    box = w.VBox([w.HTML(f"<style>{_file('annotate.css')}</style>"), top, prompt, answers, choice, texts, actions, w.HTML(_KEYS_HTML), hidden, ack, _script()])
+    box = widget_box([w.HTML(f"<style>{_file('annotate.css')}</style>"), top, prompt, answers, choice, texts, actions, w.HTML(_KEYS_HTML), hidden, ack, _script()],
+                     "The annotator stands here when the cell is run in JupyterLab.")
     box.add_class("llmdata-annotate")
     box.session = session
     draw()

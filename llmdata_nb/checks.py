@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS', 'ALSO', 'TOLD_APART', 'LATIN_SHARE',
            'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'GENERATION_RULES', 'protected_spans',
-           'prose', 'letters', 'main_script', 'weight', 'detect_language', 'wrong_language', 'wrong_script',
-           'lost_spans', 'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated',
-           'repetition', 'Translation', 'translation_problem', 'switches_language', 'doubtful_language',
+           'prose', 'letters', 'main_script', 'weight', 'detect_language', 'passes_for', 'wrong_language',
+           'wrong_script', 'lost_spans', 'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak',
+           'truncated', 'repetition', 'Translation', 'translation_problem', 'switches_language', 'doubtful_language',
            'language_problem', 'loops', 'Generated', 'generation_problem']
 
 # %% ../nbs/01_checks.ipynb #fce2e9bc
@@ -202,6 +202,13 @@ def _family(code):
     "`code`, those of its neighbours that it is truly mixed up with, and the languages that these are counted with"
     codes = {code, *(c for c in find_language(code).confusable if {code, c} not in TOLD_APART)}
     return codes | {VARIETIES.get(c, c) for c in codes}
+
+def passes_for(
+    found: str,     # code that a detector gave
+    language: str,  # code or name of the language that was asked for
+) -> bool:
+    "Whether the checks let what was `found` pass for `language`: itself, what it is counted with, and the neighbours that it is mixed up with"
+    return found in _family(find_language(language).code)
 
 # %% ../nbs/01_checks.ipynb #e4487f51
 @lru_cache(maxsize=1)

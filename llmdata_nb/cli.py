@@ -109,12 +109,21 @@ def _without_language(args, notebook, values):
     out = Path(values["out_dir"]).expanduser() if values.get("out_dir") else outputs_folder()/notebook.stem
     return notebook, out, values | {"out_dir": str(out)}
 
+def _check_files(notebook, values):
+    "What the `values` of one of our notebooks name must be there: the rows, the edited prompts"
+    if notebook.stem not in pipelines(): return  # what another one means by these names is its own affair
+    from llmdata_nb.playground import read_prompts
+    from llmdata_nb.rows import check_source
+    if "source" in values: check_source(values["source"])
+    if values.get("prompts"): read_prompts(values["prompts"])
+
 def plan(args) -> list:
-    "The runs that the parsed `args` ask for, all checked: `(notebook, folder, values)` of each; ValueError in one line"
+    "The runs that the parsed `args` ask for, all checked: `(notebook, folder, values)` of each; ValueError or OSError in one line"
     from llmdata_nb.models import read_budget
     notebook = find_notebook(args.recipe)
     takes = parameters(notebook)
     values = dict(read_parameter(text, takes) for text in args.parameters)
+    _check_files(notebook, values)
     if "budget" in takes: read_budget(values.setdefault("budget", ast.literal_eval(takes["budget"]["default"])))
     if "language" not in takes: return [_without_language(args, notebook, values)]
     if args.wait: values["wait"] = True

@@ -276,7 +276,7 @@ def _rows_kept(kept, dropped=()):
 # %% ../nbs/21_export.ipynb #fd960833
 def _loading(manifest, path):
     "The section on how to load the rows in the folder `path`"
-    hint = [] if manifest["rows"]["kept"] else ["No row was kept, so there is nothing to load yet: `load_dataset` refuses a dataset without rows."]
+    hint = [] if manifest["rows"]["kept"] else ["No row was kept, so there is nothing to load yet: `load_dataset` ends with `Instruction \"train\" corresponds to no data!`"]
     return ["## How to load it", *hint, fenced(f'''from datasets import load_dataset
 
 folder = "{path}"  # where this README.md lies, or its name on the Hub

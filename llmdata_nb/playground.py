@@ -17,6 +17,7 @@ from .languages import Language, language as find_language, pack
 from .models import CallFailed, Ledger, row_ledger
 from .progress import in_notebook, money, visible
 from .run import Dropped, run
+from .show import widget_box
 
 # %% ../nbs/23_playground.ipynb #6abf6417
 def watch(
@@ -278,6 +279,10 @@ def read_numbers(
 
 def _with_id(row, i):
     if not isinstance(row, dict): raise ValueError(f"row {i + 1} is {type(row).__name__}, expected a dict (load_rows gives such rows)")
+    for name in ("messages", "prompt"):
+        for n, m in enumerate(row[name] if isinstance(row.get(name), list) else [], 1):
+            if not isinstance(m, dict) or not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
+                raise ValueError(f"row {i + 1}: message {n} of {name} should have a role and a content, both texts (load_rows gives such rows): {str(m)[:80]}")
     return row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"])}  # as `run` would call it among all rows
 
 def _recipes():
@@ -459,7 +464,8 @@ def playground(
     stop.on_click(end)
     go.add_class("llmdata-run")
     script = w.Output(outputs=({"output_type": "display_data", "data": {"application/javascript": _KEYS, "text/plain": ""}, "metadata": {}},), layout=w.Layout(height="0", overflow="hidden"))
-    box = w.VBox([w.HTML(_STYLE), w.HBox([chosen, spoken, numbers, go, stop], layout=line), w.HBox([main, judge], layout=line), status, table, total, panel, script])
+    box = widget_box([w.HTML(_STYLE), w.HBox([chosen, spoken, numbers, go, stop], layout=line), w.HBox([main, judge], layout=line), status, table, total, panel, script],
+                     "The playground stands here when the cell is run in JupyterLab.")
     box.add_class("llmdata-playground")
     box.calls, box.outcome = [], None
     say("Run it (or Ctrl+Enter), and open a line to see what was asked.")

@@ -19,9 +19,11 @@ from io import BytesIO
 from math import ceil, nan
 from pathlib import Path
 from statistics import median
+from unicodedata import bidirectional
 
 from .agreement import share, wilson
 from .aya import compare_models
+from .checks import passes_for
 from .export import SCALES, _table, check_counts, escaped, read_folder, reason_groups
 from .languages import language as find_language
 from .progress import money, visible
@@ -143,6 +145,8 @@ def _grid(ax, shares, texts, xs, ys):
     turned = len(xs) * max(map(len, xs)) > 46
     ax.set_xticks(range(len(xs)), xs, rotation=35 if turned else 0, ha="right" if turned else "center", rotation_mode="anchor" if turned else None, **_plain(*xs))
     ax.set_ylim(len(ys) - 0.5, -0.5)
+    for y in range(1, len(ys)): ax.axhline(y - 0.5, color="white", linewidth=2)
+    for x in range(1, len(xs)): ax.axvline(x - 0.5, color="white", linewidth=2)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     _note(ax.figure, xs)
@@ -239,7 +243,7 @@ def plot_scores(
     if min_score is not None and figure.axes[0].patches:
         ax, x = figure.axes[0], ceil(min_score) - 1.5
         ax.axvline(x, color="#333333", linestyle="--", linewidth=1)
-        ax.annotate(f"kept from {min_score}", (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -3), textcoords="offset points", va="top", fontsize=9)
+        ax.annotate(f"kept from {min_score:g}", (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -3), textcoords="offset points", va="top", fontsize=9)
     if figure.axes[0].patches: figure.axes[0].set_xlabel("score (1 is the worst, 5 the best)")
     return figure
 
@@ -257,7 +261,7 @@ def plot_min_scores(
     swept = sweep(rows, good)
     low, high = zip(*(wilson(s["kept"], scored) for s in swept))
     ax.fill_between(range(1, 6), low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
-    lines = {"kept, with its interval of 95 %": ("o-", COLORS["kept"], [s["share"] for s in swept]), "distinct-2 of the kept requests": ("s--", "#009E73", [s["distinct_2"] for s in swept]),
+    lines = {"kept, with its interval of 95 %": ("o-", COLORS["kept"], [s["share"] for s in swept]), "different word pairs of the kept requests": ("s--", "#009E73", [s["distinct_2"] for s in swept]),
              "kept requests that repeat another": ("^:", COLORS["failed"], [s["repeated"] for s in swept]), f"good, of those that people read ({len(good):,})": ("D-.", "black", [s["precision"]["value"] for s in swept])}
     for text, (style, color, values) in lines.items():
         if told := [(x, value) for x, value in enumerate(values, 1) if value is not None]: ax.plot(*zip(*told), style, color=color, label=text)
@@ -332,9 +336,10 @@ def plot_languages(
     "Which language the check saw in how many rows, and how sure it was"
     asked, checked = find_language(language), [row for row in rows if row.get("detected_language")]
     count = Counter(row["detected_language"] for row in checked)
-    title = f"{asked.name} seen in {count[asked.code]:,} of {len(checked):,} rows checked ({len(rows) - len(checked):,} not checked)"
+    own = {code: n for code, n in count.items() if passes_for(code, asked.code)}
+    title = f"{asked.name}{', or what passes for it,' if own.keys() - {asked.code} else ''} seen in {sum(own.values()):,} of {len(checked):,} rows checked ({len(rows) - len(checked):,} not checked)"
     if not checked: return _nothing(title, "no row was checked" if rows else "no rows")
-    codes = sorted(count, key=lambda code: (code != asked.code, -count[code], code))
+    codes = sorted(count, key=lambda code: (code != asked.code, code not in own, -count[code], code))
     kept = [sum(row["detected_language"] == code and "reason" not in row for row in checked) for code in codes]
     figure, (left, right) = new_figure(height=1.5 + 0.42 * len(codes), panels=2, sharey=True)
     _bars(left, 0, kept, COLORS["kept"], "kept")
@@ -402,7 +407,7 @@ def _intervals(ax, lines):
 def _shares(ax, x):
     "An axis of shares below, from 0 to 1"
     _dress(ax, x=x)
-    ax.set_xlim(-0.03, 1.05), ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.set_xlim(-0.06, 1.06), ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])  # room for a number above 0
 
 def plot_outcomes(
     rows # kept and dropped rows of `rerank`
@@ -459,7 +464,8 @@ def plot_agreement(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
     "How often people and the judge said each pair of verdicts"
-    def name(value): return value if isinstance(value, str) else f"{value:g}"
+    preference = any(row.get("kind") == "preference" for row in calibration.rows)
+    def name(value): return value if isinstance(value, str) else f"answer {value + 1}" if preference else f"{value:g}"
     pairs = [(row["human"], row["judged"]) for row in calibration.rows if row["judged"] is not None]
     counts = Counter((name(human), name(judged)) for human, judged in pairs)
     names = [list(dict.fromkeys(map(name, sorted(values, key=lambda v: (isinstance(v, str), v))))) for values in zip(*pairs)]
@@ -537,7 +543,7 @@ def plot_turns(
         _dress(ax, x=f"characters of the {role}s' messages", y="messages", grid="y")
         ax.set_ylim(0, ax.get_ylim()[1] * 1.15)
         if lengths: ax.axvline(median(lengths), color="black", linewidth=1, linestyle=":")
-        if lengths: ax.annotate(f"median {median(lengths):,.0f}, n = {len(lengths):,}", (0.98, 0.99), xycoords="axes fraction", fontsize=9, ha="right", va="top")
+        if lengths: ax.annotate(f"median {median(lengths):,.0f}, n = {len(lengths):,}", (0.98, 0.99), xycoords="axes fraction", fontsize=9, ha="right", va="top", bbox=dict(facecolor="white", edgecolor="none", pad=1))
     _title(figure, f"Length of {len(found):,} messages (rows: {len(rows):,})")
     return figure
 
@@ -687,10 +693,20 @@ def table(
     "`records` as an HTML table that Jupyter shows; its texts are escaped"
     from html import escape
     from IPython.display import HTML
-    cell = '<td dir="auto" style="text-align:start; vertical-align:top; white-space:pre-wrap; max-width:45em">{}</td>'
-    head = "".join(f'<th dir="auto" style="text-align:start">{escape(str(k))}</th>' for k in (records[0] if records else ["none"]))
-    body = "".join("<tr>" + "".join(cell.format(escape(visible(str(v)))) for v in r.values()) + "</tr>" for r in records)
+    lines = [[visible(str(v)) for v in r.values()] for r in records]
+    widths = [_width([len(text) for text in column]) for column in zip(*lines)] or [""]
+    def cell(tag, text, width): return f'<{tag} dir="auto" style="text-align:{_side(text)}; vertical-align:top; {width}">{escape(text)}</{tag}>'
+    head = "".join(cell("th", str(k), width.replace("white-space:pre;", "")) for k, width in zip(records[0] if records else ["none"], widths))
+    body = "".join("<tr>" + "".join(cell("td", text, width) for text, width in zip(line, widths)) + "</tr>" for line in lines)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+def _side(text):
+    "Where `text` begins. JupyterLab takes `text-align:start` out of a notebook that it does not trust, such as one that the command ran, and sets all cells to the right"
+    return "right" if next((b for c in text if (b := bidirectional(c)) in ("L", "R", "AL")), "L") != "L" else "left"
+
+def _width(lengths):
+    "The style of a column with texts of these `lengths`: short ones are not broken, long ones have room"
+    return "white-space:pre;" if max(lengths) <= 20 else f"white-space:pre-wrap; overflow-wrap:break-word; min-width:{15 if max(lengths) > 60 else 5}em; max-width:45em"
 
 # %% ../nbs/22_report.ipynb #fd65c44d
 SCORES = ("response_score", "alignment_score", "chosen_score")  # what a run's rows may be scored by: the first that is there is shown
@@ -707,6 +723,8 @@ def _counted(paths, columns):
     return found, n
 
 # %% ../nbs/22_report.ipynb #3cd57774
+def _numbers(count): return Counter({v: n for v, n in count.items() if isinstance(v, (int, float)) and v == v})  # the scores of a recipe of one's own may be words
+
 def _read_run(path):
     "The run whose manifest is at `path`, as `read_runs` gives it; an error where it is none, or not whole"
     manifest, folder = json.loads(path.read_text(encoding="utf-8")), path.parent
@@ -714,10 +732,11 @@ def _read_run(path):
     kept, n = _counted(sorted(folder.glob("data/*.parquet")), ["detected_language", *SCORES])
     dropped, n_dropped = _counted([folder / "dropped.parquet"], ["detected_language", *SCORES])
     check_counts(manifest, kept=range(n), dropped=range(n_dropped))
-    column = next((c for c in SCORES if kept.get(c) or dropped.get(c)), None)
+    scores = {c: found for c in SCORES if (found := _numbers(kept.get(c, {})) + _numbers(dropped.get(c, {})))}
+    column = next(iter(scores), None)
     def total(key): return None if any(c[key] is None for c in manifest["calls"]) else sum(c[key] for c in manifest["calls"])
     return dict(language=find_language(manifest["language"]).code, recipe=manifest["recipe"], rows=manifest["rows"], reasons={r if s == "dropped" else f"{s}: {r}": n for s, r, n in reason_groups(manifest)}, score=column,
-                scores=kept.get(column, Counter()) + dropped.get(column, Counter()), languages=dict(kept=kept.get("detected_language", Counter()), checked=kept.get("detected_language", Counter()) + dropped.get("detected_language", Counter())),
+                scores=scores.get(column, Counter()), languages=dict(kept=kept.get("detected_language", Counter()), checked=kept.get("detected_language", Counter()) + dropped.get("detected_language", Counter())),
                 usd=total("usd"), tokens=None if None in (both := (total("prompt_tokens"), total("completion_tokens"))) else sum(both), seconds=total("seconds"), manifest=manifest)
 
 # %% ../nbs/22_report.ipynb #501950ef
@@ -769,7 +788,7 @@ def differences(
 
 # %% ../nbs/22_report.ipynb #2ba5b6f2
 def _with_interval(s): return f"{s['value']:.0%} ({s['low']:.0%} to {s['high']:.0%}; n = {s['n']:,})" if s["n"] else "not checked"
-def _purity(run, some): return share(run["languages"][some][run["language"]], run["languages"][some].total())
+def _purity(run, some): return share(sum(n for code, n in run["languages"][some].items() if passes_for(code, run["language"])), run["languages"][some].total())
 def _per_kept(run, key): return "no row kept" if not run["rows"]["kept"] else None if run[key] is None else run[key] / run["rows"]["kept"]
 def _number(value, shown): return value if isinstance(value, str) else "unknown" if value is None else shown(value)
 

@@ -123,9 +123,10 @@ class RowFile(Sequence):
         "Write `lines` to the Parquet file, when its columns are still those of the rows"
         if not self.path or self.stale: return
         import pyarrow.parquet as pq
-        if not self.writer: self.writer = pq.ParquetWriter(self.path.with_suffix(".new"), _schema(self.kinds), compression="zstd")
-        self.stale = self.writer.schema != _schema(self.kinds)
-        if not self.stale: self.writer.write_table(_table(lines, self.kinds))
+        schema = _schema(self.kinds or {"id": "str"})  # of no rows: without a column, `load_dataset` cannot even say that there are none
+        if not self.writer: self.writer = pq.ParquetWriter(self.path.with_suffix(".new"), schema, compression="zstd")
+        self.stale = self.writer.schema != schema
+        if lines and self.kinds and not self.stale: self.writer.write_table(_table(lines, self.kinds))  # an empty block is what it fails on
 
     def close(self) -> None:
         "Finish the Parquet file. It is written aside and renamed, so that no reader meets half of one"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'FOLDED', 'MOST', 'REASONS', 'short', 'text_html', 'to_read', 'funnel', 'total_money', 'outcome_text',
-           'outcome_html']
+           'outcome_html', 'widget_box']
 
 # %% ../nbs/05b_show.ipynb #05efa29a
 import unicodedata
@@ -37,7 +37,7 @@ def text_html(
     "`text` as HTML that shows it as it is, and does nothing else with it"
     where = f'lang="{language.code}" dir="{language.direction}"' if language else 'dir="auto"'
     text, n = str(text), len(str(text))
-    def block(text): return f'<div {where} style="white-space:pre-wrap;overflow-wrap:anywhere;text-align:start">{escape(visible(text))}</div>'
+    def block(text): return f'<div {where} style="white-space:pre-wrap;overflow-wrap:break-word;text-align:start">{escape(visible(text))}</div>'
     if n <= FOLDED: return block(text)
     more = f"\n… {n - MOST:,} characters more" if n > MOST else ""
     return f'<details><summary>all {n:,} characters<div class="start">{block(text[:FOLDED // 2] + " …")}</div></summary>{block(text[:MOST] + more)}</details>'
@@ -82,7 +82,7 @@ def to_read(
     if row.get("chosen") is not None and row.get("rejected") is not None:
         return [[("request", _said(row.get("prompt", row.get("messages"))), language)], [(_rated(row, name), _said(row[name]), language) for name in ("chosen", "rejected")]]
     if answers: return [[("request", _said(messages), language)], *([("answer", _said(a), language) for a in answers[i:i + 2]] for i in range(0, len(answers), 2))]
-    english = [(name, row[name], find_language("en")) for name in ("instruction_en", "response_en") if row.get(name)]
+    english = [(f"{name} in English", row[column], find_language("en")) for name, column in (("request", "instruction_en"), ("answer", "response_en")) if row.get(column)]
     if messages: return _turns(messages, language) + ([english] if english else [])
     if turns := _listed(row.get("user_turns")): return [[("the model wrote", _said(turns[-1].get("raw")), None)]]
     columns = [(k, _said(v), None) for k, v in row.items() if k not in ("id", "reason") and _said(v) not in ("", "[]", "{}")]
@@ -185,7 +185,7 @@ def _bar_html(name, state, left, n, all_):
     "A bar of the funnel between its name and its number"
     color, part, cell = COLORS.get(state, COLORS["other"]), 100 / max(all_, 1), "display:inline-block;vertical-align:middle;width"
     bar = _div("", f"margin-left:{left * part:.2f}%;width:{n * part:.2f}%;min-width:{2 if n else 0}px;height:.8em;background-color:{color}")
-    return f'<div dir="auto" style="{cell}:34%;margin-right:1%;overflow-wrap:anywhere">{escape(short(name, 200))}</div>' + _div(bar, f"{cell}:45%") + _div(f"{n:,} {'rows in' if state == 'in' else state}", f"{cell}:15%;margin-left:1%")
+    return f'<div dir="auto" style="{cell}:34%;margin-right:1%;overflow-wrap:break-word">{escape(short(name, 200))}</div>' + _div(bar, f"{cell}:45%") + _div(f"{n:,} {'rows in' if state == 'in' else state}", f"{cell}:15%;margin-left:1%")
 
 def _steps_html(calls):
     def line(tag, texts): return "<tr>" + "".join(f'<{tag} style="text-align:{"left" if i < 2 else "right;white-space:nowrap"};padding:.15em .7em;border-bottom:{_LINE}">{escape(t)}</{tag}>' for i, t in enumerate(texts)) + "</tr>"
@@ -208,3 +208,14 @@ def outcome_html(
     if samples: out += [_div(f"{len(samples)} of the rows kept", _GREY + ";margin-top:.8em"), *(_row_html(row, language, COLORS["kept"]) for row in samples)]
     if calls: out.append(_steps_html(calls))
     return '<style>.llmdata-outcome details[open] > summary > .start {display: none}</style><div class="llmdata-outcome" style="max-width:76em;line-height:1.45;font-size:13px">' + "".join(out) + "</div>"
+
+# %% ../nbs/05b_show.ipynb #b765a4ce
+def widget_box(
+    children, # widgets
+    says: str # up to 110 characters
+): # a widget
+    "A box of `children`, in whose place `says` stands where no widget can be shown, as in a notebook that a command ran"
+    from ipywidgets import VBox
+    class Box(VBox):
+        def __repr__(self): return says
+    return Box(children)

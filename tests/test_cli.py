@@ -150,7 +150,8 @@ def test_the_recipes_and_their_parameters_are_told(project, capsys):
     (["magpies", "--help"], "no recipe 'magpies'"), (["magpie", "--langage", "it"], "unrecognized arguments: --langage it"),
     (["magpie", "--parallel", "0"], "--parallel 0: expected 1 or more"), (["magpie", "--parallel", "two"], "invalid int value: 'two'"),
     (["magpie", "-p", "budget=lots"], "budget 'lots': expected an amount"), (["--language", "it"], "which recipe? "),
-    (["notebooks"], "expected a folder"), (["magpie", "--parallel", "2", "-p", "model=embedded:gpt"], "'embedded:gpt': expected qwen")])
+    (["translate_and_judge", "--language", "it,nl", "-p", "source=missing.jsonl"], "missing.jsonl: no such file"), (["rerank_preferences", "-p", "source="], "source is empty"),
+    (["magpie", "-p", "prompts=mine.toml"], "prompts mine.toml: "), (["notebooks"], "expected a folder"), (["magpie", "--parallel", "2", "-p", "model=embedded:gpt"], "'embedded:gpt': expected qwen")])
 def test_wrong_arguments_are_one_line(project, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err

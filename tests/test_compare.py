@@ -176,3 +176,21 @@ def test_of_many_rows_only_the_columns_are_read(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(told | {"rows": {"in": 1000, "kept": 1000, "dropped": 0, "failed": 0}}))
     with pytest.raises(OSError): pq.read_table(path)
     assert read_runs(tmp_path)[0]["scores"] == {4: 1000}
+
+
+@pytest.mark.parametrize("asked, seen, passes", [("nb", "no", 2), ("nn", "no", 2), ("arz", "ar", 2), ("nb", "sv", 1), ("pt", "es", 1)])
+def test_what_passes_the_checks_is_in_the_language(tmp_path, asked, seen, passes):
+    "One row in the language as it is called, one as the detectors call it"
+    write_run(tmp_path / asked / "a", [make_row(0, detected_language=asked), make_row(1, detected_language=seen)], language=asked)
+    (line,) = compare(read_runs(tmp_path))
+    assert line["in the language, kept"].startswith(f"{passes / 2:.0%} (") and line["in the language, checked"] == line["in the language, kept"]
+
+
+def test_scores_that_are_words_are_no_scores(tmp_path):
+    "A recipe of one's own may call its verdict so; a column of numbers beside it is taken"
+    write_run(tmp_path / "it" / "own", [make_row(0) | {"response_score": "good"}], [make_row(1) | {"response_score": "bad", "reason": "x: y"}])
+    write_run(tmp_path / "nl" / "own", [make_row(0) | {"response_score": "good", "chosen_score": 4.5}], language="nl")
+    runs = read_runs(tmp_path)
+    assert [line["mean score"] for line in compare(runs)] == ["4.50 (chosen score; n = 1)", "no scores"]
+    draw(plot_compared_scores(runs))
+    save_comparison(runs, tmp_path / "compared")

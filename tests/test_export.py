@@ -76,6 +76,8 @@ def test_folders_of_run_are_read(tmp_path):
         found = read_folder(tmp_path)
         assert (found.kept, found.dropped, found.failed) == (outcome.kept, outcome.dropped, outcome.failed)
         assert DatasetCard.load(write_card(tmp_path)).data.pretty_name == "Italian rows, by translate_and_judge"
+    with pytest.raises(ValueError, match='^Instruction "train" corresponds to no data!$'): datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert 'corresponds to no data!' in (tmp_path / "README.md").read_text(encoding="utf-8")  # as the card says
 
 
 @pytest.mark.parametrize("text", NASTY)

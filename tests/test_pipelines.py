@@ -87,9 +87,10 @@ def test_wrong_arguments_are_one_line(project, capsys, argv, message):
 
 
 def test_a_run_that_fails_says_why_in_one_line(project, capsys):
-    assert main(["translate_and_judge", "-p", "source=nowhere.jsonl"]) == 1
+    (project / "empty.jsonl").write_text("\n")
+    assert main(["translate_and_judge", "-p", "source=empty.jsonl"]) == 1
     err = capsys.readouterr().err
-    assert "nowhere.jsonl" in err and "Traceback" not in err
+    assert "empty.jsonl is empty: no rows in it" in err and "Traceback" not in err
 
 
 def test_a_failed_run_leaves_the_last_one_as_it_was(project, capsys):
@@ -180,4 +181,4 @@ def test_prompts_edited_in_the_playground_are_used_and_told(project):
         main([*run, "-p", "prompts=prompts.toml"])
         assert len(bodies) == paid + 3 and all("come un maestro severo" in str(body["messages"]) for body in bodies[paid:])
         assert len(manifest(out)["prompts"]) == 12 and manifest(out)["arguments"]["language"] == "it"
-    assert main([*run, "-p", "prompts=nowhere.toml"]) == 1
+    assert main([*run, "-p", "prompts=nowhere.toml"]) == 2

@@ -217,6 +217,9 @@ def test_what_is_wrong_is_said_in_one_line(made, monkeypatch):
         assert "a conversation needs a user message" in shown(widget) and ">failed<" in shown(widget) and ">kept<" in shown(widget)
         ran(widget := made([conversation(0), "no row"], model=url))
         assert "row 2 is str" in status(widget)
+        for message, name in (({"role": "user"}, "messages"), ({"content": "Hello?"}, "messages"), ("Hello?", "prompt")):
+            ran(widget := made([conversation(0), {"id": "b", name: [message]}], model=url))
+            assert f"row 2: message 1 of {name} should have a role and a content" in status(widget)
         edit(ran(widget := made([conversation(0)], model=url)), "judge.reply", "Rispondi in JSON.")
         assert "{key}" in status(widget) and "{key}" in status(ran(widget, "Save")) and "{key}" in status(ran(widget))
         edit(widget, "response.scale", "uno\ndue")

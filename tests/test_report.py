@@ -3,6 +3,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_export import NASTY, make_manifest, make_row, write_run
@@ -198,4 +199,10 @@ def test_other_scripts_are_drawn_with_the_font_that_has_them(text):
 
 def test_a_table_goes_in_the_direction_of_each_text():
     shown = table([{"عنوان <i>": "استخدم <b> للخط", "plain": 'a "quoted" <script>'}]).data
-    assert shown.count('dir="auto"') == 4 and shown.count("text-align:start") == 4 and "<b>" not in shown and "<i>" not in shown and "<script>" not in shown
+    assert shown.count('dir="auto"') == 4 and shown.count("text-align:right") == 2 == shown.count("text-align:left") and "<b>" not in shown and "<i>" not in shown and "<script>" not in shown
+
+
+def test_preferences_are_called_answers():
+    rows = [dict(kind="preference", human=0, judged="tie"), dict(kind="preference", human=1, judged=1)]
+    ax = draw(report.plot_agreement(SimpleNamespace(rows=rows))).axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["answer 1", "answer 2"] and [t.get_text() for t in ax.get_xticklabels()] == ["answer 2", "tie"]

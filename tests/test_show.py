@@ -111,7 +111,7 @@ AR = language("ar")
     ({"id": "t", "messages": said("؟"), "responses": ["ا", "ب", "ت"], "models": ["human", "m", "n"]}, [[("request", "؟", AR)], [("answer", "ا", AR), ("answer", "ب", AR)], [("answer", "ت", AR)]]),
     ({"id": "m", "messages": [{"role": "system", "content": "s"}, *said("1", "2"), *said("3", "4"), *said("5")]},
      [[("system", "s", AR)], [("user", "1", AR), ("assistant", "2", AR)], [("user", "3", AR), ("assistant", "4", AR)], [("user", "5", AR)]]),
-    ({"id": "b", "messages": said("ما", "نص"), "instruction_en": "What", "response_en": "Text"}, [[("user", "ما", AR), ("assistant", "نص", AR)], [("instruction_en", "What", language("en")), ("response_en", "Text", language("en"))]]),
+    ({"id": "b", "messages": said("ما", "نص"), "instruction_en": "What", "response_en": "Text"}, [[("user", "ما", AR), ("assistant", "نص", AR)], [("request in English", "What", language("en")), ("answer in English", "Text", language("en"))]]),
     ({"id": "u", "number": 3, "user_turns": [{"raw": "I am"}], "reason": "x"}, [[("the model wrote", "I am", None)]]),
     ({"id": "g", "reason": "x"}, []), ({"id": "o", "messages": "not a list", "n": 0, "tags": {"a": 1}}, [[("messages", "not a list", None), ("n", "0", None)], [("tags", "{'a': 1}", None)]]),
     ({"id": "odd", "messages": ["text", None, {"role": None}]}, [[("text", "text", AR)], [("text", "", AR)], [("text", "{'role': None}", AR)]])])
