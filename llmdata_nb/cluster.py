@@ -8,6 +8,7 @@ __all__ = ['GIVE_UP', 'run', 'near_duplicates']
 # %% ../nbs/30_cluster.ipynb #b6e9cbf3
 import asyncio, gzip, hashlib, inspect, json, os, re, tempfile, time
 from collections import Counter, defaultdict, deque
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from . import __version__
@@ -27,6 +28,7 @@ _all_ = ["near_duplicates"]
 # %% ../nbs/30_cluster.ipynb #7fde9653
 def _told(value):
     "`value` as text that is the same tomorrow"
+    if isinstance(value, partial): return [_told(value.func), value.args, value.keywords]
     if callable(value): return [getattr(value, "__module__", ""), getattr(value, "__qualname__", repr(value)), _source(value)]
     return vars(value) if hasattr(value, "__dict__") else repr(value)
 
@@ -253,11 +255,10 @@ def _progress_line(name, driver, total, started, concurrency, last=False):
     for each, lines, _ in [(driver.done, driver.ledger.lines.values(), ()), *told]:
         tally.update(each)
         for line in lines: ledger.add(**line)
-    old = sum(len(driver.shards(number)) for number in driver.old)
-    tally["kept"] += 0
-    parts = [f"{len(driver.old):,} of {len(driver.keys):,} shards were there"] * bool(old) + [f"{len(driver.lost)} workers lost"] * bool(driver.lost)
-    limiters = {text: SimpleNamespace(status=lambda text=text: text) for text in [*waiting, *parts]}
-    return _status(name, tally, total - old, SimpleNamespace(ledger=ledger, limiters=limiters), started, concurrency, last=last)
+    if driver.old: waiting.append(f"{len(driver.old):,} of {len(driver.keys):,} shards were there")
+    if driver.lost: waiting.append(f"workers lost: {len(driver.lost)}")
+    limiters = {text: SimpleNamespace(status=lambda text=text: text) for text in waiting}
+    return _status(name, tally, total, SimpleNamespace(ledger=ledger, limiters=limiters), started, concurrency, last=last)
 
 # %% ../nbs/30_cluster.ipynb #4c714e28
 def run(
@@ -268,7 +269,7 @@ def run(
     out,                    # folder to write the dataset to, on the machine of the driver
     address: str = None,    # of the Ray cluster; default: the one this process is connected to, that of RAY_ADDRESS, one that runs here, or else a new one of this machine
     shards: int = None,     # how many; default: one for each thousand rows, so that rows that are added change the last one only
-    shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`), for the parts; default: `out` with `.shards`
+    shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`); the parts are in it under the name of `out` and of its folder; default: `out` with `.shards`
     stores: str = None,     # folder for the stores, one file a shard; default: `shared`, or, where that is a URL, a folder of each machine. `~` and `$NAME` are those of the machine
     concurrency: int = 64,  # most requests to one address, over all machines; and rows under way in a shard
     budget=None,            # over all machines; as for `run.run`
@@ -289,8 +290,9 @@ def run(
         _check_machines(job, recipe_and_args := ray.put((recipe, recipe_args)))
         actor = _shares(ray, concurrency, f"{budget.limit - budget.spent} {budget.unit}" if shared_budget else budget, job["limits"])
         driver = _Driver(lambda number: rows[slices[number]], keys, job, actor, files := _Files(out), recipe_and_args)
+        old = sum(len(range(len(rows))[slices[number]]) for number in driver.old)
         def show(**last):
-            if last or progress.due(): progress.show(_progress_line(f"{about['recipe']} {about.get('language', '')}".strip(), driver, len(rows), started, concurrency, **last), **last)
+            if last or progress.due(): progress.show(_progress_line(f"{about['recipe']} {about.get('language', '')}".strip(), driver, len(rows) - old, started, concurrency, **last), **last)
         try: driver.work(show)
         finally:
             if shared_budget: budget.spent += ray.get(actor.spent.remote())
@@ -315,7 +317,8 @@ def _cut(rows, shards):
 
 def _job(out, shared, stores):
     "Where parts and stores are; absolute, for the workers' current folders are others"
-    parts = str(shared or f"{Path(out).absolute()}.shards")
+    name = "/".join(Path(out).absolute().parts[-2:])
+    parts = f"{str(shared).rstrip('/')}/{name}" if shared else f"{Path(out).absolute()}.shards"
     if "://" in parts: return dict(parts=parts, stores=stores or str(cache_folder()/"stores"/hashlib.sha256(parts.encode()).hexdigest()[:12]))
     parts = str(Path(parts).expanduser().absolute())
     return dict(parts=parts, stores=str(stores or parts))

@@ -26,7 +26,7 @@ def rows(n): return [{"id": f"{i:06}", "n": i} if i % 50 else {"id": f"{i:06}", 
 def content(outcome): return [sorted(json.dumps(row, sort_keys=True) for row in getattr(outcome, state)) for state in STATES]
 def counted(lines): return sorted(tuple(line[k] for k in ("step", "calls", "replayed", "retries", "failed", "lost", "prompt_tokens")) for line in lines)
 def sent(outcome): return sum(line[k] for line in outcome.ledger for k in ("calls", "replayed", "retries", "failed", "lost"))
-def journal(folder): return sum(sqlite3.connect(path).execute("select (select count(*) from calls) + (select count(*) from attempts)").fetchone()[0] for path in Path(folder).glob("*.sqlite"))
+def journal(folder): return sum(sqlite3.connect(path).execute("select (select count(*) from calls) + (select count(*) from attempts)").fetchone()[0] for path in Path(folder).rglob("*.sqlite"))
 def repeats(bodies): return sum(n - 1 for n in Counter(json.dumps(body, sort_keys=True) for body in bodies).values())
 
 
@@ -56,11 +56,11 @@ def test_finished_shards_are_left_alone_and_new_rows_are_added(nodes):
     with serve(lambda body, n: "well", seconds=0.01) as (model, bodies):
         first = cluster.run(rows(1500), two_calls, model=model, out="out", shared="shards", stores="$OWN/stores")
         assert len(list(nodes.own.glob("*/stores/*.sqlite"))) == 2
-        assert not list(Path("shards").glob("*.sqlite"))
+        assert not list(Path("shards").rglob("*.sqlite")) and {p.parent.name for p in Path("shards").rglob("part-*")} == {"out"}
         before, _ = bodies.copy(), bodies.clear()
-        parts = {p.name: p.stat().st_mtime_ns for p in Path("shards").glob("part-*")}
+        parts = {p.name: p.stat().st_mtime_ns for p in Path("shards").rglob("part-*")}
         more = cluster.run(rows(1510), two_calls, model=model, out="out", shared="file://" + str(Path("shards").absolute()), stores="$OWN/stores")
-        after = {p.name: p.stat().st_mtime_ns for p in Path("shards").glob("part-*")}
+        after = {p.name: p.stat().st_mtime_ns for p in Path("shards").rglob("part-*")}
         assert [name for name in parts if name.startswith("part-00000")] == [name for name in parts if parts[name] == after.get(name)] and len(after) == 2
         assert len(more.kept) > len(first.kept) and len(bodies) <= 18 + 900  # the new ones, and, where the second shard went to the other node, its own
         assert sum(line["calls"] + line["replayed"] for line in more.ledger) == len({json.dumps(b) for b in [*before, *bodies]})
