@@ -170,6 +170,7 @@ def _loose(text, i, depth=0):
             value, i, cut = (text[i + 1:m.start()], m.end(), False) if m else (_Open(text[i + 1:]), len(text), True)
         else:
             m = re.compile(r"(.*?)\s*(?=[,，}\]\n]|//|\s#|/\*|```|$)", re.S).match(text, i)
+            if listed and m.end() == i: raise ValueError("nothing where a value should be")  # such as the brace in "[4}"
             value, i, cut = m[1], m.end(), text[m.end():].strip() in ("", "```")
             if cut: value = _Open(value)
         if listed: items.append(value)

@@ -620,6 +620,8 @@ def sound(text):
 @given(TEXTS)
 @example("\ud800")
 @example('{"score": ' + "9" * 5000 + "}")
+@example('{"overall": {"score":[ 4}, "grammar": {"score": 5}}')  # hypothesis found it: a list closed by a brace was read for ever
+@example('{"score": [ ```json 4')
 def test_any_text_is_read_or_refused(text): sound(text)
 
 
@@ -635,7 +637,7 @@ def test_a_cut_answer_says_the_same_or_nothing(good, score):
 
 
 @pytest.mark.parametrize("unit", ["[", "{", '{"a":', "{a:", '{"score": 4}', "{'score': 4}", "<think>", "<think></think>", "{ //", "{/*", '{a: "x" y ', "Score: 4\n", "4", "\n", "*", "#", "Score (",
-                                  "I rate this ", "Output (a) is ", "Output (a) is better if ", "not ", "[[", "score [[4 ", "Response 1: 4 ", "scores for ", "評価", '"score": ', "> ", "<|channel|>"])
+                                  "I rate this ", "Output (a) is ", "Output (a) is better if ", "not ", "[[", "score [[4 ", "Response 1: 4 ", "scores for ", "評価", '{"score": [4}', "{a: [`", '"score": ', "> ", "<|channel|>"])
 def test_a_long_text_takes_less_than_a_second(unit):
     text = unit * (200_000 // len(unit))
     for read in (parse_verdict, lambda t: parse_verdict(t, labels=OUTPUTS, language="ja"), lambda t: parse_ratings(t, 2)):
