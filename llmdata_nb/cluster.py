@@ -115,7 +115,7 @@ def _do_shard(number, key, rows, recipe_and_args, job, actor, worker):
             told[0] = time.monotonic()
             actor.tell.remote(worker, dict(tally), list(ask.ledger.lines.values()), [limiter.status() for limiter in ask.limiters.values() if limiter.breaker.since])
         try: _in_thread(lambda: _work(iter(rows), recipe, ask, args, job["concurrency"], job["timeout"], settled, write, None), tick)
-        finally: ray.get(actor.leave.remote(worker, {limiter.name: len(limiter.sent) - len(limiter.permits) for limiter in ask.limiters.values()}))
+        finally: ray.get(actor.leave.remote(worker, {limiter.name: limiter.untold() for limiter in ask.limiters.values()}))
         lines = list(ask.ledger.lines.values())
         about = dict(seconds=round(time.monotonic() - started, 1), tally=tally, ledger=lines, states={state: list(ledger.lines.values()) for state, ledger in states.items()})
         return part.finish(job["parts"], number, key, about), tally, lines
@@ -215,7 +215,7 @@ class _Driver:
         finally: self._stop()
 
     def _start(self, number):
-        worker = f"{number}-{self.losses[number]}"
+        worker = f"{number}-{len(self.lost)}"
         ref = self.task.options(max_retries=0).remote(number, self.keys[number], self.shards(number), self.recipe_and_args, self.job, self.actor, worker)
         self.running[ref] = (number, worker)
 
@@ -228,7 +228,7 @@ class _Driver:
             for line in lines: self.ledger.add(**line)
         except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, (StoreError, ValueError)) else e) from None
         except ray.exceptions.RayError as e:
-            self.losses[number] += 1
+            self.losses[number] += not isinstance(e, ray.exceptions.NodeDiedError)  # that was no fault of the shard
             ray.get(self.actor.leave.remote(worker, {}))
             self.lost.append(f"shard {number}: {type(e).__name__}")
             if self.losses[number] < GIVE_UP: todo.appendleft(number)

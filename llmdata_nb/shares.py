@@ -132,7 +132,7 @@ class Share(Limiter):
     def __init__(self, url, name, most, actor, worker, **limits):
         super().__init__(url, None, most, **limits)
         self.actor, self.worker, self.name, self.most = actor, worker, name, most  # by `name` the actor knows the address
-        self.sent, self.refusals, self.talk = [], [], None
+        self.sent, self.refusals, self.talk, self.shift, self.ahead = [], [], None, 0.0, None  # `shift`: this clock less the actor's
 
     async def __aenter__(self):
         if not self.talk:
@@ -147,16 +147,16 @@ class Share(Limiter):
         while True:
             now, (sent, self.sent), (refusals, self.refusals) = time.time(), (self.sent, []), (self.refusals, [])
             places, *state = await self.actor.sync.remote(self.worker, self.name, self.most, self.window.under_way, [now - t for t in sent], [(now - t, *rest) for t, *rest in refusals])
-            self._take(*state)
+            self.shift = time.time() - state[0]
+            self._take(state[1])
             self._resize(places)
             with suppress(TimeoutError): await asyncio.wait_for(self.wake.wait(), 0.25)
             self.wake.clear()
 
-    def _take(self, at, state):
+    def _take(self, state):
         "Take over the state of the address, in the time of this clock"
-        shift = time.time() - at
         self.rate, self.steady, since, until, self.reason = state
-        self.since, self.until = since and since + shift, max(until + shift if until else 0, self.until or 0)
+        self.since, self.until = since and since + self.shift, max(until + self.shift if until else 0, self.until or 0)
 
     def _resize(self, places):
         if not places: return  # not yet: others still have requests under way
@@ -182,10 +182,18 @@ class Share(Limiter):
         self.overloaded(sent, seconds, reason, True)
 
     async def _lease(self):
-        times, full, at, state = await self.actor.lease.remote(self.name)
-        self._take(at, state)
-        self.full = full and time.time() + full
-        self.permits.extend(time.time() + t for t in times)
+        "Take sending times; where there is a pace, the next ones are asked for before they are needed, for the actor may be far"
+        times, full, at, state = await (self.ahead or self.actor.lease.remote(self.name))
+        self._take(state)
+        self.full = full and at + full + self.shift
+        self.permits.extend(at + t + self.shift for t in times)
+        self.ahead = self.actor.lease.remote(self.name) if times and self.rate and not self.budgets else None
+
+    def untold(self) -> int:
+        "At the end, how many requests it sent and has not told, less the sending times it did not use"
+        import ray
+        unused = len(ray.get(self.ahead)[0]) if self.ahead else 0
+        return len(self.sent) - len(self.permits) - unused
 
     def close(self):
         "Keep in touch no longer; what it has not told by then, `Shares.leave` is told"
