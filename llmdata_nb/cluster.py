@@ -6,7 +6,7 @@
 __all__ = ['GIVE_UP', 'run', 'near_duplicates']
 
 # %% ../nbs/30_cluster.ipynb #b6e9cbf3
-import asyncio, gzip, hashlib, inspect, json, os, re, tempfile, time
+import asyncio, gzip, hashlib, inspect, json, os, pickle, re, sys, tempfile, time
 from collections import Counter, defaultdict, deque
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from . import __version__
 from .dedup_at_scale import near_duplicates
 from .embedded import cache_folder, connect, weights_path
-from .models import Ask, Budget, Ledger, check_endpoint, endpoint
+from .models import Ask, Budget, Ledger, check_endpoint, endpoint, read_budget
 from .progress import Progress
 from .rowfile import RowFile, _line
 from .rows import stream_rows
@@ -26,23 +26,41 @@ from .store import Store, StoreError, store_path
 _all_ = ["near_duplicates"]
 
 # %% ../nbs/30_cluster.ipynb #7fde9653
-def _told(value):
-    "`value` as text that is the same tomorrow"
-    if isinstance(value, partial): return [_told(value.func), value.args, value.keywords]
-    if callable(value): return [getattr(value, "__module__", ""), getattr(value, "__qualname__", repr(value)), _source(value)]
-    return vars(value) if hasattr(value, "__dict__") else repr(value)
+def _told(value, seen=frozenset()):
+    "`value` as plain data that is the same tomorrow, and another when anything in it is; what cannot be told is another each time"
+    if value is None or isinstance(value, (str, int, float)) or id(value) in seen: return value if isinstance(value, (str, int, float)) else ""
+    seen = seen | {id(value)}
+    if isinstance(value, partial): return [_told(part, seen) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, dict): return [[_told(k, seen), _told(v, seen)] for k, v in value.items()]
+    if isinstance(value, (list, tuple)): return [_told(v, seen) for v in value]
+    if inspect.ismodule(value): return value.__name__ if _installed(value) else [value.__name__, _source(value)]
+    if callable(value) and hasattr(value, "__qualname__"): return _told_code(value, seen)
+    try: return hashlib.sha256(pickle.dumps(value)).hexdigest()
+    except Exception: return os.urandom(8).hex()  # whatever pickle objects to: it is not known to be the same
 
-def _source(function):
-    "The source of the file in which `function` is written, or of the function alone in a notebook; empty where there is none"
-    function = inspect.unwrap(getattr(function, "func", function))
-    module = inspect.getmodule(function)
-    try: return inspect.getsource(module if module and module.__name__ != "__main__" else function)
-    except (OSError, TypeError): return ""
+def _told_code(value, seen):
+    "A function or class, and all that it uses which is not installed"
+    value = inspect.unwrap(value)
+    name, module = f"{value.__module__}.{value.__qualname__}", inspect.getmodule(value)
+    if module and _installed(module): return name
+    if module and module.__name__.startswith("llmdata_nb."): return [name, _source(module)]
+    uses = inspect.getclosurevars(value) if inspect.isfunction(value) else None
+    return [name, _source(value), _told({**uses.globals, **uses.nonlocals}, seen) if uses else ""]
 
+def _source(value):
+    try: return inspect.getsource(value)
+    except (OSError, TypeError): return os.urandom(8).hex()
+
+def _installed(module):
+    "Whether it is part of Python or an installed package, whose source no user edits"
+    file = getattr(module, "__file__", None)
+    return module.__name__ != "__main__" and (not file or bool(re.search(r"(site|dist)-packages", file)) or file.startswith(os.path.dirname(os.__file__)))
+
+# %% ../nbs/30_cluster.ipynb #2795b724
 def _key(rows, recipe, args, models, seed):
-    about = json.dumps([__version__, _told(recipe), args, models, seed], default=_told, sort_keys=True)
-    digest = hashlib.sha256(about.encode("utf-8", "backslashreplace"))
-    for row in rows: digest.update(json.dumps(row, default=_told).encode())
+    "What a shard is known by"
+    digest = hashlib.sha256(json.dumps(_told([__version__, recipe, args, models, seed])).encode())
+    for row in rows: digest.update(_line(row))
     return digest.hexdigest()[:16]
 
 # %% ../nbs/30_cluster.ipynb #04cbfaee
@@ -77,8 +95,8 @@ class _Part:
 def _parts(folder):
     "The parts in `folder`: number of the shard → [(key, rows that failed, name)]"
     import fsspec
-    fs, path = fsspec.core.url_to_fs(folder)
-    found = defaultdict(list)
+    (fs, path), found = fsspec.core.url_to_fs(folder), defaultdict(list)
+    fs.invalidate_cache()  # workers write there too
     for file in fs.ls(path, detail=False) if fs.exists(path) else []:
         if m := re.fullmatch(r"part-(\d+)-([0-9a-f]{16})-(\d+)\.jsonl\.gz", file.rsplit("/", 1)[-1]): found[int(m[1])].append((m[2], int(m[3]), m[0]))
     return found
@@ -86,6 +104,7 @@ def _parts(folder):
 def _read_part(folder, name):
     "Its lines: `[state, row]` for each row, and at last what is told of them"
     import fsspec
+    fsspec.core.url_to_fs(folder)[0].invalidate_cache()
     with fsspec.open(f"{folder}/{name}", "rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as lines:
         for line in lines: yield json.loads(line)
 
@@ -186,29 +205,28 @@ class _Files:
         self.tally["failed"] += len(rows)
         self.next += 1
 
-# %% ../nbs/30_cluster.ipynb #0f3f6d4c
+# %% ../nbs/30_cluster.ipynb #801e1966
 GIVE_UP = 3 # workers lost on one shard
+_GAVE_UP = "its shard took {} workers with it ({}): does a row need more memory than a machine has? Run again to try it again"
 
+# %% ../nbs/30_cluster.ipynb #0f3f6d4c
 class _Driver:
     "Has the shards run that have no part yet, and puts the parts together"
-    def __init__(self, shards, keys, job, actor, files, recipe_and_args):
-        import ray
+    def __init__(self, ray, shards, keys, job, actor, files, recipe_and_args):
         self.shards, self.keys, self.job, self.actor, self.files = shards, keys, job, actor, files
-        self.task, self.recipe_and_args = ray.remote(_do_shard), recipe_and_args
+        self.ray, self.task, self.recipe_and_args = ray, ray.remote(_do_shard), recipe_and_args
         self.old = {number: name for number, found in _parts(job["parts"]).items() for key, failed, name in found if number < len(keys) and key == keys[number] and not failed}
         self.parts, self.running, self.losses, self.lost = dict(self.old), {}, Counter(), []
         self.done, self.ledger = Counter(), Ledger()  # of the parts of this run
 
     def work(self, show):
         "Run what must be run, calling `show()` now and then"
-        import ray
         todo = deque(number for number in range(len(self.keys)) if number not in self.old)
         try:
             while todo or self.running:
-                places = min(int(ray.cluster_resources().get("CPU", 0)), self.job["concurrency"])
+                places = min(int(self.ray.cluster_resources().get("CPU", 0)), self.job["concurrency"])
                 while todo and len(self.running) < places + 1: self._start(todo.popleft())
-                self.actor.expect.remote(min(places, len(self.running)))
-                for ref in ray.wait(list(self.running), timeout=0.5)[0]: self._end(ref, todo)
+                for ref in self.ray.wait(list(self.running), timeout=0.5)[0]: self._end(ref, todo)
                 self._gather()
                 show()
             self._gather()
@@ -220,37 +238,38 @@ class _Driver:
         self.running[ref] = (number, worker)
 
     def _end(self, ref, todo):
-        import ray
         number, worker = self.running.pop(ref)
         try:
-            self.parts[number], tally, lines = ray.get(ref)
+            self.parts[number], tally, lines = self.ray.get(ref)
             self.done.update(tally)
             for line in lines: self.ledger.add(**line)
-        except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, (StoreError, ValueError)) else e) from None
-        except ray.exceptions.RayError as e:
-            self.losses[number] += not isinstance(e, ray.exceptions.NodeDiedError)  # that was no fault of the shard
-            ray.get(self.actor.leave.remote(worker, {}))
-            self.lost.append(f"shard {number}: {type(e).__name__}")
-            if self.losses[number] < GIVE_UP: todo.appendleft(number)
-            else: self.parts[number] = None
+        except self.ray.exceptions.RayTaskError as e:
+            if not (isinstance(e.cause, StoreError) and "locked" in str(e.cause)): raise (e.cause if isinstance(e.cause, (StoreError, ValueError)) else e) from None
+            self._lose(number, worker, e.cause, todo)  # a machine that died may hold its lock for a while
+        except self.ray.exceptions.RayError as e: self._lose(number, worker, e, todo)
+
+    def _lose(self, number, worker, error, todo):
+        self.ray.get(self.actor.leave.remote(worker, {}))
+        self.lost.append(f"shard {number}: {type(error).__name__}")
+        self.losses[number] += not isinstance(error, self.ray.exceptions.NodeDiedError)  # that is no fault of the shard
+        if self.losses[number] < GIVE_UP: todo.append(number)
+        else: self.parts[number] = _GAVE_UP.format(GIVE_UP, type(error).__name__)
 
     def _gather(self):
         "Take over the parts that come next"
         while (number := self.files.next) in self.parts:
-            if name := self.parts[number]: self.files.take(self.job["parts"], name, number in self.old)
-            else: self.files.give_up(self.shards(number), f"shard {number} took {GIVE_UP} workers with it ({self.lost[-1].partition(': ')[2]}): does a row of it need more memory than a machine has? Run again to try it again")
+            if (name := self.parts[number]).startswith("part-"): self.files.take(self.job["parts"], name, number in self.old)
+            else: self.files.give_up(self.shards(number), name)
 
     def _stop(self):
         "Interrupt what is still under way, and wait for it to end, for ten seconds"
-        import ray
-        for ref in self.running: ray.cancel(ref)
-        if self.running: ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
+        for ref in self.running: self.ray.cancel(ref)
+        if self.running: self.ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
 
 # %% ../nbs/30_cluster.ipynb #242cfb2d
 def _progress_line(name, driver, total, started, concurrency, last=False):
     "The line of progress, of the whole: of what has ended, and of what the workers told"
-    import ray
-    told, waiting = ([], []) if last else ray.get(driver.actor.told_by_all.remote())
+    told, waiting = ([], []) if last else driver.ray.get(driver.actor.told_by_all.remote())
     tally, ledger = Counter(), Ledger()
     for each, lines, _ in [(driver.done, driver.ledger.lines.values(), ()), *told]:
         tally.update(each)
@@ -268,7 +287,7 @@ def run(
     model,                  # a reference, or one per role, as for `run.run`; the keys are those of each machine's environment
     out,                    # folder to write the dataset to, on the machine of the driver
     address: str = None,    # of the Ray cluster; default: the one this process is connected to, that of RAY_ADDRESS, one that runs here, or else a new one of this machine
-    shards: int = None,     # how many; default: one for each thousand rows, so that rows that are added change the last one only
+    shards: int = None,     # how many; default: one for each thousand rows, so that rows that are added change the last one only. Another number cuts the rows anew, and pays again what is then in another shard's store
     shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`); the parts are in it under the name of `out` and of its folder; default: `out` with `.shards`
     stores: str = None,     # folder for the stores, one file a shard; default: `shared`, or, where that is a URL, a folder of each machine. `~` and `$NAME` are those of the machine
     concurrency: int = 64,  # most requests to one address, over all machines; and rows under way in a shard
@@ -280,16 +299,17 @@ def run(
     if isinstance(rows, (str, Path)): rows, source = stream_rows(rows), source or str(rows)
     models, started, progress = model if isinstance(model, dict) else {"default": model}, time.monotonic(), Progress()
     _check(recipe, recipe_args, concurrency, budget)
+    if shards is not None and not isinstance(shards, int): raise ValueError(f"shards {shards!r}: expected a whole number, or None for one of each thousand rows")
     _check_options(out, source, models, per_minute=per_minute, per_day=per_day, timeout=timeout, shards=shards)
     about, (rows, slices) = _about(recipe, recipe_args, {role: SimpleNamespace(name=name) for role, name in models.items()}, seed, source), _cut(rows, shards)
     job = _job(out, shared, stores) | dict(model=models, seed=seed, concurrency=concurrency, timeout=timeout, budget=budget is not None and budget != "", version=__version__, limits=dict(per_minute=per_minute, per_day=per_day, wait=wait))
     keys, shared_budget = [_key(rows[cut], recipe, recipe_args, models, seed) for cut in slices], budget if isinstance(budget, Budget) else None
     with connected(address) as ray:
         job["home"] = ray.util.get_node_ip_address()
-        _carry(recipe)
-        _check_machines(job, recipe_and_args := ray.put((recipe, recipe_args)))
-        actor = _shares(ray, concurrency, f"{budget.limit - budget.spent} {budget.unit}" if shared_budget else budget, job["limits"])
-        driver = _Driver(lambda number: rows[slices[number]], keys, job, actor, files := _Files(out), recipe_and_args)
+        _check_machines(job, recipe_and_args := _carry(ray, recipe, recipe_args))
+        Store(store_path()).close()  # says in a line what is wrong with it
+        actor = _shares(ray, concurrency, (max(budget.limit - budget.spent, 0), budget.unit) if shared_budget else read_budget(budget), job["limits"])
+        driver = _Driver(ray, lambda number: rows[slices[number]], keys, job, actor, files := _Files(out), recipe_and_args)
         old = sum(len(range(len(rows))[slices[number]]) for number in driver.old)
         def show(**last):
             if last or progress.due(): progress.show(_progress_line(f"{about['recipe']} {about.get('language', '')}".strip(), driver, len(rows) - old, started, concurrency, **last), **last)
@@ -321,7 +341,7 @@ def _job(out, shared, stores):
     parts = f"{str(shared).rstrip('/')}/{name}" if shared else f"{Path(out).absolute()}.shards"
     if "://" in parts: return dict(parts=parts, stores=stores or str(cache_folder()/"stores"/hashlib.sha256(parts.encode()).hexdigest()[:12]))
     parts = str(Path(parts).expanduser().absolute())
-    return dict(parts=parts, stores=str(stores or parts))
+    return dict(parts=parts, stores=str(stores or parts) if str(stores or "")[:1] in ("~", "$") else str(Path(stores or parts).absolute()))
 
 def _shares(ray, concurrency, budget, limits):
     "The actor, on the machine of the driver, with the store of this project: what it learns of an address, a run without a cluster knows too"
@@ -329,12 +349,13 @@ def _shares(ray, concurrency, budget, limits):
     here = on(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(Shares).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote(store_path().absolute(), concurrency, budget, limits)
 
-def _carry(recipe):
-    "Have a recipe that is written in a file of one's own, rather than an installed package, travel with the rows"
+def _carry(ray, recipe, args):
+    "Recipe and arguments, for all machines; what is written in files of one's own, rather than in installed packages, travels with them"
     from ray.cloudpickle import register_pickle_by_value
-    module = inspect.getmodule(inspect.unwrap(getattr(recipe, "func", recipe)))
-    package = module.__name__.partition(".")[0]
-    if package not in ("__main__", "llmdata_nb") and not re.search(r"(site|dist)-packages", getattr(module, "__file__", None) or "site-packages"): register_pickle_by_value(module)
+    for module in list(sys.modules.values()):
+        if inspect.ismodule(module) and module.__name__.partition(".")[0] not in ("__main__", "llmdata_nb") and not _installed(module): register_pickle_by_value(module)
+    try: return ray.put((recipe, args))
+    except TypeError as e: raise ValueError(f"the recipe or its arguments cannot be sent to other machines: {str(e).strip().splitlines()[0]}") from None
 
 def _sweep(folder, names):
     "Remove the parts in `folder` that are not among `names`: those of other rows, or of another recipe"

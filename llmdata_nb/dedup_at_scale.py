@@ -18,21 +18,21 @@ BLOCK = 5000  # texts signed by a task
 CROWD = 100   # texts that share a band, from which on they are linked without a look
 _MIX = 0x9E3779B97F4A7C15
 
-def _sign(start, texts, groups, threshold, engine):
-    "For each of `texts`, of which the first has the number `start`: a digest of its group and itself, its signature; and its bands: key, place"
+def _sign(start, texts, groups, threshold, engine, buckets=1):
+    "For each of `texts`, of which the first has the number `start`: a digest of its group and itself, its signature; and its bands: key, place, and in which of `buckets` they are sorted"
     import numpy as np, pyarrow as pa
     (bands, size), plain = lsh_bands(threshold), [normalise(t) for t in texts]
-    digests = np.array([hashlib.sha256(f"{group}\0{text}".encode()).digest()[:16] if text else b"empty" for group, text in zip(groups, plain)], dtype="S16")
+    digests = np.array([hashlib.sha256(f"{group!r}\0{text}".encode("utf-8", "backslashreplace")).digest()[:16] if text else b"empty" for group, text in zip(groups, plain)], dtype="S16")
     sketch = _engines[engine](bands, size)[1]
     signatures = np.array([m.digest() for i in range(0, len(plain), 100) for m in sketch([shingles(t) for t in plain[i:i + 100]])]).astype(np.uint32).reshape(-1, bands * size)
     full = np.flatnonzero([bool(t) for t in plain])
-    return digests, signatures, pa.table({"key": _band_keys(signatures, groups, bands)[full].ravel(), "place": np.repeat(full + start, bands)})
-
+    keys = _band_keys(signatures, groups, bands)[full].ravel()
+    return digests, signatures, pa.table({"key": keys, "place": np.repeat(full + start, bands), "bucket": keys % buckets})
 def _band_keys(signatures, groups, bands):
     "A number for each band of each signature: the same where band, group and values are"
     import numpy as np
     mix = np.uint64(_MIX)
-    keys = np.arange(1, bands + 1, dtype=np.uint64) * mix + np.array([int.from_bytes(hashlib.sha256(str(g).encode()).digest()[:8], "big") for g in groups], dtype=np.uint64)[:, None]
+    keys = np.arange(1, bands + 1, dtype=np.uint64) * mix + np.array([int.from_bytes(hashlib.sha256(repr(g).encode()).digest()[:8], "big") for g in groups], dtype=np.uint64)[:, None]
     for values in np.moveaxis(signatures.reshape(len(signatures), bands, -1), 2, 0):
         keys = (keys ^ values) * mix
         keys ^= keys >> np.uint64(32)
@@ -67,7 +67,7 @@ def _link(bucket, signed, first, threshold):
     near, blocks = np.unique(near, axis=0), {}
     def values(places):
         for number in np.unique(places // BLOCK): blocks.setdefault(number, ray.get(signed[number]))
-        out = np.empty((len(places), blocks[0].shape[1] if 0 in blocks else next(iter(blocks.values())).shape[1]), np.uint32)
+        out = np.empty((len(places), next(iter(blocks.values())).shape[1]), np.uint32)
         for number in np.unique(places // BLOCK): out[places // BLOCK == number] = blocks[number][places[places // BLOCK == number] % BLOCK]
         return out
     alike = [np.empty(0, bool)] + [(values(some[:, 0]) == values(some[:, 1])).mean(1) > threshold - 0.15 - 1e-6 for i in range(0, len(near), 10_000) if len(some := near[i:i + 10_000])]
@@ -81,9 +81,7 @@ def _linked(ray, bands, signed, first, threshold, n):
     from ray.data import DataContext, from_arrow_refs
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    buckets = max(n // 20_000, 1)
-    keyed = from_arrow_refs(bands).map_batches(lambda batch: batch | {"bucket": batch["key"] % buckets}, batch_format="numpy", zero_copy_batch=True)
-    links = keyed.groupby("bucket", num_partitions=min(buckets, 200)).map_groups(partial(_link, signed=signed, first=first, threshold=threshold), batch_format="numpy")
+    links = from_arrow_refs(bands).groupby("bucket", num_partitions=min(_buckets(n), 200)).map_groups(partial(_link, signed=signed, first=first, threshold=threshold), batch_format="numpy")
     return np.concatenate([np.empty((0, 2), int), *(np.stack([batch["a"], batch["b"]], 1) for batch in links.iter_batches(batch_format="numpy", batch_size=None))])
 
 # %% ../nbs/29_dedup_at_scale.ipynb #f8772813
@@ -117,6 +115,8 @@ def _resolved(ray, clusters, texts, threshold, engine):
         for places, found in zip(some, results): yield places, places[found]
 
 # %% ../nbs/29_dedup_at_scale.ipynb #d23dc71e
+def _buckets(n): return max(n // 20_000, 1)
+
 def _in_turn(ray, calls, most):
     "The results of remote `calls` (functions that start them), in order, with `most` under way"
     refs, calls = deque(), iter(calls)
@@ -133,7 +133,7 @@ def _signed(ray, texts, groups, threshold, engine):
     def calls():
         for i in range(0, len(texts), BLOCK):
             def call(i=i):
-                digest, signatures, table = sign.options(num_returns=3).remote(i, texts[i:i + BLOCK], groups[i:i + BLOCK], threshold, engine)
+                digest, signatures, table = sign.options(num_returns=3).remote(i, texts[i:i + BLOCK], groups[i:i + BLOCK], threshold, engine, _buckets(len(texts)))
                 signed.append(signatures)
                 bands.append(table)
                 return digest
@@ -145,7 +145,7 @@ def _signed(ray, texts, groups, threshold, engine):
 def near_duplicates(
     texts,                # strings, in any language
     threshold=0.8, engine="rensa", # as in `dedup.near_duplicates`
-    groups=None,          # for each of them a string: only texts of the same group are compared
+    groups=None,          # for each of them a string, or what is the same as another by its `repr`: only texts of the same group are compared
     address: str = None,  # of the Ray cluster, as in `run`
 ) -> list:
     "As `dedup.near_duplicates`, and with the same result: for each of `texts` the index of the earlier one that it repeats, or None"

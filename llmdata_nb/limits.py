@@ -15,7 +15,7 @@ from .store import COUNT
 
 # %% ../nbs/03b_limits.ipynb #1f66cae7
 class Elsewhere(Exception):
-    "Raised by `Limiter`: this server is dead, and another one can take the call"
+    "Raised by `Limiter`: this server is dead, takes no more or wants a pause, and another one can take the call"
 
 class CallFailed(Exception):
     "A call without a usable answer; `kind`: rate limit, timeout, server, refused, unparseable, unjudged or over budget"
@@ -152,6 +152,7 @@ class Limiter:
             if self.budgets or self.rate: await self._permit()
             else: self._count()
             await self._sleep(self._revive)
+            if self.shut and self.elsewhere(): raise Elsewhere
             if self.shut: raise CallFailed("refused", self.shut)
         except BaseException:
             self.window.leave()
@@ -165,8 +166,8 @@ class Limiter:
         while left := seconds(): await asyncio.sleep(min(left, 1.0))
 
     def load(self) -> tuple:
-        "How little a request is wanted here: whether the server is dead, whether it asked for a pause, and the share of its places that are taken"
-        return bool(self.breaker.since), (self.until or 0) > time.time(), (self.window.under_way + len(self.window.places)) / self.window.size
+        "How little a request is wanted here: whether the server is dead or takes no more, whether it asked for a pause, and the share of its places that are taken"
+        return bool(self.breaker.since or self.shut), (self.until or 0) > time.time(), (self.window.under_way + len(self.window.places)) / self.window.size
 
     def answered(self) -> None:
         "A request was answered"
@@ -244,8 +245,9 @@ class Limiter:
         if now - self.looked > 0.25 or self.since and not self.rate and now > self.since + 1: self._look(now)
         if not self.until and not self.full: return 0
         until, reason = self._until()
-        if until > now + PATIENCE and not self.wait:
+        if until > now + PATIENCE and not self.wait and not self.elsewhere():
             raise CallFailed("rate limit", f"{self.url} can be asked again at {_clock(until)}: {reason}; run again then, or let the run wait (wait=True, --wait)")
+        if until > now and self.elsewhere(): raise Elsewhere
         return max(until - now, 0)
 
     def _until(self):

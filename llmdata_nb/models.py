@@ -568,12 +568,14 @@ async def _negotiate(ask, call, key, body):
 async def _check_servers(ask, endpoint):
     "As `check_endpoint`, for a fleet; EndpointError when none of its servers can be used"
     found = await asyncio.gather(*(check_endpoint(ask.session, server) for server in endpoint.servers), return_exceptions=True)
+    if all(isinstance(result, EndpointError) for result in found): raise found[0]
+    listed = [] in found  # some of them have the model: those that do not list it are of no use
     for server, result in zip(endpoint.servers, found):
-        ask.limiters[server.url].elsewhere = lambda: not all(ask.limiters[s.url].breaker.since for s in endpoint.servers)
+        ask.limiters[server.url].elsewhere = lambda: any(not any(ask.limiters[s.url].load()[:2]) for s in endpoint.servers)
         if isinstance(result, EndpointError): ask.limiters[server.url].breaker.out()
         elif isinstance(result, BaseException): raise result
-    if all(isinstance(result, EndpointError) for result in found): raise found[0]
-    return next(result for result in found if not isinstance(result, EndpointError))
+        elif listed and result: ask.limiters[server.url].shut = f"{server.url} does not list {server.model!r}, and other servers do"
+    return [] if listed else next(result for result in found if not isinstance(result, EndpointError))
 
 def _choose_server(ask, endpoint, failed_at):
     "The server for the next request; `failed_at` are those that failed it"
@@ -617,6 +619,7 @@ async def _send_until_answered(ask, call, key, body):
             except CallFailed as e: failed = e
         failed_at.append(server)
         pause = _again(limiter, failed, sent, tries)
+        if pause is None and getattr(failed, "status", None) in (401, 402, 403, 404) and len({s.url for s in failed_at}) < len(call.endpoint.servers): pause = 0
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
         ask.book(call, **{"failed" if pause is None else "retries": 1})
         ask.store.soon()

@@ -20,7 +20,7 @@ class _Address(Limiter):
     "The limits of one address, for all workers"
     def __init__(self, *args, **limits):
         super().__init__(*args, **limits)
-        self.sent, self.turned_away, self.held = deque(), deque(), {}  # times of sending; worker → places
+        self.sent, self.turned_away, self.held, self.vacant = deque(), deque(), {}, []  # times of sending; worker → places; until when the part of one that left is kept
 
     def _accepted(self, db, start, end): return sum(start < t <= end for t in self.sent) - sum(start < t <= end for t in self.turned_away)
 
@@ -33,34 +33,44 @@ class _Address(Limiter):
         for times in (self.sent, self.turned_away):
             while times and times[0] < time.time() - 60: times.popleft()
 
-    def places(self, worker, under_way, most, workers=1):
-        "How many requests `worker` may have under way: an equal part for each of the `workers`, of those that no other one holds"
-        others = sum(n for other, n in self.held.items() if other != worker)
-        fair, more = divmod(most, max(workers, len(self.held.keys() | {worker})))
-        n = max(min(fair + (more > 0), most - others), 0)
+    def places(self, worker, under_way, most):
+        "How many requests `worker` may have under way: an equal part, of those that no other one holds"
+        self.vacant = [t for t in self.vacant if t > time.time()]
+        if worker not in self.held: self.held[worker], self.vacant = 0, self.vacant[1:]
+        fair, more = divmod(most, len(self.held) + len(self.vacant))
+        n = max(min(fair + (list(self.held).index(worker) < more), most - sum(n for other, n in self.held.items() if other != worker)), 0)
         self.held[worker] = max(n, under_way)
         return n
 
+    def leave(self, worker):
+        "`worker` has ended; its part is kept a second for the one that comes after it"
+        if self.held.pop(worker, None) is not None: self.vacant.append(time.time() + 1)
+
 # %% ../nbs/28_shares.ipynb #dd7c8a8b
 class _Purse:
-    "The budget of a run, and who has calls under way that it pays for"
-    def __init__(self, budget): self.budget, self.under_way = Budget(budget), Counter()
+    "The `budget` of a run, (amount, unit) or None, and who has calls under way that it pays for"
+    def __init__(self, budget):
+        self.budget, self.under_way, self.gone = Budget(), Counter(), set()
+        if budget: self.budget.limit, self.budget.unit, self.budget.dearest = *budget, 1.0 if budget[1] == "calls" else None
 
     async def enter(self, worker):
-        "Wait for room in the budget; why there is none, or None"
-        try: await self.budget.__aenter__()
+        "Whether a call of `worker` may go now; or why none may any more. It never waits: who asks may be gone before the answer"
+        if worker in self.gone: return "this worker was taken for lost"
+        try: enters = self.budget._enters()
         except CallFailed as e: return e.message
-        self.under_way[worker] += 1
+        self.under_way[worker] += enters
+        return enters
 
     async def leave_budget(self, worker, usage, cost):
         "A call of `worker` was answered, for so much; or not, where `usage` is None"
         if usage is not None: self.budget._book(SimpleNamespace(usage=usage, cost=cost))
-        if worker not in self.under_way: return  # it was taken for lost, and its calls for spent
+        if worker in self.gone: return  # its calls were taken for spent
         self.under_way[worker] -= 1
         await self.budget.__aexit__()
 
     def bury(self, worker):
         "Count what a worker that is gone had under way as spent"
+        self.gone.add(worker)
         lost = self.under_way.pop(worker, 0)
         self.budget.under_way -= lost
         self.budget.spent += lost * (self.budget.dearest or 0)
@@ -74,7 +84,7 @@ class Shares(_Purse):
     "The actor of a run: limits, budget, and how far the workers are"
     def __init__(self, store, concurrency, budget, limits):
         super().__init__(budget)
-        self.store, self.concurrency, self.limits, self.addresses, self.told, self.workers = Store(store), concurrency, limits, {}, {}, 1
+        self.store, self.concurrency, self.limits, self.addresses, self.told = Store(store), concurrency, limits, {}, {}
 
     def _address(self, url):
         if url not in self.addresses: self.addresses[url] = _Address(url, self.store, self.concurrency, **self.limits)
@@ -89,11 +99,7 @@ class Shares(_Purse):
         address.note([now - age for age in sent], [(now - age, *rest) for age, *rest in refusals])
         self.store.commit()
         address._look(now)
-        return address.places(worker, under_way, min(most, self.concurrency), self.workers), *self._state(address)
-
-    async def expect(self, workers):
-        "So many shards run, or are about to"
-        self.workers = workers
+        return address.places(worker, under_way, min(most, self.concurrency)), *self._state(address)
 
     async def lease(self, url):
         "The next sending times, as seconds from now, and how long a budget is used up"
@@ -108,7 +114,7 @@ class Shares(_Purse):
         "`worker` has ended, or is lost; `sent` are the requests it has not told of, less the sending times it gives back: address → how many"
         for url, n in sent.items(): self.store.counts[url, int(time.time())] += n
         self.store.commit()
-        for address in self.addresses.values(): address.held.pop(worker, None)
+        for address in self.addresses.values(): address.leave(worker)
         self.bury(worker)
         self.told.pop(worker, None)
 
@@ -140,7 +146,7 @@ class Share(Limiter):
             self.talk = asyncio.create_task(self._keep_in_touch())
             self.talk.add_done_callback(lambda _: self.placed.set())
         await self.placed.wait()
-        if self.talk.done(): raise StoreError(f"the driver of this run is gone, and with it the limits of {self.url}")  # ends the run
+        if self.talk.done(): raise StoreError(f"the limits of {self.url} are not to be had: {'this run is over' if self.talk.cancelled() else self.talk.exception()}")  # ends the run
         await super().__aenter__()
 
     async def _keep_in_touch(self):
@@ -202,11 +208,21 @@ class Share(Limiter):
 # %% ../nbs/28_shares.ipynb #6120edc4
 class SharedBudget:
     "A worker's door to the budget of the whole run"
-    def __init__(self, actor, worker): self.actor, self.worker, self.replies = actor, worker, {}
+    def __init__(self, actor, worker): self.actor, self.worker, self.replies, self.line = actor, worker, {}, asyncio.Lock()
 
     async def __aenter__(self):
-        if why := await self.actor.enter.remote(self.worker): raise CallFailed("over budget", why)
+        async with self.line:
+            while not (answer := await self._ask()): await asyncio.sleep(0.05)
+        if answer is not True: raise CallFailed("over budget", answer)
         return lambda reply: self.replies.update({asyncio.current_task(): reply})
+
+    async def _ask(self):
+        "What the actor says; a place for a row that was cancelled meanwhile is given back"
+        answer = asyncio.ensure_future(self.actor.enter.remote(self.worker))
+        try: return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(lambda done: not done.cancelled() and done.result() is True and self.actor.leave_budget.remote(self.worker, None, None))
+            raise
 
     async def __aexit__(self, *_):
         reply = self.replies.pop(asyncio.current_task(), None)

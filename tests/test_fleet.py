@@ -1,4 +1,5 @@
 "Several servers of one model: the load is shared, a dead one is left out and put back, and what was paid is replayed whatever servers there are."
+import asyncio
 import time
 from contextlib import ExitStack
 
@@ -60,6 +61,24 @@ def test_a_pause_that_one_server_asks_for_sends_all_to_the_other(project):
         started = time.time()
         outcome = run(rows(200), say, model=f"{address(one)},{two}", concurrency=8)
     assert len(outcome.kept) == 200 == len(served) and time.time() - started < 15 and len(told) <= 8
+
+
+@pytest.mark.parametrize("status, models", [(402, ("m",)), (404, ("m",)), (401, ("m",)), (404, ("other",))])
+def test_what_one_server_refuses_the_other_one_is_asked(project, status, models):
+    with serve(lambda body, n: (status, {"error": {"message": "no"}}), models=models) as (bad, asked), serve(lambda body, n: "well", seconds=0.01) as (good, served):
+        outcome = run(rows(60), say, model=f"{address(bad)},{good}", concurrency=8)
+    assert len(outcome.kept) == 60 == len(served) and len(asked) <= (0 if models == ("other",) else 60)
+    assert outcome.ledger[0]["failed"] == 0
+
+
+def test_a_pause_of_one_server_holds_nobody_who_is_queued_there(project):
+    async def many(row, ask):
+        await asyncio.gather(*(ask(f"{row['id']} {i}", max_tokens=9, step="say") for i in range(8)))
+        return row
+    with serve(lambda body, n: (429, {"error": {"message": "a break"}}, {"Retry-After": "20"}), seconds=0.3) as (one, _), serve(lambda body, n: "well", seconds=0.02) as (two, served):
+        started = time.time()
+        assert len(run(rows(32), many, model=f"{address(one)},{two}", concurrency=32).kept) == 32
+    assert len(served) == 256 and time.time() - started < 12
 
 
 def test_keys_are_those_of_each_host(monkeypatch):

@@ -1,6 +1,8 @@
 "Recipes that Ray's workers import."
+import asyncio
 import os
 
+from llmdata_nb.models import CallFailed
 from llmdata_nb.run import drop
 
 
@@ -14,3 +16,10 @@ async def two_calls(row, ask, word="x"):
 async def deadly(row, ask, word="death"):
     if row["id"] == "000030" and word == "death": os._exit(1)
     return await two_calls(row, ask, word)
+
+
+async def impatient(row, ask):
+    try: row["said"] = (await asyncio.wait_for(ask(f"Say {row['id']}", step="say", max_tokens=20), 1.5)).text
+    except TimeoutError: row["said"] = "too late"
+    except CallFailed: row["said"] = "no money"
+    return row

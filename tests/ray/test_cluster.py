@@ -17,7 +17,7 @@ from llmdata_nb import cluster
 from llmdata_nb.dedup import mark_duplicates, near_duplicates
 from llmdata_nb.models import Budget
 from llmdata_nb.run import run
-from recipes import deadly, two_calls
+from recipes import deadly, impatient, two_calls
 
 STATES = ("kept", "dropped", "failed")
 
@@ -141,6 +141,28 @@ def test_requests_per_day_and_budget_hold_over_all_workers(nodes):
         assert len(bodies) == 1 and len(rest.failed) > 100
 
 
+def test_rows_that_wait_for_the_budget_may_go_and_an_unlimited_one_is_none(nodes):
+    with serve(lambda body, n: "well", seconds=0.4) as (model, bodies):
+        outcome = cluster.run([{"id": f"{i:06}"} for i in range(60)], impatient, model=model, out="a", shards=2, budget="400 tokens", concurrency=32)
+        assert len(outcome.kept) == 60 and 1 <= len(bodies) <= 16  # 25 tokens a call
+        whole = cluster.run([{"id": f"{i:06}"} for i in range(60)], two_calls, model=model, out="b", shards=2, budget=Budget())
+        assert len(whole.kept) == 54 and not whole.failed
+        with pytest.raises(ValueError, match="shards 2.5"): cluster.run([{"id": "a"}], two_calls, model=model, out="b", shards=2.5)
+
+
+def test_a_recipe_that_uses_something_else_is_another_recipe(nodes):
+    Path("helpers").mkdir()
+    def write(word):
+        Path("helpers/helping.py").write_text(f"WORD = '{word}'\ndef say(): return WORD\n")
+        Path("helpers/mine.py").write_text("from helping import say\nasync def mine(row, ask):\n    row['said'] = (await ask(say() + row['id'], max_tokens=9)).text\n    return row\n")
+    code = "import sys; sys.path.insert(0, 'helpers'); from mine import mine; from llmdata_nb import cluster; print(len(cluster.run([{'id': 'a'}], mine, model=sys.argv[1], out='out', address=sys.argv[2]).kept))"
+    with serve(lambda body, n: body["messages"][0]["content"]) as (model, bodies):
+        for word, asked in (("one", 1), ("one", 1), ("two", 2)):
+            write(word)
+            assert subprocess.run([sys.executable, "-B", "-c", code, model, nodes.address], capture_output=True, text=True).stdout == "1\n"
+            assert len(bodies) == asked
+
+
 def test_a_pause_that_one_worker_is_told_holds_for_all(nodes):
     paused = []
     def busy(body, n):
@@ -155,7 +177,7 @@ def test_a_pause_that_one_worker_is_told_holds_for_all(nodes):
 def test_a_shard_that_kills_its_workers_is_given_up_and_the_others_are_not(nodes):
     with serve(lambda body, n: "well", seconds=0.01) as (model, _):
         outcome = cluster.run([{"id": f"{i:06}"} for i in range(60)], deadly, model=model, out="out", shards=3)
-        assert [len(getattr(outcome, state)) for state in STATES] == [36, 4, 20] and "shard 1 took 3 workers with it" in outcome.failed[0]["reason"]
+        assert [len(getattr(outcome, state)) for state in STATES] == [36, 4, 20] and "its shard took 3 workers with it" in outcome.failed[0]["reason"]
         whole = cluster.run([{"id": f"{i:06}"} for i in range(60)], deadly, model=model, out="out", shards=3, word="other")
     assert [len(getattr(whole, state)) for state in STATES] == [54, 6, 0] and len(whole.about["workers_lost"]) == 0
 
@@ -194,6 +216,10 @@ def test_near_duplicates_are_those_of_one_process(nodes):
     here = near_duplicates(texts)
     assert cluster.near_duplicates(texts) == here and sum(copy is not None for copy in here) > 400
     assert cluster.near_duplicates(texts[:6000], 0.7, "datasketch", groups[:6000]) == near_duplicates(texts[:6000], 0.7, "datasketch", groups[:6000])
+    for many in ([*texts[:5000], " "], [" "] * 6000, [*texts[:5000], *texts[:50], "\ud800"]):
+        assert cluster.near_duplicates(many) == near_duplicates(many)
+    mixed = [i % 2 or str(i % 2) for i in range(5500)]
+    assert cluster.near_duplicates(texts[:2750] * 2, groups=mixed) == near_duplicates(texts[:2750] * 2, groups=mixed)
     asking = [{"id": str(i), "messages": [{"role": "user", "content": text}]} for i, text in enumerate(texts[-2000:])]
     assert mark_duplicates(asking, find=cluster.near_duplicates) == mark_duplicates(asking)
     assert cluster.near_duplicates([]) == [] and cluster.near_duplicates(["a", "b", "a"]) == [None, None, 0]
