@@ -166,8 +166,8 @@ class Limiter:
         while left := seconds(): await asyncio.sleep(min(left, 1.0))
 
     def load(self) -> tuple:
-        "How little a request is wanted here: whether the server is dead or takes no more, whether it asked for a pause, and the share of its places that are taken"
-        return bool(self.breaker.since or self.shut), (self.until or 0) > time.time(), (self.window.under_way + len(self.window.places)) / self.window.size
+        "How little a request is wanted here: whether the server is dead or takes no more, whether it asked for a pause or its budget is used up, and the share of its places that are taken"
+        return bool(self.breaker.since or self.shut), max(self.until or 0, self.full) > time.time(), (self.window.under_way + len(self.window.places)) / self.window.size
 
     def answered(self) -> None:
         "A request was answered"

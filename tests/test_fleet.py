@@ -81,6 +81,12 @@ def test_a_pause_of_one_server_holds_nobody_who_is_queued_there(project):
     assert len(served) == 256 and time.time() - started < 12
 
 
+def test_a_budget_of_requests_is_one_for_each_server(project):
+    with serve(lambda body, n: "well", seconds=0.01) as (one, first), serve(lambda body, n: "well", seconds=0.01) as (two, second):
+        outcome = run(rows(50), say, model=f"{address(one)},{two}", concurrency=8, per_day=20)
+    assert (len(first), len(second)) == (20, 20) == (len(outcome.kept) // 2, 20) and "20 requests per day is used up" in outcome.failed[0]["reason"]
+
+
 def test_keys_are_those_of_each_host(monkeypatch):
     monkeypatch.setenv("LLMDATA_API_KEY_GPU_8001", "secret")
     fleet = endpoint("http://gpu:8000/v1,http://gpu:8001/v1#m")
