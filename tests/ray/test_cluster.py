@@ -62,7 +62,7 @@ def test_finished_shards_are_left_alone_and_new_rows_are_added(nodes):
         more = cluster.run(rows(1510), two_calls, model=model, out="out", shared="file://" + str(Path("shards").absolute()), stores="$OWN/stores")
         after = {p.name: p.stat().st_mtime_ns for p in Path("shards").rglob("part-*")}
         assert [name for name in parts if name.startswith("part-00000")] == [name for name in parts if parts[name] == after.get(name)] and len(after) == 2
-        assert len(more.kept) > len(first.kept) and len(bodies) <= 18 + 900  # the new ones, and, where the second shard went to the other node, its own
+        assert len(more.kept) > len(first.kept) and len(bodies) in (17, 947)  # those of the new rows, or, where the second shard went to the other node, all of its own
         assert sum(line["calls"] + line["replayed"] for line in more.ledger) == len({json.dumps(b) for b in [*before, *bodies]})
         with pytest.raises(ValueError, match="two_calls has no argument 'wrd'"): cluster.run(rows(10), two_calls, model=model, out="out2", wrd="x")
 
