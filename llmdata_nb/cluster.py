@@ -18,7 +18,7 @@ from .models import Ask, Budget, Ledger, check_endpoint, endpoint, read_budget
 from .progress import Progress
 from .rowfile import RowFile, _line
 from .rows import stream_rows
-from .run import Outcome, write_manifest, _about, _check, _check_options, _in_thread, _paths, _status, _with_ids, _work
+from .run import Outcome, write_manifest, _about, _arrived, _check, _check_options, _in_thread, _paths, _status, _with_ids, _work
 from .shares import Share, SharedBudget, Shares, connected, _named
 from .store import Store, StoreError, store_path
 
@@ -201,8 +201,10 @@ class _Files:
 
     def give_up(self, rows, why):
         "Take over `rows` whose shard could not be run"
-        for row in rows: self.rows["failed"].append(row | {"reason": why})
-        self.tally["failed"] += len(rows)
+        for row in rows:
+            state, row = _arrived(row) or ("failed", row | {"reason": why})
+            self.rows[state].append(row)
+            self.tally[state] += 1
         self.next += 1
 
 # %% ../nbs/30_cluster.ipynb #801e1966

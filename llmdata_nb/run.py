@@ -31,11 +31,15 @@ def drop(
     raise Dropped(reason)
 
 # %% ../nbs/06_run.ipynb #3c6cc3e3
-async def _settle(row, recipe, ask, args):
-    "The state of `row` after `recipe`, and its columns"
+def _arrived(row):
+    "The state of a row that came in dropped or failed, and its columns; else None"
     for state in ("dropped", "failed"):
         if row.get(state) and isinstance(row[state], str):
             return state, {k: v for k, v in row.items() if k != state} | {"reason": row[state]}
+
+async def _settle(row, recipe, ask, args):
+    "The state of `row` after `recipe`, and its columns"
+    if arrived := _arrived(row): return arrived
     row = dict(row)
     try:
         row = copy.deepcopy(row)
