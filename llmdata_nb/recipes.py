@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'LABELS', 'ONE_TO_FIVE', 'Recipe', 'for_run', 'add_recipe'
            'main_score', 'recipe_record', 'import_from']
 
 # %% ../nbs/15_recipes.ipynb #e0232c2e
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -34,8 +34,8 @@ class Recipe:
 def for_run(
     part: Any, # a field of a record
     manifest: dict, # the run's numbers, as in manifest.json
-    kept: list = (), # rows
-    dropped: list = (), # rows
+    kept: Sequence = (), # rows
+    dropped: Sequence = (), # rows
 ) -> Any:
     "The `part` of a record as it is for a run: itself, or what it gives where it is a function"
     return part(manifest, kept, dropped) if callable(part) else part
@@ -93,7 +93,7 @@ def _limits_of_own_pairs(manifest, kept, dropped):
 # %% ../nbs/15_recipes.ipynb #1f70bde4
 add_recipe(Recipe(
     name="rerank_preferences",
-    function="llmdata_nb.rerank.rerank",
+    function="llmdata_nb.rerank.rerank_preferences",
     pipeline="rerank_preferences.ipynb",
     earlier_names=("rerank",),
     method="""1. The pairs of the source are read; a row that cannot be read is counted as failed, with its place. Answers with the same text are one.
@@ -197,7 +197,7 @@ def _general_plots(manifest, kept, dropped):
 
 def main_score(
     record: Recipe,
-    rows: list, # kept and dropped
+    rows: Sequence, # kept and dropped
 ) -> str: # "" where there is none
     "The column of scores that the rows of a recipe are judged by: that of its record, or the first known one in the rows"
     if record.main_score: return record.main_score

@@ -24,7 +24,7 @@ from unicodedata import bidirectional
 from .agreement import share, wilson
 from .aya import compare_models
 from .checks import passes_for
-from .export import SCALES, _table, check_counts, escaped, read_folder, reason_groups
+from .export import SCALES, markdown_table as _table, check_counts, escaped, read_folder, reason_groups
 from .languages import language as find_language
 from .progress import money, visible
 from .rerank import outcome_rates
