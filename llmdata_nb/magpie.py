@@ -451,7 +451,7 @@ async def magpie(
         system = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
         await _more_turns(row, ask, language, system, n_turns, near, warmth, response_max_tokens)
     await _safe(row, row["messages"], ask)
-    if min_score: keep_from(min_score, row, "response", await rate(rubric("response", language, english_rubrics), [request, answer], ask, step="judge response"))
+    if min_score: keep_from(row, "response", await rate(rubric("response", language, english_rubrics), [request, answer], ask, step="judge response"), min_score)
     row["detected_language"], row["detected_confidence"] = detect_language("\n\n".join(m["content"] for m in row["messages"]))
     return row
 
