@@ -16,7 +16,7 @@ from .dedup_at_scale import near_duplicates
 from .embedded import cache_folder, connect, weights_path
 from .models import Ask, Budget, Ledger, check_endpoint, endpoint, read_budget
 from .progress import Progress
-from .rowfile import RowFile, _line
+from .rowfile import RowFile, json_line
 from .rows import stream_rows
 from .run import Outcome, write_manifest, _about, _arrived, _check, _check_options, _in_thread, _paths, _status, _with_ids, _work
 from .shares import Share, SharedBudget, Shares, connected, _named
@@ -60,7 +60,7 @@ def _installed(module):
 def _key(rows, recipe, args, models, seed):
     "What a shard is known by"
     digest = hashlib.sha256(json.dumps(_told([__version__, recipe, args, models, seed])).encode())
-    for row in rows: digest.update(_line(row))
+    for row in rows: digest.update(json_line(row))
     return digest.hexdigest()[:16]
 
 # %% ../nbs/30_cluster.ipynb #04cbfaee
@@ -77,7 +77,7 @@ class _Part:
     def write(self, state, row, again):
         "Add a row; `again` when the next run should try it again"
         self.failed += again
-        self.lines.write(f'["{state}", {_line(row).decode()}]\n')
+        self.lines.write(f'["{state}", {json_line(row).decode()}]\n')
 
     def finish(self, folder, number, key, about):
         "Write the last line, and put the file into `folder`; gives its name"

@@ -12,6 +12,7 @@ import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
 from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
 from .rows import load_rows
 from .store import call_key
@@ -43,9 +44,11 @@ def _key_name(host):
     "The environment variable with the key for `host`: no other host gets it"
     return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", host.rpartition("@")[2]).upper()
 
-def _host_key(host):
-    own = os.environ.get(_key_name(host))
-    return own or (os.environ.get("HF_TOKEN") if host.endswith(".endpoints.huggingface.cloud") else None)
+def _address_key(address):
+    "The key for a parsed `address`: that of its own variable; HF_TOKEN only for a dedicated endpoint of Hugging Face, and only over https"
+    own_key = os.environ.get(_key_name(address.netloc))
+    dedicated = address.scheme == "https" and address.hostname.endswith(".endpoints.huggingface.cloud")
+    return own_key or (os.environ.get("HF_TOKEN") if dedicated else None)
 
 def _ollama_host(text):
     "The address in Ollama's own variable, which may lack the scheme and the port, and be that of all interfaces"
@@ -62,11 +65,24 @@ def _at_addresses(reference):
     servers = [_at_address(reference, url.strip(), model) for url in urls.split(",")]
     return servers[0] if len(servers) == 1 else replace(servers[0], servers=tuple(servers))
 
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?")  # a name, IPv4 or [IPv6], and a port
+
+def _parsed_address(url):
+    "`url` in its parts; ValueError unless it is a scheme, a host and a path, for another reader might take another host from the rest"
+    if "@" in url:
+        shown = re.sub(r"//.*@", "//", url)
+        variable = _key_name(urlsplit(shown).netloc)
+        raise ValueError(f"model {shown!r}: no password in an address, it would be written to the card; set {variable} instead")
+    if strange := re.search(r"[?\\;\s]", url):
+        shown = url[:strange.start()]
+        raise ValueError(f"model {shown + '…'!r}: {strange[0]!r} in an address; expected only a scheme, a host and a path, such as {shown}")
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not _HOST.fullmatch(address.netloc):
+        raise ValueError(f"model {url!r}: expected an address such as http://host:8000/v1, and this is none")
+    return address
+
 def _at_address(reference, url, model):
-    found = re.match(r"https?://([^/]+)", url)
-    if not found: raise ValueError(f"model {reference!r}: expected an address such as http://host:8000/v1, and {url!r} is none")
-    if "@" in (host := found[1]): raise ValueError(f"model {url.replace(host, host.rpartition('@')[2])!r}: no password in an address, it would be written to the card; set {_key_name(host)} instead")
-    return Endpoint(reference, url.rstrip("/"), model, _host_key(host))
+    return Endpoint(reference, url.rstrip("/"), model, _address_key(_parsed_address(url)))
 
 def endpoint(
     reference: str, # such as `hf:meta-llama/Llama-3.3-70B-Instruct`, `http://host:8000/v1#model` or `http://a:8000/v1,http://b:8000/v1#model`

@@ -18,7 +18,7 @@ from .dedup import Seen
 from .languages import language as find_language
 from .models import object_schema, read_json
 from .run import drop
-from .rows import Unreadable, _check_bytes, _lines as _file_lines, _matching
+from .rows import Unreadable, check_bytes as _check_bytes, file_lines as _file_lines, matching_files as _matching
 
 # %% ../nbs/09_passages.ipynb #56e98c65
 ENDS_ALWAYS = "。！？｡।॥؟۔።፧፨։။។៕᙮᠃᠉꯫᱾᱿"  # no other use, and often no space after them

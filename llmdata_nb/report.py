@@ -357,7 +357,7 @@ OUTCOMES = dict(kept=COLORS["kept"], swapped=COLORS["swapped"], ranked=COLORS["k
 def _pairs(rows): return [row for row in rows if row.get("outcome") in OUTCOMES and row.get("scores_by_order") and len(row["scores"]) == 2 and None not in row["scores"]]
 
 def plot_margins(
-    rows # kept and dropped rows of `rerank`, with `outcome` and `scores`
+    rows # kept and dropped rows of `rerank_preferences`, with `outcome` and `scores`
 ): # a matplotlib Figure
     "How many points the first answer of each pair is above the second (in a preference dataset: the one chosen in the source above the other), and what became of the pair"
     pairs = _pairs(rows)
@@ -387,7 +387,7 @@ def _orders(rows):
             ("the two orders came to different results", sum(not consistent for _, consistent in orders), len(orders))]
 
 def position_bias(
-    rows # kept and dropped rows of `rerank`, of which both orders were asked
+    rows # kept and dropped rows of `rerank_preferences`, of which both orders were asked
 ): # a table's records
     "How often the answer in the first place was rated higher, and how often the two orders named different answers"
     def line(text, hits, n):
@@ -410,7 +410,7 @@ def _shares(ax, x):
     ax.set_xlim(-0.06, 1.06), ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])  # room for a number above 0
 
 def plot_outcomes(
-    rows # kept and dropped rows of `rerank`
+    rows # kept and dropped rows of `rerank_preferences`
 ): # a matplotlib Figure
     "The shares of pairs that kept their order, were swapped or were ties, and those of `position_bias`, with their intervals of 95 %"
     rates = outcome_rates(rows)
@@ -425,7 +425,7 @@ def plot_outcomes(
 
 # %% ../nbs/22_report.ipynb #f11631c0
 def plot_judged_by_length(
-    rows # kept and dropped rows of `rerank`, with `outcome`, `scores` and `responses`
+    rows # kept and dropped rows of `rerank_preferences`, with `outcome`, `scores` and `responses`
 ): # a matplotlib Figure
     "How often the longer answer of a pair was rated higher, by how much longer it is"
     found = []
@@ -654,7 +654,7 @@ def run_plots(
     "The plots of a run by name. Lengths are those of the kept rows; a dropped one may be translated in part"
     manifest, judged, arguments, recipe = run.manifest, run.kept + run.dropped, run.manifest["arguments"], run.manifest["recipe"]
     first, last = dict(funnel=plot_funnel(manifest)), dict(calls=plot_calls(manifest))
-    if recipe == "rerank": return first | dict(outcomes=plot_outcomes(judged), margins=plot_margins(judged), judged_by_length=plot_judged_by_length(judged)) | last
+    if recipe in ("rerank_preferences", "rerank"): return first | dict(outcomes=plot_outcomes(judged), margins=plot_margins(judged), judged_by_length=plot_judged_by_length(judged)) | last
     last = dict(languages=plot_languages(judged, manifest["language"])) | last
     if recipe == "aya_preferences": return first | dict(models=plot_models(judged, manifest["language"])) | last
     first["repeats"] = plot_repeats(judged)

@@ -138,7 +138,8 @@ def pair(outcome, a, b): return dict(outcome=outcome, scores=[a, b], scores_by_o
 
 def test_each_recipe_has_its_plots(tmp_path):
     rows = [pair("kept", 5, 2), pair("swapped", 2, 5), pair("kept", 4, 2)]
-    assert list(run_plots(read_folder(write_run(tmp_path / "r", rows, recipe="rerank")))) == ["funnel", "outcomes", "margins", "judged_by_length", "calls"]
+    for name in ("rerank_preferences", "rerank"):  # the latter in manifests of earlier versions
+        assert list(run_plots(read_folder(write_run(tmp_path / "r", rows, recipe=name)))) == ["funnel", "outcomes", "margins", "judged_by_length", "calls"]
     made = [make_row(i, category="math", detected_language="it", detected_confidence=1.0) for i in range(3)]
     assert list(run_plots(read_folder(write_run(tmp_path / "m", made, recipe="magpie", arguments=dict(categories=True, min_score=3))))) == ["funnel", "repeats", "scores", "categories", "turns", "languages", "calls"]
     assert list(run_plots(read_folder(write_run(tmp_path / "n", made, recipe="magpie", arguments={})))) == ["funnel", "repeats", "turns", "languages", "calls"]
