@@ -7,7 +7,7 @@ __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translat
 
 # %% ../nbs/10_translate.ipynb #8bb703e7
 from .checks import detect_language, prose, translation_problem
-from .judge import rate, rubric
+from .judge import check_score, rate, rubric
 from .languages import language as find_language
 from .models import CallFailed, object_schema
 from .rows import single_turn
@@ -22,7 +22,7 @@ Reply with a JSON object with one key, "translation"."""
 
 AGAIN = """That translation has a fault: {problem}. Translate the message into {language} again, without the fault. Reply with the JSON object only."""
 
-# %% ../nbs/10_translate.ipynb #4e8c9db9
+# %% ../nbs/10_translate.ipynb #05478181
 def _prompt_text(name, text, language):
     "The edited prompt `name` of this `language`, else `text`; with the name of the language in it"
     target = find_language(language)
@@ -43,7 +43,7 @@ def _unmarked(text):
     "`text` without the marks around the message in our prompt, which weak models copy"
     return text.strip().removeprefix("<message>").removesuffix("</message>").strip()
 
-# %% ../nbs/10_translate.ipynb #770e33c5
+# %% ../nbs/10_translate.ipynb #b1542dbf
 def _token_limit(text, language):
     "Tokens that a translation of `text` may take"
     tokens_per_letter = 1 if language.script == "Latn" else 3
@@ -128,7 +128,7 @@ async def translate_and_judge(
     fidelity: bool = False,      # also judge each whole translation against its source, and keep it from `min_score` up
 ) -> dict:
     "Translate a conversation and keep it when the judge finds it good; adds `source_messages`, the verdicts and the language found"
-    if not 1 <= min_score <= 5: raise ValueError(f"min_score {min_score}: expected 1 to 5")
+    check_score(min_score)
     source = _conversation(row.get("messages", []), multi_turn)
     row["source_messages"], row["messages"] = source, []
     rubrics = {name: rubric(name, language, english_rubrics) for name in ("instruction", "response", "fidelity")}
