@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
-from .languages import language as find_language
+from .languages import language as find_language, pack_pattern, pack_words
 
 # %% ../nbs/01_checks.ipynb #801838ee
 PROTECTED = dict(  # tried in this order at each character
@@ -393,15 +393,10 @@ def length_ratio(
     return f"length ratio {length / max(1, expected):.1f}"
 
 # %% ../nbs/01_checks.ipynb #e0174c20
-_YES = re.compile(
-    r"\W*(?:\w+(?: \w+)?[!.]\W*)?(?:(?:sure(?: thing)?|certainly|of course|absolutely|definitely|ok(?:ay)?|yes|great|alright|right|fine"
-    r"|certo|certamente|assolutamente|volentieri|claro(?: que s[ií])?|por supuesto|desde luego|com certeza|bien s[uû]r|certainement|avec plaisir"
-    r"|natürlich|selbstverständlich|natuurlijk|zeker|oczywiście|jasne|конечно|بالتأكيد|بالطبع|ज़रूर|बिल्कुल|बेशक|తప్పకుండా|ఖచ్చితంగా"
-    r"|물론(?:입니다|이죠)?)\s*[!,.:]|[当當]然(?:可以)?[，！。,!]|もちろん(?:です)?[。、！,!]|承知(?:いた)?しました[。、！])", re.I)
+_YES = re.compile(rf"\W*(?:\w+(?: \w+)?[!.]\W*)?{pack_pattern('checks', 'agreements')}", re.I)
 
 # %% ../nbs/01_checks.ipynb #21a4d64d
-_HERE = re.compile(r"\W*(?:\w+(?: \w+)?[!.,]\W*)?(?:here(?:'s| is| are)|below|the following|th(?:is|ese) (?:is|are)|ecco|di seguito|aquí (?:te|le|tienes|hay|está)|aqui (?:está|estão|vai)"
-                   r"|a continuación|voici|hier (?:ist|sind|is|zijn)|oto\b|вот\b|以下|こちら|यहाँ|यहां|ఇక్కడ|إليك|다음)", re.I)
+_HERE = re.compile(rf"\W*(?:\w+(?: \w+)?[!.,]\W*)?{pack_pattern('checks', 'presentations')}", re.I)
 _ASKS = re.compile("[?？؟;՞፧]|か[。\\s」）]|か$|[吗嗎呢]")
 _ITEM = re.compile(r"^\s{0,6}(?:[-*•]|\d{1,3}[.)、])\s", re.M)
 _NO_QUESTION_MARK = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts that ask with words alone
@@ -420,36 +415,8 @@ def answered(source: str, text: str) -> str | None:
     if longer > 1.6 or longer < 0.5 or new_numbers: return "answered: the question is gone"
 
 # %% ../nbs/01_checks.ipynb #86365bf4
-REFUSALS = dict(
-    en=r"(?:(?:i'm |i am )?(?:very |so |really |truly )?(?:sorry|afraid)[,.]? (?:but )?(?:that )?|unfortunately,? |i apologi[sz]e,? (?:but )?)?(?:i|we)(?: can't| cannot| won't"
-       r"| will not| must decline to|(?:'m| am) (?:not able|unable) to) (?:\w+ ){0,2}(?:assist|help|fulfil|comply|provide|answer|generate|create|discuss|translate|do that"
-       r"|engage|write|respond|share|support|complete)|as an (?:ai|artificial intelligence|language model|large language model)\b",
-    it=r"(?:mi dispiace|mi spiace|sono spiacente|spiacente|purtroppo|mi scuso),? (?:ma )?non (?:posso|sono in grado|mi è possibile|riesco a)"
-       r"|non (?:posso|sono in grado di) (?:aiutar|assister|fornir|soddisfar|risponder|tradur|generar|crear)"
-       r"|(?:come|in quanto|essendo) (?:un |un'|una )?(?:ia|intelligenza artificiale|modello linguistico|modello di linguaggio)\b",
-    es=r"(?:lo siento|lo lamento|lamentablemente|disculpa|me temo que)[,.]? (?:pero )?no puedo|no puedo (?:ayudar|asistir|proporcionar|cumplir|responder|traducir|generar|crear)"
-       r"|como (?:una )?(?:ia|inteligencia artificial|modelo de lenguaje|modelo de ia)\b",
-    fr=r"(?:je suis (?:vraiment )?désolée?|désolée?|je regrette|malheureusement)[,.]? (?:mais )?je ne (?:peux|puis|suis|pourrai)"
-       r"|je ne (?:peux|suis) pas (?:en mesure|vous aider|t'aider|aider|fournir|répondre|traduire)|en tant qu(?:e |')(?:ia|intelligence artificielle|modèle|assistant ia)",
-    de=r"(?:es tut mir (?:sehr )?leid|tut mir leid|entschuldigung|leider)[,.]? (?:aber )?(?:ich )?kann (?:ich )?"
-       r"|ich kann (?:dir|ihnen|dabei|diese[rsmn]?|das|bei) [^.]{0,60}nicht|als (?:ki|künstliche intelligenz|sprachmodell|ki-\w+)\b",
-    pt=r"(?:desculpe|desculpa|sinto muito|lamento|infelizmente|me desculpe)[,.]? (?:mas )?(?:eu )?não (?:posso|consigo)"
-       r"|não posso (?:ajudar|fornecer|responder|traduzir|gerar|criar)|como (?:uma )?(?:ia|inteligência artificial|modelo de linguagem)\b",
-    nl=r"(?:het spijt me|sorry|helaas|mijn excuses)[,.]? (?:maar )?(?:ik )?kan (?:ik )?|ik kan (?:je|u|hier|dit|dat|daar) [^.]{0,60}(?:niet|geen)"
-       r"|als (?:een )?(?:ai|taalmodel|kunstmatige intelligentie)\b",
-    pl=r"(?:przykro mi|przepraszam|niestety)[,.]? (?:ale )?nie (?:mogę|jestem w stanie)|jako (?:sztuczna inteligencja|model językowy|ai)\b",
-    ru=r"(?:извините|простите|к сожалению|прошу прощения|мне жаль)[,.]? (?:но )?я не (?:могу|в состоянии)|как (?:искусственный интеллект|языковая модель|ии)\b",
-    tr=r"(?:üzgünüm|maalesef|özür dilerim)[^.\n]{0,60}(?:edemem|yapamam|olamam|veremem|sağlayamam|edemiyorum|yapamıyorum)",
-    id=r"(?:maaf|mohon maaf)[,.]? (?:tetapi |tapi )?(?:saya )?tidak (?:bisa|dapat)", vi=r"(?:xin lỗi|rất tiếc)[^.\n]{0,30}không thể",
-    ja=r"(?:申し訳(?:ありません|ございません|ない)|すみません|残念ながら|恐れ入ります)[^\n]{0,60}(?:でき(?:ません|かねます|ない)|致しかねます|いたしかねます)"
-       r"|(?:私は)?(?:ai|人工知能|言語モデル)(?:アシスタント)?(?:として|なので|であるため|ですので)",
-    zh=r"(?:非常|很)?(?:对不起|抱歉|對不起|遗憾)[^\n]{0,12}(?:不能|无法|無法)|(?:作为|作為)(?:一个|一個|一名)?(?:ai|人工智能|人工智慧|语言模型|語言模型)",
-    ko=r"(?:죄송합니다|죄송하지만|미안하지만|유감스럽게도)[^\n]{0,60}(?:없습니다|없어요|어렵습니다)|(?:ai|인공지능|언어 모델)(?:로서|으로서|이기)",
-    hi=r"(?:क्षमा करें|माफ़? ?(?:करें|कीजिए|कीजिएगा)|मुझे (?:खेद|अफ़सोस|क्षमा|माफ़))[^\n]{0,60}(?:नहीं|असमर्थ)|एक (?:ai|एआई|कृत्रिम)[^\n]{0,30}(?:के रूप में|होने के नाते)",
-    te=r"(?:నన్ను )?క్షమించండి[^\n]{0,60}లేను|(?:ఒక )?(?:ai|ఏఐ|కృత్రిమ మేధ)[^\n]{0,20}గా\b",
-    ar=r"(?:أنا )?(?:آسف|عذر[ًا]+|أعتذر|للأسف)[^\n]{0,30}(?:لا (?:أستطيع|يمكنني)|لن أتمكن|غير قادر)|(?:كنموذج|بصفتي)[^\n]{0,20}(?:لغ|ذكاء)",
-)
-_REFUSAL = re.compile("|".join(REFUSALS.values()), re.I)
+REFUSALS = {code: "|".join(patterns) for code, patterns in pack_words("checks", "refusals").items()}
+_REFUSAL = re.compile(pack_pattern("checks", "refusals"), re.I)
 
 # %% ../nbs/01_checks.ipynb #0bf87d9f
 def refusal(text: str, source: str | None = None) -> str | None:
@@ -469,16 +436,7 @@ _TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of
 _ROLE = re.compile(r"\s*(?:assistant|user|system)\s*\n")
 
 # %% ../nbs/01_checks.ipynb #62d0d7f8
-_PREAMBLE = re.compile(r"(?:\w+[,!.]? )?(?:" + "|".join([
-    r"here(?:'s| is| are) (?:the|your|my|an?) (?:\w+ )?(?:translat|text)", r"(?:the )?translat(?:ion|ed text)(?: (?:in)?to \w+)?\s?:",
-    r"ecco (?:la|il|una) (?:\w+ )?(?:tradu|testo tradotto)", r"(?:testo )?trad(?:uzione|otto)(?: in \w+)?\s?:",
-    r"aquí (?:está|tienes|tiene) (?:la|el|tu|su) (?:\w+ )?(?:tradu|texto)", r"traducción(?: al \w+)?\s?:",
-    r"voici (?:la|le|ta|votre|une) (?:\w+ )?(?:tradu|texte)", r"traduction(?: en \w+)?\s?:",
-    r"hier ist (?:die|der|eine|deine|ihre) (?:\w+ )?(?:über|text)", r"übersetzung(?: ins \w+)?\s?:",
-    r"aqui está (?:a|o|sua) (?:\w+ )?(?:tradu|texto)", r"tradução(?: para \w+)?\s?:", r"hier is (?:de|een|uw|je) (?:\w+ )?vertaling", r"vertaling\s?:",
-    r"oto (?:\w+ )?tłumaczenie", r"tłumaczenie\s?:", r"вот (?:\w+ )?перевод", r"перевод\s?:", r"(?:以下是|[这這]是).{0,8}(?:翻[译譯]|[译譯]文)", r"(?:翻[译譯]|[译譯]文)[:：]",
-    r"(?:以下|こちら)(?:が|は).{0,8}(?:翻訳|訳)", r"(?:日本語)?(?:翻訳|訳)[:：]", r"अनुवाद\s?:", r"यहाँ.{0,12}अनुवाद", r"అనువాదం\s?:", r"الترجمة\s?:", r"(?:هذه|إليك) .{0,8}الترجمة"
-    ]) + ")", re.I)
+_PREAMBLE = re.compile(rf"(?:\w+[,!.]? )?{pack_pattern('checks', 'preambles')}", re.I)
 
 # %% ../nbs/01_checks.ipynb #a6a6b3ee
 def _is_json(text):
