@@ -9,7 +9,7 @@ __all__ = ['RAW_ENDPOINTS', 'once', 'endpoint_of', 'check_raw', 'assistant_voice
 # %% ../nbs/09a_generation.ipynb #9f352a69
 import asyncio, re
 from .checks import generation_problem, weight
-from .languages import language as find_language, pack
+from .languages import language as find_language, pack, pack_pattern
 from .models import CallFailed, EndpointError, after_thinking
 
 # %% ../nbs/09a_generation.ipynb #b37f06fd
@@ -47,11 +47,10 @@ async def check_raw(
     raise EndpointError(f"model {name!r}: its server puts the prompt into a chat template (one letter became {tokens} tokens). {RAW_ENDPOINTS}. If this one was put right, give another seed: its answer is in the store")
 
 # %% ../nbs/09a_generation.ipynb #fda29023
-_VOICE = re.compile(r"""(?:how (?:can|may) i (?:help|assist) you|what can i do for you|come posso (?:aiutar|assister)(?:ti|vi)|in (?:che|cosa|quale) (?:modo )?posso (?:aiutar|assister)(?:ti|vi)|(?:cómo|en qué) (?:te puedo ayudar|le puedo ayudar|puedo (?:ayudar|asistir)(?:te|le|os))
-    |(?:como|em que) posso (?:(?:te|lhe) ajudar|ajudar você)|(?:comment|en quoi) puis-je (?:vous |t')(?:aider|être utile|assister)|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:be)?hilflich sein|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:weiter)?helfen
-    |(?:waarmee|hoe) kan ik (?:je|u|jou)(?: vandaag)? (?:helpen|van dienst zijn)|(?:w czym|jak) mogę (?:(?:ci|panu|pani|wam) )?pomóc(?: ci| panu| pani)?|كيف (?:يمكنني|أستطيع) (?:أن )?(?:أساعدك|مساعدتك)|मैं आपकी (?:कैसे|क्या|किस प्रकार) ?(?:मदद|सहायता)[^?।]{0,20}
-    |(?:మీకు )?(?:ఎలా|ఏ విధంగా) (?:సహాయపడగల|సహాయం చేయగల|సాయం చేయగల)[^?.]{0,12}|(?:どのように|何か)お?手伝い(?:できること|しましょう|できます|いたし)[^。？?]{0,12}|何かお困りのことはありますか|ご用件は何[^。？?]{0,8}|(?:我|有什么我?)(?:能|可以|可)(?:为|帮|帮助)(?:您|你)[^。？?]{0,8})
-    (?: today| with anything| oggi| meglio| hoy| mejor| hoje| melhor| heute| besser| vandaag| beter| dzisiaj| aujourd'hui| mieux| اليوم)?\s*[?？؟.。!]*\W*\Z|\b(?:i am|i'm) an ai (?:assistant|language model)|\b(?:sono|io sono) (?:un |l')assistente (?:ia|ai|virtuale)|\bsoy un asistente (?:de ia|virtual|de inteligencia)|\bje suis un assistant (?:ia|virtuel)|\bich bin (?:ein|der|eine) (?:ki|ai)[- ]?(?:assistent|modell|sprachmodell)|\bik ben een ai[- ]?assistent|\bsou um assistente (?:de ia|virtual)|\bjestem asystentem ai|私は(?:、)?(?:日本語の)?aiアシスタント|お手伝い(?:しますか|できるでしょうか|したいです)|我是(?:一个|一名)?(?:ai|人工智能)(?:助手|助理)|मैं एक (?:ai|एआई) (?:सहायक|असिस्टेंट)|أنا مساعد (?:ذكاء|افتراضي|ذكي)|\A(?:i'm sorry|i apologi[sz]e|mi dispiace|lo siento|désolée?|es tut mir leid|het spijt me|sinto muito|przykro mi)[^.?!\n]{0,60}(?:can't|cannot|non posso|no puedo|ne peux pas|kann[^.]{0,30} nicht|kan[^.]{0,30} niet|não posso|nie mogę)[^.?!\n]{0,40}[.!]?\s*\Z|\A\W*(?:sure|certainly|of course|absolutely|certo|certamente|claro|por supuesto|com certeza|bien sûr|natürlich|natuurlijk|oczywiście|もちろん|承知(?:いた)?しました|当然|बिल्कुल|తప్పకుండా|بالتأكيد)\s*[!！。]""".replace("\n    ", ""), re.I)
+_OFFER = pack_pattern("generation", "offers") + rf"(?: {pack_pattern('generation', 'offer_endings')})?\s*[?？؟.。!]*\W*\Z"
+_SORRY = rf"\A{pack_pattern('generation', 'apologies')}[^.?!\n]{{0,60}}{pack_pattern('generation', 'inabilities')}[^.?!\n]{{0,40}}[.!]?\s*\Z"
+_CONSENT = rf"\A\W*{pack_pattern('generation', 'consents')}\s*[!！。]"
+_VOICE = re.compile("|".join([_OFFER, pack_pattern("generation", "assistant_voice"), _SORRY, _CONSENT]), re.I)
 
 def assistant_voice(
     text: str, # an instruction

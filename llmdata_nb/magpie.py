@@ -268,7 +268,7 @@ def check_options(
 # %% ../nbs/12_magpie.ipynb #b17bc6f9
 async def instruct(
     row: dict,               # from `seeds`
-    ask,                     # models in the roles `generator`; for languages without a pack `translator`; `embedder` if any
+    ask,                     # roles: `generator`; `translator`, for languages without a pack; `embedder`, if any
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
     temperature: float | None = None, # of the instruction; None: 0.7 with a system message, else 1.0, as in the article
@@ -278,7 +278,7 @@ async def instruct(
     bias: float = -5.0,      # added to the log-probability of English beginnings, for the steering `bias`
     near: float = 0.7,       # Jaccard similarity from which an instruction repeats an earlier one
     near_meaning: float = 0.95, # cosine similarity from which it does, where a model in the role `embedder` is given
-    template: str = "",      # the chat template, as in `templates.read_template`; else that of the endpoint, or of the Hub
+    template: str = "",      # as in `templates.read_template`; else the endpoint is asked, and then the Hub
 ) -> dict:
     "Let a model write an instruction; dropped when it is none, not in the language, or like an earlier one"
     turns = _written(ask).turns
@@ -290,7 +290,8 @@ async def instruct(
         row["category"] = choose_category(ask.seed, row["number"]) if categories else None
         system = await system_message(language, ask, row["category"]) if "system" in parts else None
         chat_template = await _fitting_template(ask, template)
-        sampling = await _request_sampling(ask, language, chat_template, parts, temperature, top_p, max_tokens, bias)
+        sampling = await _request_sampling(ask, language, chat_template, parts,
+                                           temperature, top_p, max_tokens, bias)
 
         row["user_turns"] = []
         problem = await _user_turn(row, ask, language, prefix(chat_template, language, steering, system), sampling)
@@ -380,7 +381,7 @@ async def _one_answer(row, ask, language, sampling, min_length):
 # %% ../nbs/12_magpie.ipynb #e5b0570f
 async def magpie(
     row: dict,               # from `seeds`
-    ask,                     # models in the roles `generator`, `responder`, `tagger`, `judge`; and `guard` and `embedder`, if any
+    ask,                     # roles: `generator`, `responder`, `tagger` and `judge`; `guard` and `embedder`, if any
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
     temperature: float | None = None, # of the instruction, as in `instruct`; for answers: `response_temperature`
