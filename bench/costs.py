@@ -19,7 +19,7 @@ def main(folder, *models):
     for path in sorted(Path(folder).rglob("manifest.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         steps = run["calls"]
-        rows = run["rows"]["in"] if run["recipe"] in ("aya_preferences", "rerank") else max(map(asked, steps))  # a judge is asked twice about each row there
+        rows = run["rows"]["in"] if run["recipe"] in ("aya_preferences", "rerank_preferences", "rerank") else max(map(asked, steps))  # a judge is asked twice about each row there
         tokens = {k: sum(s[k] or 0 for s in steps) for k in ("prompt_tokens", "completion_tokens")}
         usd = [price(endpoint(m), tokens | {"cached_tokens": 0}) for m in models]
         print(f"{run['recipe']:22}{run.get('language', ''):4}{rows:5} rows, each {sum(map(asked, steps)) / rows:4.1f} calls, {tokens['prompt_tokens'] / rows:5.0f} tokens read, {tokens['completion_tokens'] / rows:4.0f} written; 10,000 rows "

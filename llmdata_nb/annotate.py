@@ -651,7 +651,7 @@ def _decided(row, fit, tie, judge):
 
 # %% ../nbs/20_annotate.ipynb #54ccf789
 def resolve(
-    rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
+    rows: list,        # as `rerank_preferences` makes them, kept or dropped; or not judged at all
     annotations: list, # as from `read_annotations`
     tie: str = "drop", # what becomes of ties, of people and of the judge: drop or shorter
     judge: bool = True, # the judge decides where no person did; else such rows are no pairs
@@ -668,7 +668,7 @@ def resolve(
 
 # %% ../nbs/20_annotate.ipynb #234cf655
 def with_people(
-    recipe,            # such as `aya.aya_preferences` or `rerank.rerank`
+    recipe,            # such as `aya.aya_preferences` or `rerank.rerank_preferences`
     annotations: list, # as from `read_annotations`
     tie: str = "drop", # as in `resolve`
 ): # a recipe

@@ -14,7 +14,7 @@ from .checks import detect_language, language_problem, truncated
 from .judge import together
 from .languages import language as find_language
 from .magpie import respond
-from .rerank import as_pair, check_choices, rerank
+from .rerank import as_pair, check_choices, rerank_preferences
 from .run import drop
 
 # %% ../nbs/13_aya.ipynb #630dee06
@@ -97,7 +97,7 @@ async def aya_preferences(
     if tie == "original" or answers < 1 or isinstance(generators, str) or not generators: raise ValueError(f"tie {tie!r}, answers {answers}, generators {generators!r}: expected drop or shorter, one answer or more, and a list of roles")
     if [m["role"] for m in row.get("messages") or []][-2:] != ["user", "assistant"]: raise ValueError("expected messages that end with a request and a person's answer (load_rows reads Aya's inputs and targets so)")
     await _answered(row, ask, language, generators, answers, temperature, max_tokens, in_language)
-    if not prefer_human: return await rerank(row, ask, language, tie, min_score, min_margin, orders, english_rubrics, aspects=aspects)
+    if not prefer_human: return await rerank_preferences(row, ask, language, tie, min_score, min_margin, orders, english_rubrics, aspects=aspects)
     row |= {"scores": [None] * len(row["responses"]), "feedbacks": [None] * len(row["responses"]), "outcome": "human"}
     return as_pair(row, 0, 1)
 

@@ -106,7 +106,7 @@ def front_matter(
     "The YAML block that opens the card"
     from huggingface_hub import DatasetCardData
     data = DatasetCardData(language=[manifest["language"]], license=license, pretty_name=visible(f"{title(manifest)}, by {manifest['recipe']}"), task_categories=["text-generation"],
-        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] in ("rerank", "on_policy", "aya_preferences") or manifest["arguments"].get("answers", 1) > 1), "llmdata_nb", manifest["recipe"]])
+        size_categories=[size_category(manifest["rows"]["kept"])], tags=["synthetic", *["preference", "dpo"] * (manifest["recipe"] in ("rerank_preferences", "rerank", "on_policy", "aya_preferences") or manifest["arguments"].get("answers", 1) > 1), "llmdata_nb", manifest["recipe"]])
     return f"---\n{data.to_yaml()}\n---"
 
 # %% ../nbs/21_export.ipynb #b13c780b
@@ -173,7 +173,7 @@ METHODS = {"translate_and_judge": """1. The conversations of the source are read
 4. A judge labels the translated instruction low, medium or high; low is dropped, and the response of a dropped row is never paid for.
 5. The response is translated and checked in the same way.
 6. A judge scores the response from 1 to 5, against six criteria; a score below `min_score` is dropped. A row that could not be judged is never kept.""",
-"rerank": """1. The pairs of the source are read; a row that cannot be read is counted as failed, with its place. Answers with the same text are one.
+"rerank_preferences": """1. The pairs of the source are read; a row that cannot be read is counted as failed, with its place. Answers with the same text are one.
 2. A judge rates all answers to a request in one call, 1 to 5; with `orders` 2, once more in the reverse order, and the scores are averaged.
 3. Of two answers the better is chosen (of more, the best and the worst make the pair), whoever wrote them. Where the two orders contradict each other, or the scores are the same, it is a tie, and `tie` says what becomes of it.
 4. A pair whose chosen answer is below `min_score`, or better by less than `min_margin`, is dropped. A row that could not be judged, in each order that was asked, is never kept.""",
@@ -225,7 +225,8 @@ def limits(manifest, kept, dropped=()):
 
 def _of_small_models(manifest):
     if not any(m.split(":")[0] == "embedded" for m in manifest["models"].values()): return []
-    does = {"rerank": "judged no better than chance on 60 pairs of LLMBar", "magpie": "writes short, often odd requests, and gives wrong answers to many of them"}.get(manifest["recipe"], "translates plain sentences with mistakes and judges weakly")
+    chance = "judged no better than chance on 60 pairs of LLMBar"
+    does = {"rerank_preferences": chance, "rerank": chance, "magpie": "writes short, often odd requests, and gives wrong answers to many of them"}.get(manifest["recipe"], "translates plain sentences with mistakes and judges weakly")
     return [f"A small model embedded in llmdata_nb was used. The default one, Qwen2.5-Coder 1.5B, {does}. It shows the method; do not train on its rows without reading them."]
 
 def _deciders(kept):
@@ -238,8 +239,8 @@ def _of_pairs(kept, recipe):
     order = "Each pair was judged in one order only, so the place of an answer may have decided." if all(row.get("position_consistent") is None for row in kept) else \
         f"The judge decided {len(told):,} pairs; in {sum(told):,} of them both orders name the same best answer."
     if ties: order += f" {ties:,} pairs are ties, and were decided by the argument `tie`, not by the judge."
-    return [order, *(["The answers were not checked for their language."] if recipe in ("rerank", "on_policy") else []),
-            *(["Preferences between answers of other models teach a model less than preferences between its own."] if recipe == "rerank" else [])]
+    return [order, *(["The answers were not checked for their language."] if recipe in ("rerank_preferences", "rerank", "on_policy") else []),
+            *(["Preferences between answers of other models teach a model less than preferences between its own."] if recipe in ("rerank_preferences", "rerank") else [])]
 
 # %% ../nbs/21_export.ipynb #25fed7a2
 def _about(manifest, license):
@@ -255,7 +256,7 @@ def _about(manifest, license):
 def _made(manifest):
     "The sections on how the rows were made"
     used = _table(["role", "model"], [(escaped(role), escaped(model)) for role, model in manifest["models"].items()], words=2)
-    steps = METHODS.get(manifest["recipe"], "\n".join(f"{i}. {escaped(c['step'])}" for i, c in enumerate(manifest["calls"], 1)))
+    steps = METHODS.get({"rerank": "rerank_preferences"}.get(manifest["recipe"], manifest["recipe"]), "\n".join(f"{i}. {escaped(c['step'])}" for i, c in enumerate(manifest["calls"], 1)))
     arguments = fenced(json.dumps(manifest["arguments"], ensure_ascii=False, indent=1), "json")
     return ["## How it was made", steps, "The recipe's arguments:", arguments, "The models, by role (`default` is used where a role has none of its own):", used]
 

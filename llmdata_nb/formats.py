@@ -43,7 +43,7 @@ def _check_margin(row):
     if margin is None and None not in scores: margin = scores[0] - scores[1]
     if margin is None: return
     if row.get("outcome") == "tie" and margin != 0: raise ValueError(f"a tie, but its margin is {margin:g}, expected 0: judge the row again")
-    if margin == 0 and row.get("outcome") != "tie" and not row.get("decided_by"): raise ValueError("a tie that nobody decided (the same score): run `rerank` with tie='shorter' or 'original', or leave it out")
+    if margin == 0 and row.get("outcome") != "tie" and not row.get("decided_by"): raise ValueError("a tie that nobody decided (the same score): run `rerank_preferences` with tie='shorter' or 'original', or leave it out")
     if margin < 0: raise ValueError(f"the rejected answer is the better one (margin {margin:g}): swap the two, or judge the row again")
 
 # %% ../nbs/21a_formats.ipynb #1fd19aa6
@@ -62,7 +62,7 @@ def check_row(
     if kind == "conversation": return check_messages(row["messages"], "assistant")
     check_messages(row["prompt"], "user", "prompt")
     for side in ("chosen", "rejected"):
-        if not isinstance(row[side], list) or len(row[side]) != 1: raise ValueError(f"{side}: expected one message of the assistant in a list (as `rerank` makes it), not {str(row[side])[:60]!r}")
+        if not isinstance(row[side], list) or len(row[side]) != 1: raise ValueError(f"{side}: expected one message of the assistant in a list (as `rerank_preferences` makes it), not {str(row[side])[:60]!r}")
         check_messages([*row["prompt"], *row[side]], "assistant", side)
     if _plainly(row["chosen"][0]["content"]) == _plainly(row["rejected"][0]["content"]): raise ValueError("chosen and rejected are the same answer: there is nothing to prefer")
     _check_margin(row)

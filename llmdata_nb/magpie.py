@@ -16,7 +16,7 @@ from .dedup import Seen, jaccard, normalise, shingles
 from .judge import rate, rubric, together
 from .languages import language as find_language, pack
 from .models import CallFailed, EndpointError, after_thinking
-from .rerank import rerank
+from .rerank import rerank_preferences
 from .run import Dropped, drop, run
 from .tags import DIFFICULTIES, QUALITIES, at_least, nearest, safety, tag
 from .templates import fetch, find_template, pre_query
@@ -408,7 +408,7 @@ async def _pair(row, ask, language, answers, temperature, max_tokens, min_length
     row["models"] = [row["response_from"]["model"]] * len(row["responses"])
     if len(set(row["responses"])) < 2: drop("response: fewer than two different answers without a fault")
     for text in row["responses"] if "guard" in ask.models else []: await _safe(row, [*row["messages"], {"role": "assistant", "content": text}], ask)
-    return await rerank(row, ask, language, min_score=max(min_score, 1), min_margin=min_margin, english_rubrics=english_rubrics)
+    return await rerank_preferences(row, ask, language, min_score=max(min_score, 1), min_margin=min_margin, english_rubrics=english_rubrics)
 
 # %% ../nbs/12_magpie.ipynb #e5b0570f
 async def magpie(

@@ -289,9 +289,9 @@ def _recipes():
     from llmdata_nb.aya import aya_preferences
     from llmdata_nb.backinstruct import back_instruct
     from llmdata_nb.magpie import magpie
-    from llmdata_nb.rerank import rerank
+    from llmdata_nb.rerank import rerank_preferences
     from llmdata_nb.translate import translate_and_judge
-    return {recipe.__name__: recipe for recipe in (translate_and_judge, rerank, magpie, aya_preferences, back_instruct)}
+    return {recipe.__name__: recipe for recipe in (translate_and_judge, rerank_preferences, magpie, aya_preferences, back_instruct)}
 
 def _lines_to(show):
     "Let `show` have what this thread would display in the notebook"

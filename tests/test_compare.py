@@ -18,7 +18,7 @@ from test_report import draw, texts
 from llmdata_nb.cli import main
 from llmdata_nb.report import (compare, compare_reasons, differences, plot_acceptance, plot_compared_scores, plot_confusion, plot_costs, plot_reasons, read_runs, save_comparison,
                                to_latex, to_markdown)
-from llmdata_nb.rerank import rerank
+from llmdata_nb.rerank import rerank_preferences
 from llmdata_nb.rows import load_rows
 from llmdata_nb.run import run
 from llmdata_nb.translate import translate_and_judge
@@ -51,25 +51,25 @@ def outputs(tmp_path_factory):
         for code in ("it", "ja", "ar"):
             options = dict(model=model, language=code, store=folder / "store.sqlite")
             run(rows, translate_and_judge, out=folder / code / "translate_and_judge", source="rows.jsonl", **options)
-            run(load_rows(pairs)[:4 if code == "ar" else 6], rerank, out=folder / code / "rerank_preferences", source="pairs.jsonl", **options)
+            run(load_rows(pairs)[:4 if code == "ar" else 6], rerank_preferences, out=folder / code / "rerank_preferences", source="pairs.jsonl", **options)
     return folder
 
 
 def test_the_numbers_are_those_of_the_runs(outputs):
     lines = {(line["recipe"], line["language"]): line for line in compare(read_runs(outputs))}
-    assert list(lines) == [(recipe, name) for recipe in ("rerank", "translate_and_judge") for name in ("Arabic", "Italian", "Japanese")]
+    assert list(lines) == [(recipe, name) for recipe in ("rerank_preferences", "translate_and_judge") for name in ("Arabic", "Italian", "Japanese")]
     assert lines["translate_and_judge", "Italian"]["accepted"] == "100% (61% to 100%; n = 6)" and lines["translate_and_judge", "Japanese"]["accepted"] == "67% (30% to 90%; n = 6)"
     assert lines["translate_and_judge", "Japanese"]["in the language, kept"] == "100% (51% to 100%; n = 4)" and lines["translate_and_judge", "Arabic"]["mean score"] == "4.00 (response score; n = 6)"
-    assert lines["rerank", "Arabic"]["rows in"] == "4" == lines["rerank", "Arabic"]["kept"] and lines["rerank", "Arabic"]["mean score"] == "5.00 (chosen score; n = 4)" and lines["rerank", "Arabic"]["in the language, kept"] == "not checked"
+    assert lines["rerank_preferences", "Arabic"]["rows in"] == "4" == lines["rerank_preferences", "Arabic"]["kept"] and lines["rerank_preferences", "Arabic"]["mean score"] == "5.00 (chosen score; n = 4)" and lines["rerank_preferences", "Arabic"]["in the language, kept"] == "not checked"
     assert {line["cost per kept row"] for line in lines.values()} == {"unknown"}  # nobody knows what the scripted server costs
     assert [(line["reason"], line["Japanese"], line["Italian"]) for line in compare_reasons(read_runs(outputs))] == [("instruction: wrong language", "2 (33.3%)", "")]
 
 
 def test_what_else_differs_is_said(outputs):
-    assert differences(read_runs(outputs)) == ["rerank: not the same rows in: 4 (Arabic); 6 (Italian, Japanese)"]
+    assert differences(read_runs(outputs)) == ["rerank_preferences: not the same rows in: 4 (Arabic); 6 (Italian, Japanese)"]
 
 
-@pytest.mark.parametrize("filters, left", [(dict(recipes="rerank"), 3), (dict(recipes="rerank_preferences, translate_and_judge", languages="Japanese,ar"), 4), (dict(languages="it"), 2)])
+@pytest.mark.parametrize("filters, left", [(dict(recipes="rerank_preferences"), 3), (dict(recipes="rerank_preferences, translate_and_judge", languages="Japanese,ar"), 4), (dict(languages="it"), 2)])
 def test_filters_take_names_of_recipes_folders_and_languages(outputs, filters, left): assert len(read_runs(outputs, **filters)) == left
 
 
@@ -141,24 +141,24 @@ def test_any_text_stands_in_the_tables_as_text(tmp_path, text):
 def test_the_notebook_shows_three_languages_and_two_recipes(outputs, tmp_path):
     pm.execute_notebook(str(NOTEBOOK), str(tmp_path / "run.ipynb"), progress_bar=False, kernel_name="python3", parameters=dict(outputs=str(outputs), out_dir=str(tmp_path / "out")))
     names = {p.name for p in (tmp_path / "out").rglob("*.*")}
-    assert names == {"comparison.md", "comparison.tex", "acceptance.png", "scores.png", "confusion.png", "costs.png", "reasons_rerank.png", "reasons_translate_and_judge.png"} - {"reasons_rerank.png"}
+    assert names == {"comparison.md", "comparison.tex", "acceptance.png", "scores.png", "confusion.png", "costs.png", "reasons_translate_and_judge.png"}
     cells = [o for c in nbformat.read(tmp_path / "run.ipynb", 4).cells for o in c.get("outputs", [])]
     shown = "".join(o.get("text", "") + o.get("data", {}).get("text/html", "") for o in cells)
-    assert sum("image/png" in o.get("data", {}) for o in cells) == 5 and shown.count("<tr>") == 7 + 2 and r"\begin{tabular}" in shown and "rerank: not the same rows in: 4 (Arabic)" in shown
+    assert sum("image/png" in o.get("data", {}) for o in cells) == 5 and shown.count("<tr>") == 7 + 2 and r"\begin{tabular}" in shown and "rerank_preferences: not the same rows in: 4 (Arabic)" in shown
     page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-    assert all(f"| {recipe} | {name} |" in page for recipe in ("rerank", r"translate\_and\_judge") for name in ("Arabic", "Italian", "Japanese"))
+    assert all(f"| {recipe} | {name} |" in page for recipe in (r"rerank\_preferences", r"translate\_and\_judge") for name in ("Arabic", "Italian", "Japanese"))
 
 
 def test_the_command_runs_it_once_and_wants_no_language(outputs, project, capsys):
     shutil.copytree(outputs, project / "outputs")
-    assert main(["compare_languages", "-p", "recipes=rerank"]) == 0
-    assert (project / "outputs" / "compare_languages" / "run.ipynb").exists() and (project / "outputs" / "compare_languages" / "comparison.md").read_text().count("| rerank |") == 3
+    assert main(["compare_languages", "-p", "recipes=rerank_preferences"]) == 0
+    assert (project / "outputs" / "compare_languages" / "run.ipynb").exists() and (project / "outputs" / "compare_languages" / "comparison.md").read_text().count(r"| rerank\_preferences |") == 3
     assert main(["compare_languages", "-p", "recipes=magpie"]) == 1 and "none of 6 folders" in capsys.readouterr().err
 
 
 def test_a_second_comparison_leaves_no_plot_of_the_first(outputs, tmp_path):
     save_comparison(read_runs(outputs), tmp_path)
-    save_comparison(read_runs(outputs, recipes="rerank"), tmp_path)
+    save_comparison(read_runs(outputs, recipes="rerank_preferences"), tmp_path)
     assert not (tmp_path / "plots" / "reasons_translate_and_judge.png").exists()
 
 

@@ -10,7 +10,6 @@ MODULES = sorted(p for p in (ROOT / "llmdata_nb").glob("*.py") if p.name != "_mo
 NBS = sorted(p for folder in ("", "pipelines", "tutorials") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
 LONGEST = 60  # lines of a code cell
 LONG = {("03b_limits", "class Limiter"): "one limiter, whose few methods share all of its state",
-        ("03_store", "class Store"): "one database, whose methods are a statement or two each",
         ("04_models", "class Ask"): "one call's way from the store to the network and back",
         ("05a_rowfile", "class RowFile"): "one file, with the methods of a list",
         ("23_playground", "def _prompt_panel"): "a widget, whose parts share what is edited",

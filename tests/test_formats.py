@@ -20,7 +20,7 @@ from hypothesis import given, settings, strategies as st
 from llmdata_nb.export import write_card
 from llmdata_nb.formats import FORMATS, convert, hub_files, in_test, write_format
 from llmdata_nb.models import CallFailed
-from llmdata_nb.rerank import rerank
+from llmdata_nb.rerank import rerank_preferences
 from llmdata_nb.rowfile import RowFile
 from llmdata_nb.run import run
 
@@ -246,7 +246,7 @@ def test_ties_that_the_recipe_decided_are_written(tmp_path):
     async def first(prompt, parse, **options): return SimpleNamespace(parsed=parse('{"ratings": [{"rationale": "x", "score": 5}, {"rationale": "x", "score": 1}]}'))
     import asyncio
     source = {"messages": [user("Why?")], "chosen": "Since it is so.", "rejected": "So."}
-    rows = [asyncio.run(rerank({"id": f"{judge.__name__}-{tie}", **source}, judge, tie=tie)) for judge in (even, first) for tie in ("shorter", "original")]
+    rows = [asyncio.run(rerank_preferences({"id": f"{judge.__name__}-{tie}", **source}, judge, tie=tie)) for judge in (even, first) for tie in ("shorter", "original")]
     assert {r["outcome"] for r in rows} == {"tie"}
     lines = [json.loads(line) for line in write_format(rows, tmp_path, "trl_preference")[0].read_text().splitlines()]
     assert [line["chosen"][0]["content"] for line in lines] == ["So.", "Since it is so."] * 2

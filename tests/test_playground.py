@@ -24,7 +24,7 @@ from llmdata_nb.languages import language, pack, packs
 from llmdata_nb.magpie import magpie, seeds
 from llmdata_nb.models import CallFailed, object_schema
 from llmdata_nb.playground import _call_html, _flat, differences, in_all, playground, prompts_in, read_prompts, save_prompts, verdict_text, watch, with_prompts
-from llmdata_nb.rerank import rerank
+from llmdata_nb.rerank import rerank_preferences
 from llmdata_nb.run import run
 from llmdata_nb.translate import translate_and_judge
 
@@ -160,7 +160,7 @@ def text(i): return {"id": f"r{i}", "text": f"Il pane si fa con farina, acqua, l
 
 
 NEW = "NUOVO: rispondi bene in {language}, {name}. {task} {style} SEVERO"
-RECIPES = [(back_instruct, text, "it", "backinstruct.task", {"direct": True}), (back_instruct, text, "it", "alignment.task", {"direct": True}), (translate_and_judge, conversation, "it", "translate.task", {}), (translate_and_judge, conversation, "it", "response.task", {}), (rerank, pair, "it", "response.task", {}), (rerank, pair, "cy", "response.task", {}), (aya_preferences, conversation, "it", "magpie.answer", {}),
+RECIPES = [(back_instruct, text, "it", "backinstruct.task", {"direct": True}), (back_instruct, text, "it", "alignment.task", {"direct": True}), (translate_and_judge, conversation, "it", "translate.task", {}), (translate_and_judge, conversation, "it", "response.task", {}), (rerank_preferences, pair, "it", "response.task", {}), (rerank_preferences, pair, "cy", "response.task", {}), (aya_preferences, conversation, "it", "magpie.answer", {}),
            (magpie, None, "it", "magpie.user", {"min_score": 1}), (magpie, None, "it", "response.task", {"min_score": 1})]
 
 

@@ -11,7 +11,7 @@ from scripted_server import said, serve
 from test_judge import honest, prompt, ratings, responses, shared, worth
 
 from llmdata_nb.cli import main
-from llmdata_nb.rerank import on_policy, outcome_rates, rerank
+from llmdata_nb.rerank import on_policy, outcome_rates, rerank_preferences
 from llmdata_nb.rows import load_rows
 from llmdata_nb.run import run
 
@@ -33,7 +33,7 @@ def text(messages): return messages[0]["content"]
 @pytest.mark.parametrize("tie", ["drop", "shorter", "original"])
 def test_kept_swapped_and_tied(tmp_path, tie):
     rows, true = load_rows(made()), {r["id"]: truth(r) for r in made()}
-    with serve(honest) as (model, bodies): outcome = run(rows, rerank, model=model, language="it", tie=tie, out=tmp_path / "out", store=tmp_path / "s.sqlite")
+    with serve(honest) as (model, bodies): outcome = run(rows, rerank_preferences, model=model, language="it", tie=tie, out=tmp_path / "out", store=tmp_path / "s.sqlite")
     kept = {r["id"]: r for r in outcome.kept}
     assert not outcome.failed and len(bodies) == 120 and {r["outcome"] for r in outcome.kept + outcome.dropped} == {"kept", "swapped", "tie"}
     assert {r["id"]: r["outcome"] for r in outcome.kept + outcome.dropped} == true
@@ -49,7 +49,7 @@ def test_kept_swapped_and_tied(tmp_path, tie):
 
 def test_the_dataset_is_a_preference_dataset_without_a_pair_of_one_text(tmp_path):
     rows = [*made(20), {"id": "same", "question": "What?", "chosen": "This.", "rejected": " This. "}]
-    with serve(honest) as (model, bodies): run(load_rows(rows), rerank, model=model, language="en", out=tmp_path / "out", store=tmp_path / "s.sqlite")
+    with serve(honest) as (model, bodies): run(load_rows(rows), rerank_preferences, model=model, language="en", out=tmp_path / "out", store=tmp_path / "s.sqlite")
     assert not any("This." in prompt(b) for b in bodies)  # nothing is paid for it
     for row in load_dataset(str(tmp_path / "out"), split="train"):
         assert [m["role"] for m in row["prompt"] + row["chosen"] + row["rejected"]] == ["user", "assistant", "assistant"] and text(row["chosen"]) != text(row["rejected"])
@@ -62,17 +62,17 @@ def test_an_unjudged_pair_fails_and_is_asked_again(tmp_path):
     silent = [True]
     def answer(body, n): return "I would rather not." if silent[0] and "What is 7?" in prompt(body) else honest(body)
     with serve(answer) as (model, bodies):
-        first = run(load_rows(made(20)), rerank, model=model, language="it", tie="original", store=tmp_path / "s.sqlite")
+        first = run(load_rows(made(20)), rerank_preferences, model=model, language="it", tie="original", store=tmp_path / "s.sqlite")
         (failed,) = first.failed
         assert failed["id"] == "p007" and failed["reason"].startswith("judge: unjudged (") and "outcome" not in failed and len(first.kept) == 19
         silent[0], before = False, len(bodies)
-        second = run(load_rows(made(20)), rerank, model=model, language="it", tie="original", store=tmp_path / "s.sqlite")
+        second = run(load_rows(made(20)), rerank_preferences, model=model, language="it", tie="original", store=tmp_path / "s.sqlite")
         assert len(second.kept) == 20 and len(bodies) == before + 2
         assert [r for r in second.kept if r["id"] != "p007"] == first.kept
 
 
 def test_a_judge_that_goes_by_the_place_keeps_nothing(tmp_path):
-    with serve(lambda body, n: ratings(5, 2)) as (model, _): outcome = run(load_rows(made(20)), rerank, model=model, language="it", store=tmp_path / "s.sqlite")
+    with serve(lambda body, n: ratings(5, 2)) as (model, _): outcome = run(load_rows(made(20)), rerank_preferences, model=model, language="it", store=tmp_path / "s.sqlite")
     assert not outcome.kept and {r["reason"] for r in outcome.dropped} == {"tie: the two orders contradict each other"}
     assert outcome_rates(outcome.dropped)[-1]["outcome"] == "tie" and outcome_rates(outcome.dropped)[-1]["share"] == 1
 
@@ -80,8 +80,8 @@ def test_a_judge_that_goes_by_the_place_keeps_nothing(tmp_path):
 def test_floor_and_margin(tmp_path):
     rows = load_rows(made())
     with serve(honest) as (model, bodies):
-        every = run(rows, rerank, model=model, language="it", store=tmp_path / "s.sqlite").kept
-        some = run(rows, rerank, model=model, language="it", min_score=4, min_margin=2, store=tmp_path / "s.sqlite")
+        every = run(rows, rerank_preferences, model=model, language="it", store=tmp_path / "s.sqlite").kept
+        some = run(rows, rerank_preferences, model=model, language="it", min_score=4, min_margin=2, store=tmp_path / "s.sqlite")
         assert len(bodies) == 120
     assert [r["id"] for r in some.kept] == [r["id"] for r in every if r["chosen_score"] >= 4 and r["margin"] >= 2] and some.kept
     assert {r["reason"].split(" (")[0] for r in some.dropped} == {"tie: the same score", "answers judged too low", "margin too small"}
@@ -90,7 +90,7 @@ def test_floor_and_margin(tmp_path):
 def test_rows_dropped_at_different_points_are_written_to_one_file(tmp_path):
     "One before it was judged, one as a tie, one for its margin"
     rows = [*made(30), {"id": "same", "question": "What?", "chosen": "This.", "rejected": "This."}]
-    with serve(honest) as (model, _): outcome = run(load_rows(rows), rerank, model=model, language="it", min_margin=2, out=tmp_path / "out", store=tmp_path / "s.sqlite")
+    with serve(honest) as (model, _): outcome = run(load_rows(rows), rerank_preferences, model=model, language="it", min_margin=2, out=tmp_path / "out", store=tmp_path / "s.sqlite")
     dropped = load_dataset("parquet", data_files=str(tmp_path / "out" / "dropped.parquet"), split="train")
     assert len({r.split(" (")[0] for r in dropped["reason"]}) == 3 and len(dropped) == len(outcome.dropped)
 
@@ -98,7 +98,7 @@ def test_rows_dropped_at_different_points_are_written_to_one_file(tmp_path):
 def test_several_answers_of_several_models(tmp_path):
     "UltraFeedback's shape: the best and the worst make the pair, and who wrote them is known"
     rows = load_rows([{"id": "u", "instruction": "What?", "completions": [{"model": m, "response": f"The answer of {m}"} for m in ("alpha", "beta", "gamma", "delta")]}])
-    with serve(honest) as (model, _): (row,) = run(rows, rerank, model=model, language="it", store=tmp_path / "s.sqlite").kept
+    with serve(honest) as (model, _): (row,) = run(rows, rerank_preferences, model=model, language="it", store=tmp_path / "s.sqlite").kept
     scores = [worth(t) for t in row["responses"]]
     assert row["scores"] == scores and row["outcome"] == "ranked" and row["chosen_score"] == max(scores) and row["rejected_score"] == min(scores)
     assert text(row["chosen"]) == f"The answer of {row['chosen_model']}" and "original_chosen" not in row
@@ -132,10 +132,10 @@ def test_what_is_under_way_when_a_sibling_fails_is_kept(tmp_path):
             return web.json_response(said(honest(body)))
         return later
     with serve(answer) as (model, bodies):
-        first = run(load_rows(made(1)), rerank, model=model, language="it", store=tmp_path / "s.sqlite")
+        first = run(load_rows(made(1)), rerank_preferences, model=model, language="it", store=tmp_path / "s.sqlite")
         assert len(first.failed) == 1 and len(bodies) == 2
         refuse[0] = False
-        second = run(load_rows(made(1)), rerank, model=model, language="it", store=tmp_path / "s.sqlite")
+        second = run(load_rows(made(1)), rerank_preferences, model=model, language="it", store=tmp_path / "s.sqlite")
         assert len(bodies) == 3 and not second.failed
 
 
@@ -144,7 +144,7 @@ def test_a_tie_is_decided_by_its_policy_whatever_the_average(tmp_path):
     for scores in ((5, 3), (5, 4)):
         for tie in ("shorter", "original"):
             with serve(lambda body, n: ratings(*scores) if n or responses(body)[0].endswith("model") else ratings(4, 1)) as (model, _):
-                outcome = run(load_rows(made(3)), rerank, model=model, language="it", tie=tie, store=":memory:")
+                outcome = run(load_rows(made(3)), rerank_preferences, model=model, language="it", tie=tie, store=":memory:")
             for row in outcome.kept:
                 assert row["outcome"] == "tie"
                 texts = text(row["chosen"]), text(row["rejected"])
@@ -154,17 +154,17 @@ def test_a_tie_is_decided_by_its_policy_whatever_the_average(tmp_path):
 
 def test_the_spread_of_several_samples_is_kept(tmp_path):
     def answer(body, n): return ratings(*((5, 1 + body["seed"]) if responses(body)[0].endswith("large model") else (1 + body["seed"], 5)))
-    with serve(answer) as (model, bodies): (row,) = run(load_rows(made(1)), rerank, model=model, language="it", samples=3, store=tmp_path / "s.sqlite").kept
+    with serve(answer) as (model, bodies): (row,) = run(load_rows(made(1)), rerank_preferences, model=model, language="it", samples=3, store=tmp_path / "s.sqlite").kept
     assert len(bodies) == 6 and row["rejected_score"] == 2 and round(row["spread"], 3) == 0.816  # of 1, 2 and 3
 
 
 def test_a_dataset_of_ours_is_ranked_again_as_a_pair(tmp_path):
     "What the first run wrote is not taken for an opinion"
     with serve(honest) as (model, _):
-        first = run(load_rows(made(20)), rerank, model=model, language="it", out=tmp_path / "out", store=tmp_path / "s.sqlite")
-        again = run(load_rows(str(tmp_path / "out")), rerank, model=model, language="it", tie="original", store=tmp_path / "s.sqlite")
+        first = run(load_rows(made(20)), rerank_preferences, model=model, language="it", out=tmp_path / "out", store=tmp_path / "s.sqlite")
+        again = run(load_rows(str(tmp_path / "out")), rerank_preferences, model=model, language="it", tie="original", store=tmp_path / "s.sqlite")
     assert {r["outcome"] for r in again.kept} == {"kept"} and [text(r["chosen"]) for r in again.kept] == [text(r["chosen"]) for r in first.kept]
-    with serve(lambda body, n: "No.") as (model, _): failed = run(load_rows(str(tmp_path / "out")), rerank, model=model, language="it", store=":memory:").failed
+    with serve(lambda body, n: "No.") as (model, _): failed = run(load_rows(str(tmp_path / "out")), rerank_preferences, model=model, language="it", store=":memory:").failed
     assert len(failed) == len(first.kept) and not any({"outcome", "scores", "margin", "chosen_score"} & set(r) for r in failed)
 
 
@@ -178,7 +178,7 @@ def test_own_answers_are_not_booked_to_the_authors_of_the_source(tmp_path):
 
 @pytest.mark.parametrize("fault", [dict(min_score="4"), dict(min_margin=None), dict(orders=True), dict(samples=0), dict(roles="judge"), dict(tie="longer")])
 def test_wrong_choices_fail_with_what_was_expected_and_cost_nothing(fault):
-    with serve(honest) as (model, bodies): outcome = run(load_rows(made(2)), rerank, model=model, language="it", store=":memory:", **fault)
+    with serve(honest) as (model, bodies): outcome = run(load_rows(made(2)), rerank_preferences, model=model, language="it", store=":memory:", **fault)
     assert not bodies and {r["reason"].split(": ")[0] for r in outcome.failed} == {"ValueError"} and all("expected" in r["reason"] for r in outcome.failed)
 
 

@@ -157,9 +157,10 @@ def one_line(text, path, advice):
 
 class Hasty(Store):
     "Waits a fifth of a second for the lock of another program, not a minute"
-    def _version(self):
-        self.db.execute("pragma busy_timeout=200")
-        return super()._version()
+    def _open_file(self):
+        db = super()._open_file()
+        db.execute("pragma busy_timeout=200")
+        return db
 
 
 # layouts
@@ -390,9 +391,10 @@ def test_a_full_disk_ends_the_run(tmp_path, options):
 class Small(Store):
     "A disk with room for `most` pages: SQLite says that it is full"
     most = 60
-    def _version(self):
-        self.db.execute(f"pragma max_page_count={self.most}")
-        return super()._version()
+    def _open_file(self):
+        db = super()._open_file()
+        db.execute(f"pragma max_page_count={self.most}")
+        return db
 
 
 def test_a_full_disk_in_the_middle_of_a_commit(tmp_path):
