@@ -89,21 +89,24 @@ class _Spending:
         self.budget.under_way -= lost
         self.budget.spent += lost * (self.budget.dearest or 0)
 
+# %% ../nbs/28_shares.ipynb #28000004
+def _address_at(shares, url):
+    if url not in shares.addresses:
+        shares.addresses[url] = _Address(url, shares.store, shares.concurrency, **shares.limits)
+    return shares.addresses[url]
+
+def _address_state(address): return [address.rate, address.steady, address.since, address.until, address.reason]
+
 # %% ../nbs/28_shares.ipynb #ef237a33
 class Shares:
     "The actor of a run: limits, budget, and how far the workers are"
-    def __init__(self,
-        store,           # path of the store, on the machine of the driver
-        concurrency: int,
-        budget,          # (amount, unit), or None
-        limits: dict,    # as `Limiter` takes them
-    ):
+    def __init__(self, store, concurrency: int, budget: tuple | None, limits: dict):
         self.store, self.concurrency, self.limits = Store(store), concurrency, limits
         self.spending, self.addresses, self.last_reports = _Spending(budget), {}, {}
 
     async def sync(self, worker, url, most, under_way, sent, refusals):
         "Take over what `worker` did at `url`, as ages; gives its places there, the time, and the state of the base URL"
-        address, now = self._address_at(url), time.time()
+        address, now = _address_at(self, url), time.time()
         if sent: self.store.counts[url, int(now)] += len(sent)
         refusals = [(now - age, *rest) for age, *rest in refusals]
         address.note([now - age for age in sent], refusals)
@@ -114,7 +117,7 @@ class Shares:
 
     async def lease(self, url):
         "The next sending times, in seconds from now; how long a limit is used up; the time, and the state of the base URL"
-        address = self._address_at(url)
+        address = _address_at(self, url)
         await address._lease()
         now, times = time.time(), list(address.permits)
         address.permits.clear()
@@ -131,9 +134,17 @@ class Shares:
         self.spending.count_as_spent(worker)
         self.last_reports.pop(worker, None)
 
-    async def enter_budget(self, worker): return self.spending.enter(worker)
-    async def leave_budget(self, worker, usage, cost): await self.spending.leave(worker, usage, cost)
-    async def spent(self): return self.spending.budget.spent
+    async def enter_budget(self, worker):
+        "Whether a call of `worker` may be sent now; or, as text, why none may any more"
+        return self.spending.enter(worker)
+
+    async def leave_budget(self, worker, usage, cost):
+        "A call of `worker` was answered, for so much; or not, where `usage` is None"
+        await self.spending.leave(worker, usage, cost)
+
+    async def spent(self):
+        "What the run has spent, in the unit of its budget"
+        return self.spending.budget.spent
 
     async def report(self, worker, tally, lines, waiting):
         "`worker` says how many rows ended in which state, what is in its ledger, and what it waits for"
@@ -146,12 +157,6 @@ class Shares:
         for _, _, texts in reports: waiting += texts
         distinct = dict.fromkeys(text for text in waiting if text)
         return reports, list(distinct)
-
-    def _address_at(self, url):
-        if url not in self.addresses: self.addresses[url] = _Address(url, self.store, self.concurrency, **self.limits)
-        return self.addresses[url]
-
-def _address_state(address): return [address.rate, address.steady, address.since, address.until, address.reason]
 
 # %% ../nbs/28_shares.ipynb #53fc56cc
 def name_for_all(
