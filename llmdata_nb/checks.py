@@ -7,8 +7,9 @@ __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS'
            'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'GENERATION_RULES', 'protected_spans',
            'prose', 'letters', 'main_script', 'weight', 'detect_language', 'passes_for', 'wrong_language',
            'wrong_script', 'lost_spans', 'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak',
-           'truncated', 'repetition', 'Translation', 'translation_problem', 'switches_language', 'doubtful_language',
-           'language_problem', 'loops', 'Generated', 'generation_problem']
+           'truncated', 'repetition', 'Translation', 'as_rule', 'rule_name', 'first_objection', 'translation_problem',
+           'switches_language', 'doubtful_language', 'language_problem', 'loops', 'Generated', 'generation_problem',
+           'rule_names', 'check_rule_names']
 
 # %% ../nbs/01_checks.ipynb #fce2e9bc
 import json, re, unicodedata, zlib
@@ -503,20 +504,56 @@ class Translation(NamedTuple):
     finish_reason: str | None = None
     role: str = "user"  # of the message: "system", "user" or "assistant"
 
+# %% ../nbs/01_checks.ipynb #4c1b0002
+def as_rule(
+    check,  # a function that gives a reason or None
+    *fields: str,  # of `Translation` or `Generated`: what `check` is given, in this order
+    name: str | None = None,  # of the rule; by default that of `check`
+):
+    "A rule that asks `check`"
+    def rule(shown): return check(*(getattr(shown, field) for field in fields))
+    rule.__name__ = name or check.__name__
+    return rule
+
+# %% ../nbs/01_checks.ipynb #4c1b0005
+def _answered_request(source, text, role):
+    "`answered`, unless the text is an assistant's"
+    return None if role == "assistant" else answered(source, text)
+
+def _new_repetition(source, text):
+    "`repetition`, unless `source` repeats itself too"
+    loop = repetition(text)
+    return loop if loop and not repetition(source) else None
+
 # %% ../nbs/01_checks.ipynb #5567bb7a
 TRANSLATION_RULES = [  # in this order; the first that has something to say is the reason
-    lambda t: truncated(t.text, t.finish_reason),
-    lambda t: template_leak(t.text, t.source),
-    lambda t: refusal(t.text, t.source),
-    lambda t: echo(t.source, t.text),
-    lambda t: wrong_language(t.text, t.language, t.source),
-    lambda t: wrong_script(t.text, t.language, t.source),
-    lambda t: answered(t.source, t.text) if t.role != "assistant" else None,
-    lambda t: lost_spans(t.source, t.text),
-    lambda t: length_ratio(t.source, t.text, t.language),
-    lambda t: (loop := repetition(t.text)) and not repetition(t.source) and loop,
-    lambda t: lost_numbers(t.source, t.text),
+    as_rule(truncated, "text", "finish_reason"),
+    as_rule(template_leak, "text", "source"),
+    as_rule(refusal, "text", "source"),
+    as_rule(echo, "source", "text"),
+    as_rule(wrong_language, "text", "language", "source"),
+    as_rule(wrong_script, "text", "language", "source"),
+    as_rule(_answered_request, "source", "text", "role", name="answered"),
+    as_rule(lost_spans, "source", "text"),
+    as_rule(length_ratio, "source", "text", "language"),
+    as_rule(_new_repetition, "source", "text", name="repetition"),
+    as_rule(lost_numbers, "source", "text"),
 ]
+
+# %% ../nbs/01_checks.ipynb #4c1b0009
+def rule_name(rule) -> str:
+    "The name by which a rule is left out, empty where it has none"
+    return getattr(rule, "__name__", "")
+
+def first_objection(
+    rules: list,  # functions of `shown`, each with a reason or None
+    shown,  # a `Translation` or a `Generated`
+    without: tuple | list = (),  # names of rules that are not asked
+) -> str | None:  # None where no rule objects
+    "The first objection of `rules` to what they are shown; ValueError when `without` has a name that no rule has"
+    if without: check_rule_names(without)
+    for rule in rules:
+        if rule_name(rule) not in without and (reason := rule(shown)): return reason
 
 # %% ../nbs/01_checks.ipynb #1d856c36
 def translation_problem(
@@ -525,10 +562,10 @@ def translation_problem(
     language: str,  # code of the language that `text` should be in
     finish_reason: str | None = None,  # as the endpoint gave it
     role: str = "user",  # of the message: "system", "user" or "assistant"
+    without: tuple | list = (),  # names of rules that are not asked, such as "length_ratio"
 ) -> str | None:  # None where no rule objects
     "The first objection of `TRANSLATION_RULES` to `text` as a translation of `source`"
-    translation = Translation(source, text, language, finish_reason, role)
-    return next((reason for rule in TRANSLATION_RULES if (reason := rule(translation))), None)
+    return first_objection(TRANSLATION_RULES, Translation(source, text, language, finish_reason, role), without)
 
 # %% ../nbs/01_checks.ipynb #037256f5
 def switches_language(
@@ -578,19 +615,27 @@ class Generated(NamedTuple):
     finish_reason: str | None = None  # as the endpoint gave it
     request: bool = False  # it is a user's, not an answer
 
-def _refuses(made):
-    "`refusal`; but a request with a question or a second sentence is none: unfortunately I cannot sleep, what helps?"
-    return None if made.request and (_ASKS.search(made.text) or len(_SENTENCE_END.split(made.text.strip())) > 2) else refusal(made.text)
+# %% ../nbs/01_checks.ipynb #4c1b0012
+def _refused_request(text, request):
+    "`refusal`, unless the text is a request that goes on"
+    goes_on = _ASKS.search(text) or len(_SENTENCE_END.split(text.strip())) > 2
+    return None if request and goes_on else refusal(text)
 
 # %% ../nbs/01_checks.ipynb #749d2d2a
-GENERATION_RULES = [  # in this order; the first that has something to say is the reason
-    lambda g: None if g.text.strip() else "empty",
-    lambda g: truncated(g.text, g.finish_reason),
-    lambda g: template_leak(g.text),
-    _refuses,
-    lambda g: language_problem(g.text, g.language),
-    lambda g: switches_language(g.text, g.language),
-    lambda g: loops(g.text),
+def _no_text(text):
+    "Say so when there is nothing in `text`"
+    return None if text.strip() else "empty"
+
+GENERATION_RULES = [  # as `TRANSLATION_RULES`, for a `Generated`
+    as_rule(_no_text, "text", name="empty"),
+    as_rule(truncated, "text", "finish_reason"),
+    as_rule(template_leak, "text"),
+    as_rule(_refused_request, "text", "request", name="refusal"),
+    as_rule(wrong_language, "text", "language"),
+    as_rule(wrong_script, "text", "language"),
+    as_rule(doubtful_language, "text", "language"),
+    as_rule(switches_language, "text", "language"),
+    as_rule(loops, "text", name="repetition"),
 ]
 
 def generation_problem(
@@ -598,7 +643,21 @@ def generation_problem(
     language: str,  # code of the language that `text` should be in
     finish_reason: str | None = None,  # as the endpoint gave it
     request: bool = False,  # it is a user's, not an answer
+    without: tuple | list = (),  # names of rules that are not asked, such as "refusal"
 ) -> str | None:  # None where no rule objects
     "The first objection of `GENERATION_RULES` to `text` as something written in `language`"
-    made = Generated(text, language, finish_reason, request)
-    return next((reason for rule in GENERATION_RULES if (reason := rule(made))), None)
+    return first_objection(GENERATION_RULES, Generated(text, language, finish_reason, request), without)
+
+# %% ../nbs/01_checks.ipynb #4c1b0013
+def rule_names() -> list[str]:  # in their order
+    "The names of all rules in `TRANSLATION_RULES` and `GENERATION_RULES`"
+    return list(dict.fromkeys(rule_name(rule) for rule in [*TRANSLATION_RULES, *GENERATION_RULES]))
+
+def check_rule_names(
+    names: tuple | list,  # such as a user writes for `without`
+) -> None:
+    "Raise ValueError, with the names that there are, when one of `names` is no rule's"
+    if isinstance(names, str): raise ValueError(f"checks to leave out: expected a list of names, such as [{names!r}], and not the text {names!r}")
+    known = rule_names()
+    unknown = [name for name in names if name not in known]
+    if unknown: raise ValueError(f"no check is named {unknown[0]!r}, there are {', '.join(known)}")

