@@ -11,7 +11,7 @@ __all__ = ['PLOTS', 'run_plots', 'save_plots', 'COLORS', 'HATCHES', 'label', 'ne
            'differences', 'plot_acceptance', 'plot_compared_scores', 'plot_confusion', 'plot_costs', 'plot_reasons',
            'read_runs', 'save_comparison']
 
-# %% ../nbs/22_report.ipynb #51dba5ce
+# %% ../nbs/22_report.ipynb #07867cb6
 from pathlib import Path
 
 from .compare import (
@@ -27,7 +27,7 @@ from .plots import (
     plot_requests, plot_scores, plot_tags, plot_tasks, plot_turns)
 from .tables import table, to_latex, to_markdown
 
-# %% ../nbs/22_report.ipynb #94dab236
+# %% ../nbs/22_report.ipynb #b08a8d08
 _all_ = [
     "COLORS", "HATCHES", "label", "new_figure", "to_png", "table", "to_latex", "to_markdown",
     "MARKS", "plot_calls", "plot_categories", "plot_funnel", "plot_labels", "plot_languages", "plot_lengths",
@@ -37,7 +37,7 @@ _all_ = [
     "SCORES", "compare", "compare_reasons", "differences", "plot_acceptance", "plot_compared_scores", "plot_confusion",
     "plot_costs", "plot_reasons", "read_runs", "save_comparison"]
 
-# %% ../nbs/22_report.ipynb #6e118346
+# %% ../nbs/22_report.ipynb #99329d3f
 PLOTS = dict( # name → a function, and what of the run it takes, as in `_plot_inputs`
     funnel=(plot_funnel, "manifest"),
     calls=(plot_calls, "manifest"),
@@ -57,14 +57,14 @@ PLOTS = dict( # name → a function, and what of the run it takes, as in `_plot_
     judged_by_length=(plot_judged_by_length, "rows"),
     models=(plot_models, "rows", "language"))
 
-# %% ../nbs/22_report.ipynb #d548ccfc
+# %% ../nbs/22_report.ipynb #9e5076c2
 def _plot_inputs(run, score_column):
     "What the functions of `PLOTS` may take of a `run`"
     manifest = run.manifest
     return dict(manifest=manifest, rows=run.kept + run.dropped, kept=run.kept, language=manifest["language"],
                 score_column=score_column, min_score=manifest["arguments"].get("min_score"))
 
-# %% ../nbs/22_report.ipynb #524524f9
+# %% ../nbs/22_report.ipynb #03456a47
 def _plot_names(run):
     "The names of the plots that show a `run`"
     recipe, arguments = run.manifest["recipe"], run.manifest["arguments"]
@@ -91,7 +91,7 @@ def run_plots(
         figures[name] = plot(*(inputs[what] for what in takes))
     return figures
 
-# %% ../nbs/22_report.ipynb #c7145005
+# %% ../nbs/22_report.ipynb #a9f78c52
 def save_plots(
     folder: str # a folder that `run` wrote, such as outputs/it/translate_and_judge
 ) -> list: # the paths written
