@@ -8,7 +8,7 @@ __all__ = ['table', 'to_markdown', 'to_latex']
 # %% ../nbs/21b_tables.ipynb #34d883c8
 from unicodedata import bidirectional
 
-from .export import _table, escaped
+from .export import escaped, markdown_table as _table
 from .progress import visible
 
 # %% ../nbs/21b_tables.ipynb #a7dc4e5f
