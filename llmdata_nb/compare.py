@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'read_runs', 'differences', 'compare', 'compare_reasons', 'plot_acceptance', 'plot_reasons',
            'plot_compared_scores', 'plot_confusion', 'plot_costs', 'save_comparison']
 
-# %% ../nbs/21f_compare.ipynb #53735efe
+# %% ../nbs/21f_compare.ipynb #5c512a7b
 import json
 import re
 from collections import Counter
@@ -21,10 +21,16 @@ from .figures import (
 from .languages import language as find_language
 from .plots import language_name
 from .progress import money, visible
+from .recipes import recipe_record
 from .tables import to_latex, to_markdown
 
-# %% ../nbs/21f_compare.ipynb #6e9d962b
-SCORES = ("response_score", "alignment_score", "chosen_score")  # columns of scores: the first that is there is shown
+# %% ../nbs/21f_compare.ipynb #b4906b8f
+SCORES = ("response_score", "alignment_score", "chosen_score")  # shown where the recipe's own column of scores is not there
+
+def _score_columns(recipe):
+    "The columns that the rows of a `recipe` may be scored in: the first that is there is shown"
+    own = recipe_record(recipe).main_score
+    return list(dict.fromkeys([own, *SCORES])) if own else list(SCORES)
 
 def _count_column(file, name):
     "How often each value of the column `name` occurs in a Parquet `file`"
@@ -41,16 +47,16 @@ def _count_columns(paths, columns):
             counts[name] = counts.get(name, Counter()) + _count_column(file, name)
     return counts, rows
 
-# %% ../nbs/21f_compare.ipynb #1dcce823
+# %% ../nbs/21f_compare.ipynb #3d2bb55f
 def _is_number(value): return isinstance(value, (int, float)) and value == value
 
 def _only_numbers(count):
     "The values of `count` that are numbers"
     return Counter({value: n for value, n in count.items() if _is_number(value)})
 
-def _find_scores(kept, dropped):
-    "`(column, how often each score occurs)` for the first of `SCORES` that has any; `(None, none)` where none has"
-    for column in SCORES:
+def _find_scores(columns, kept, dropped):
+    "`(column, how often each score occurs)` for the first of the `columns` that has any; `(None, none)` where none has"
+    for column in columns:
         count = _only_numbers(kept.get(column, {})) + _only_numbers(dropped.get(column, {}))
         if count: return column, count
     return None, Counter()
@@ -60,7 +66,7 @@ def _sum_calls(calls, *columns):
     values = [call[column] for call in calls for column in columns]
     return None if None in values else sum(values)
 
-# %% ../nbs/21f_compare.ipynb #49fbf308
+# %% ../nbs/21f_compare.ipynb #8c2be1bd
 def _check_manifest(manifest):
     "ValueError where `manifest` is not that of a run in one language"
     needed = ("recipe", "language", "rows", "reasons", "calls")
@@ -75,15 +81,17 @@ def _reason_counts(manifest):
         counts[name] = rows
     return counts
 
-# %% ../nbs/21f_compare.ipynb #8d605795
+# %% ../nbs/21f_compare.ipynb #76078ae5
 def _read_run(path):
     "The run whose manifest is at `path`, as `read_runs` gives it; an error where it is none, or not whole"
     manifest, folder = json.loads(path.read_text(encoding="utf-8")), path.parent
     _check_manifest(manifest)
-    kept, n_kept = _count_columns(sorted(folder.glob("data/*.parquet")), ["detected_language", *SCORES])
-    dropped, n_dropped = _count_columns([folder / "dropped.parquet"], ["detected_language", *SCORES])
+    score_columns = _score_columns(manifest["recipe"])
+    columns = ["detected_language", *score_columns]
+    kept, n_kept = _count_columns(sorted(folder.glob("data/*.parquet")), columns)
+    dropped, n_dropped = _count_columns([folder / "dropped.parquet"], columns)
     check_counts(manifest, kept=range(n_kept), dropped=range(n_dropped))
-    column, scores = _find_scores(kept, dropped)
+    column, scores = _find_scores(score_columns, kept, dropped)
     seen, seen_dropped = (count.get("detected_language", Counter()) for count in (kept, dropped))
     calls = manifest["calls"]
     return dict(
@@ -93,7 +101,7 @@ def _read_run(path):
         usd=_sum_calls(calls, "usd"), tokens=_sum_calls(calls, "prompt_tokens", "completion_tokens"),
         seconds=_sum_calls(calls, "seconds"), manifest=manifest)
 
-# %% ../nbs/21f_compare.ipynb #4a8c7b5d
+# %% ../nbs/21f_compare.ipynb #6a0d0746
 def _manifests_below(folder):
     "The paths of the manifests in and below `folder`, hidden folders left out"
     paths = []
@@ -109,7 +117,7 @@ def _explain_error(error):
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     return kind + visible(" ".join(str(error).split()))[:300]
 
-# %% ../nbs/21f_compare.ipynb #b81b5968
+# %% ../nbs/21f_compare.ipynb #aa9f5fd5
 def _read_all(folder):
     "`(path, run)` of each folder of a run in and below `folder`; the others are printed, with the reason"
     runs = []
@@ -125,7 +133,7 @@ def _run_order(run):
     "Runs stand by recipe, then by the name of their language"
     return run["recipe"], find_language(run["language"]).name, run["folder"]
 
-# %% ../nbs/21f_compare.ipynb #89c039e7
+# %% ../nbs/21f_compare.ipynb #ccb33e51
 def read_runs(
     folder: str, # such as outputs/: it and all folders in it are searched
     recipes: str = "", # names with commas, of recipes or of their folders; empty for all
@@ -144,7 +152,7 @@ def read_runs(
     filters = f" (recipes: {recipes or 'all'}, languages: {languages or 'all'})" if names or codes else ""
     raise FileNotFoundError(f"{folder}: none of {n} folders with a manifest.json can be compared{filters}")
 
-# %% ../nbs/21f_compare.ipynb #71ff8466
+# %% ../nbs/21f_compare.ipynb #47f03e8e
 def _by_recipe(runs):
     "`{recipe: its runs}`, in the order of `runs`"
     groups = {}
@@ -158,7 +166,7 @@ def _column_name(run, runs):
     name = find_language(language).name
     return f"{name} ({run['folder']})" if len(twins) > 1 else name
 
-# %% ../nbs/21f_compare.ipynb #764ab7af
+# %% ../nbs/21f_compare.ipynb #4fc9ed98
 def _settings_of(manifest):
     "What a run was asked for, as its `manifest` says: name → value"
     models = sorted((manifest.get("models") or {}).items())
@@ -184,7 +192,7 @@ def _list_values(by_value):
     "Each value with the names of the runs that have it, as text"
     return "; ".join(f"{visible(value)[:120]} ({', '.join(names)})" for value, names in by_value.items())
 
-# %% ../nbs/21f_compare.ipynb #17332dcc
+# %% ../nbs/21f_compare.ipynb #df1b9118
 def _failed_sentences(runs, names):
     "A sentence for each run in which rows failed"
     sentences = []
@@ -201,7 +209,7 @@ def _early_sentences(runs, names):
         if why: sentences.append(f"{name}: ended before {asked:,} were kept: {visible(str(why))}")
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #40b2d483
+# %% ../nbs/21f_compare.ipynb #ccb2e9bf
 def differences(
     runs: list # as from `read_runs`
 ) -> list: # sentences
@@ -215,7 +223,7 @@ def differences(
         sentences += [f"{recipe}, {sentence}" for sentence in unfinished]
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #9462e30d
+# %% ../nbs/21f_compare.ipynb #ecb83b8f
 def _share_text(found):
     "A share with its interval, as from `agreement.share`, as text"
     if not found["n"]: return "not checked"
@@ -240,7 +248,7 @@ def _score_text(run):
     points = sum(score * count for score, count in run["scores"].items())
     return f"{points / n:.2f} ({run['score'].replace('_', ' ')}; n = {n:,})"
 
-# %% ../nbs/21f_compare.ipynb #889a342f
+# %% ../nbs/21f_compare.ipynb #d1706094
 def _per_kept_row(run, key):
     "What `run` took for each row kept; None where it is unknown, and words where none was kept"
     if not run["rows"]["kept"]: return "no row kept"
@@ -251,7 +259,7 @@ def _number_text(value, shown):
     if isinstance(value, str): return value
     return "unknown" if value is None else shown(value)
 
-# %% ../nbs/21f_compare.ipynb #53409ea0
+# %% ../nbs/21f_compare.ipynb #b118d735
 def _compared(run):
     "The line of `run` in the table of `compare`"
     rows = run["rows"]
@@ -273,7 +281,7 @@ def compare(
     "One line for each run: rows, acceptance, score, language, and what a kept row took"
     return [_compared(run) for run in runs]
 
-# %% ../nbs/21f_compare.ipynb #d0b9fe73
+# %% ../nbs/21f_compare.ipynb #7269b851
 def _total_reasons(runs):
     "How many rows all of the `runs` lost to each kind of reason"
     total = Counter()
@@ -298,7 +306,7 @@ def _lost_text(run, reason):
     n = run["reasons"].get(reason)
     return f"{n:,} ({n / run['rows']['in']:.1%})" if n else ""
 
-# %% ../nbs/21f_compare.ipynb #eb09bb1c
+# %% ../nbs/21f_compare.ipynb #8e6cc193
 def _name_runs(runs, counts):
     "A name for each run: its language, the count that its shares are of, its recipe where there are several, its folder where even that is not enough"
     several = len(_by_recipe(runs)) > 1
@@ -312,7 +320,7 @@ def _name_runs(runs, counts):
 
 def _row_counts(runs, state): return [run["rows"][state] for run in runs]
 
-# %% ../nbs/21f_compare.ipynb #4a77119e
+# %% ../nbs/21f_compare.ipynb #86b78e25
 def plot_acceptance(
     runs: list # as from `read_runs`
 ): # a matplotlib Figure
@@ -330,7 +338,7 @@ def plot_acceptance(
     set_title(figure, f"Kept: {sum(kept):,} of {sum(rows):,} rows in {len(runs):,} runs")
     return figure
 
-# %% ../nbs/21f_compare.ipynb #f5e41a27
+# %% ../nbs/21f_compare.ipynb #4a96853f
 def _percent_cell(n, total):
     "The share of `n` in `total`, and as text, for a cell; no text where there is none"
     return n / total, f"{n / total:.0%}" if n else ""
@@ -358,7 +366,7 @@ def plot_reasons(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21f_compare.ipynb #f2c31549
+# %% ../nbs/21f_compare.ipynb #3ccd5549
 def _share_figure(title, counts, columns, runs, x):
     "A figure with a line for each run: the `counts` in its `columns` as shares of their sum; runs without any are left out"
     counted, totals, lines = [], [], []
@@ -385,7 +393,7 @@ def _round_scores(scores):
         rounded[nearest] += n
     return rounded
 
-# %% ../nbs/21f_compare.ipynb #65d32670
+# %% ../nbs/21f_compare.ipynb #05678c4d
 def plot_compared_scores(
     runs: list # as from `read_runs`
 ): # a matplotlib Figure
@@ -398,7 +406,7 @@ def plot_compared_scores(
     title, x = f"Scores of {judged:,} rows judged", "score, 1 to 5 (in brackets: rows judged)"
     return _share_figure(title, counts, columns, runs, x)
 
-# %% ../nbs/21f_compare.ipynb #d1cdb0a7
+# %% ../nbs/21f_compare.ipynb #88569ec8
 def _languages_shown(runs, most):
     "The codes of at most `most` languages: all that were asked for, then the most frequent of those seen"
     seen = Counter()
@@ -424,7 +432,7 @@ def plot_confusion(
     title = f"Languages seen in {sum(totals):,} rows checked"
     return _share_figure(title, counts, columns, runs, "language seen (in brackets: rows checked)")
 
-# %% ../nbs/21f_compare.ipynb #cdffd5a0
+# %% ../nbs/21f_compare.ipynb #bf5c49cb
 def _draw_taken(ax, values, color, texts, x, room):
     "A bar for what a kept row of each run took; one of no length where it is unknown"
     widths = [value or 0 for value in values]
@@ -436,7 +444,7 @@ def _taken_text(value):
     "A number of tokens or seconds, small ones with decimals"
     return _number_text(value, "{:,.3g}".format if value and value < 10 else "{:,.0f}".format)
 
-# %% ../nbs/21f_compare.ipynb #8b2f3d39
+# %% ../nbs/21f_compare.ipynb #a5d075e0
 def plot_costs(
     runs: list # as from `read_runs`
 ): # a matplotlib Figure
@@ -456,7 +464,7 @@ def plot_costs(
     set_title(figure, f"What each of {sum(kept):,} kept rows took, on average (in brackets: rows kept)")
     return figure
 
-# %% ../nbs/21f_compare.ipynb #4adbe18c
+# %% ../nbs/21f_compare.ipynb #998f8e88
 def _comparison_plots(runs):
     "The plots of a comparison by name: those of all runs, and the reasons of each recipe"
     plots = dict(acceptance=plot_acceptance(runs), scores=plot_compared_scores(runs),
@@ -473,7 +481,7 @@ def _comparison_page(runs):
              "## Why rows were lost (rows, and their share of the rows in)", to_markdown(compare_reasons(runs))]
     return "\n\n".join(parts) + "\n"
 
-# %% ../nbs/21f_compare.ipynb #b5285bb5
+# %% ../nbs/21f_compare.ipynb #06818862
 def save_comparison(
     runs: list, # as from `read_runs`
     folder: str # created if need be

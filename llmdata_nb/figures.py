@@ -8,7 +8,7 @@ __all__ = ['COLORS', 'HATCHES', 'to_png', 'new_figure', 'font_for', 'text_option
            'write_at_ends', 'name_bars', 'stack_columns', 'write_above', 'draw_intervals', 'share_axis', 'draw_shares',
            'save_figures']
 
-# %% ../nbs/21c_figures.ipynb #261c68e2
+# %% ../nbs/21c_figures.ipynb #730305a3
 from functools import cache
 from io import BytesIO
 from math import nan
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from . import show
 
-# %% ../nbs/21c_figures.ipynb #00b96899
+# %% ../nbs/21c_figures.ipynb #27db0d5e
 COLORS = show.COLORS | dict(swapped="#CC79A7", other="#BBBBBB")
 HATCHES = dict(failed="////", swapped="////")
 
-# %% ../nbs/21c_figures.ipynb #c4741784
+# %% ../nbs/21c_figures.ipynb #b3bba576
 def to_png(
     figure # a matplotlib Figure
 ) -> bytes:
@@ -29,7 +29,7 @@ def to_png(
     figure.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
 
-# %% ../nbs/21c_figures.ipynb #e7e89b06
+# %% ../nbs/21c_figures.ipynb #9b169c61
 def new_figure(
     height: float = 3.0, # inches; the width is 6.4, or 704 pixels, so that the text can still be read at 400
     panels: int = 1,     # axes side by side
@@ -41,7 +41,7 @@ def new_figure(
     figure._repr_png_ = lambda: to_png(figure)
     return figure, figure.subplots(1, panels, **shared)
 
-# %% ../nbs/21c_figures.ipynb #6b30137a
+# %% ../nbs/21c_figures.ipynb #06fdff68
 @cache
 def _font_characters(path):
     "The characters of the font at `path`; of one that cannot be read, none"
@@ -57,7 +57,7 @@ def _font_order(font):
     "Fonts without serifs come first, then those whose letters are all as wide, then the others"
     return "Sans" not in font.name, "Mono" in font.name, font.name
 
-# %% ../nbs/21c_figures.ipynb #a7bcd1c1
+# %% ../nbs/21c_figures.ipynb #0a1eeafa
 @cache
 def font_for(
     char: str # one character
@@ -69,7 +69,7 @@ def font_for(
     plain = sorted(filter(_is_plain, fontManager.ttflist), key=_font_order)
     return next((font.name for font in plain if code in _font_characters(font.fname)), None)
 
-# %% ../nbs/21c_figures.ipynb #223eabad
+# %% ../nbs/21c_figures.ipynb #469c74ed
 def text_options(
     *texts: str # what will be drawn
 ) -> dict: # keyword arguments for matplotlib
@@ -77,7 +77,7 @@ def text_options(
     fonts = filter(None, map(font_for, "".join(texts)))
     return dict(parse_math=False, family=list(dict.fromkeys(["sans-serif", *fonts])))
 
-# %% ../nbs/21c_figures.ipynb #b6d8f0d0
+# %% ../nbs/21c_figures.ipynb #cbe360c7
 def label(
     text,
     width: int = 32 # characters per line; two lines, then `…`
@@ -92,12 +92,12 @@ def label(
         lines = [lines[0], rest]
     return "\n".join(lines)
 
-# %% ../nbs/21c_figures.ipynb #d5d9910e
+# %% ../nbs/21c_figures.ipynb #ba0fd1a7
 def with_count(name: str, n: int) -> str:
     "`name`, and `n` in brackets"
     return f"{name} ({n:,})"
 
-# %% ../nbs/21c_figures.ipynb #3437bfab
+# %% ../nbs/21c_figures.ipynb #36faf828
 def explain_boxes(
     figure,
     labels: list # texts as from `label`
@@ -106,7 +106,7 @@ def explain_boxes(
     if not any("□" in text for text in labels): return
     figure.supxlabel("□ a character that no font found here has", x=0.01, ha="left", fontsize=8, color="#666666")
 
-# %% ../nbs/21c_figures.ipynb #96e584b8
+# %% ../nbs/21c_figures.ipynb #94455c4a
 def set_title(figure, text: str):
     "Write the title of `figure`; it says of how many rows the plot speaks"
     figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, parse_math=False)
@@ -118,7 +118,7 @@ def _round_numbers(axis):
     axis.set_major_locator(LogLocator(subs=(1, 3)) if logarithmic else MaxNLocator(nbins=4, integer=True))
     axis.set_major_formatter(EngFormatter(sep=""))
 
-# %% ../nbs/21c_figures.ipynb #567d8f17
+# %% ../nbs/21c_figures.ipynb #9b788f47
 def dress_axes(
     ax,
     x: str = "",    # what is counted to the right
@@ -132,12 +132,12 @@ def dress_axes(
     if grid != "y": _round_numbers(ax.xaxis)
     if grid != "x": _round_numbers(ax.yaxis)
 
-# %% ../nbs/21c_figures.ipynb #b00067cc
+# %% ../nbs/21c_figures.ipynb #c279b178
 def write_ticks(axis, values: list):
     "Numbers on an `axis` (such as `ax.xaxis`) at these `values` alone"
     axis.set_ticks(values, [f"{value:g}" for value in values])
 
-# %% ../nbs/21c_figures.ipynb #a0b7aab9
+# %% ../nbs/21c_figures.ipynb #f2e3b446
 def legend_right(ax):
     "A legend at the right of `ax`"
     ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
@@ -152,7 +152,7 @@ def legend_below(
     handles, names = ax.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower left", frameon=False, ncols=columns, **style)
 
-# %% ../nbs/21c_figures.ipynb #11c90b09
+# %% ../nbs/21c_figures.ipynb #a9de45eb
 def empty_figure(
     title: str,
     text: str = "no rows", # why there is nothing to draw
@@ -166,7 +166,7 @@ def empty_figure(
     ax.text(0.5, 0.5, text, ha="center", va="center", color="#666666", fontsize=12)
     return figure
 
-# %% ../nbs/21c_figures.ipynb #e188220b
+# %% ../nbs/21c_figures.ipynb #e5e5c916
 def draw_bars(
     ax,
     lefts,           # where each bar begins; one number for all
@@ -190,7 +190,7 @@ def write_at_ends(
         ax.annotate(text, (end, y), **beside, **text_options(text))
     ax.set_xlim(0, max(*ends, 1) * room)
 
-# %% ../nbs/21c_figures.ipynb #aa2dc3c2
+# %% ../nbs/21c_figures.ipynb #561d2d5a
 def name_bars(
     ax,
     names: list # from the top down
@@ -202,7 +202,7 @@ def name_bars(
     for each in ax.figure.axes: each.tick_params(axis="y", length=0)
     explain_boxes(ax.figure, labels)
 
-# %% ../nbs/21c_figures.ipynb #f433eb78
+# %% ../nbs/21c_figures.ipynb #18da22ce
 def stack_columns(
     ax,
     xs: list,      # where the upright bars stand
@@ -226,10 +226,10 @@ def write_above(
     for x, top in zip(xs, tops):
         if top or zeros: ax.annotate(f"{top:,}", (x, top), **above, **style)
 
-# %% ../nbs/21c_figures.ipynb #6b3e4b96
+# %% ../nbs/21c_figures.ipynb #354ab7fc
 def draw_intervals(
     ax,
-    lines: list # `(name, value, low, high)` of each, from the top down; low and high are None where there is no interval
+    lines: list # `(name, value, low, high)` of each, from the top down; None and None where there is no interval
 ):
     "A dot with its interval for each of the `lines`"
     color = COLORS["kept"]
@@ -245,7 +245,7 @@ def share_axis(ax, x: str):
     ax.set_xlim(-0.06, 1.06)  # room for a number above 0
     write_ticks(ax.xaxis, [0, 0.5, 1])
 
-# %% ../nbs/21c_figures.ipynb #4c95696e
+# %% ../nbs/21c_figures.ipynb #04909fb0
 def _shades(cells): return [nan if share is None else share for share, _ in cells]
 
 def _write_in_cells(ax, y, cells):
@@ -267,7 +267,7 @@ def _part_cells(ax, columns, rows):
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
 
-# %% ../nbs/21c_figures.ipynb #61c57e24
+# %% ../nbs/21c_figures.ipynb #51052074
 def draw_shares(
     ax,
     lines: list,   # for each row a list of `(share from 0 to 1 or None, text)`, its cells
@@ -284,7 +284,7 @@ def draw_shares(
     _part_cells(ax, len(columns), len(rows))
     explain_boxes(ax.figure, labels)
 
-# %% ../nbs/21c_figures.ipynb #bd7f714d
+# %% ../nbs/21c_figures.ipynb #93a23f8d
 def save_figures(
     figures: dict, # `{name: Figure}`
     folder: Path   # created if need be; its own folder must exist

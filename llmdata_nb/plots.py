@@ -6,30 +6,31 @@
 __all__ = ['MARKS', 'plot_funnel', 'plot_repeats', 'plot_scores', 'plot_labels', 'plot_lengths', 'plot_turns', 'language_name',
            'plot_languages', 'plot_categories', 'plot_tasks', 'plot_tags', 'plot_requests', 'plot_calls']
 
-# %% ../nbs/21d_plots.ipynb #f1a58767
+# %% ../nbs/21d_plots.ipynb #d761970f
 import re
 from collections import Counter
 from math import ceil
 from statistics import median
 
 from .checks import passes_for
-from .export import SCALES, reason_groups
+from .export import reason_groups
 from .figures import (
     COLORS, HATCHES, draw_bars, draw_shares, dress_axes, empty_figure, explain_boxes, label, legend_below, legend_right,
     name_bars, new_figure, set_title, stack_columns, text_options, with_count, write_above, write_at_ends, write_ticks)
 from .languages import language as find_language
 from .progress import money
+from .recipes import ONE_TO_FIVE, score_scales
 from .show import funnel, total_money
 from .tags import CATEGORIES, DIFFICULTIES, QUALITIES
 
-# %% ../nbs/21d_plots.ipynb #1b264f74
+# %% ../nbs/21d_plots.ipynb #9d82282c
 def _funnel_bars(manifest):
     "The names, states, left ends and widths of the bars of the funnel"
     columns = ("state", "reason", "rows")
     reasons = [dict(zip(columns, group)) for group in reason_groups(manifest)]
     return zip(*funnel(manifest["rows"], reasons))
 
-# %% ../nbs/21d_plots.ipynb #a254580b
+# %% ../nbs/21d_plots.ipynb #57802d66
 def plot_funnel(
     manifest: dict # the run's numbers, as in manifest.json
 ): # a matplotlib Figure
@@ -52,7 +53,7 @@ def plot_funnel(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #57a204de
+# %% ../nbs/21d_plots.ipynb #028ba281
 _REPEATS = re.compile(r"(same request as|near-duplicate \(?of|means the same as) (.+?)(?:(?:,| \() ?([\d.]+)\))?$")
 
 def _repeated_rows(rows):
@@ -66,7 +67,7 @@ def _repeated_rows(rows):
         repeats[str(row["id"])] = earlier, float(likeness or 1), by_meaning
     return repeats
 
-# %% ../nbs/21d_plots.ipynb #2d806ec2
+# %% ../nbs/21d_plots.ipynb #de37cd9e
 def _first_of_group(id, repeats):
     "The id of the row that `id` repeats at the end of the chain"
     seen = set()
@@ -80,7 +81,7 @@ def _group_sizes(repeats):
     groups = Counter(_first_of_group(id, repeats) for id in repeats)
     return [1 + n for n in groups.values()]
 
-# %% ../nbs/21d_plots.ipynb #7ee3cb46
+# %% ../nbs/21d_plots.ipynb #da57c1bc
 def _count_groups(sizes, most):
     "`(name, how many groups)` for each span of sizes that occurs; no group is larger than `most`"
     counted = []
@@ -91,7 +92,7 @@ def _count_groups(sizes, most):
         if n: counted.append((name, n))
     return counted
 
-# %% ../nbs/21d_plots.ipynb #93c274a3
+# %% ../nbs/21d_plots.ipynb #92247865
 def _draw_likeness(ax, repeats):
     "How like an earlier row each dropped one is: by its text, and on top by its meaning"
     parts = {"by text": [], "by meaning": []}
@@ -110,7 +111,7 @@ def _draw_likeness(ax, repeats):
     write_ticks(ax.xaxis, [x for x in ticks if x >= low])
     ax.legend(loc="upper left", frameon=False, fontsize=9)
 
-# %% ../nbs/21d_plots.ipynb #ab2a7009
+# %% ../nbs/21d_plots.ipynb #282c698b
 def plot_repeats(
     rows: list # kept and dropped rows
 ): # a matplotlib Figure
@@ -131,7 +132,7 @@ def plot_repeats(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #55deda64
+# %% ../nbs/21d_plots.ipynb #3cfcbdeb
 def _name_rows(rows, column):
     "`(value of the column, row)` of each of the `rows` that has one"
     pairs = [(row.get(column), row) for row in rows]
@@ -143,10 +144,10 @@ def _count_states(named):
     dropped = Counter(name for name, row in named if "reason" in row)
     return dict(kept=kept, dropped=dropped)
 
-# %% ../nbs/21d_plots.ipynb #b904962d
+# %% ../nbs/21d_plots.ipynb #8e2bb937
 def _verdict_bars(rows, column):
     "A figure with one bar for each verdict of `column`, from the worst to the best: kept rows, and dropped ones on top"
-    scale = SCALES.get(column, SCALES["response_score"])[::-1]
+    scale = score_scales().get(column, ONE_TO_FIVE)[::-1]
     judged = _name_rows(rows, column)
     what = column.replace("_", " ").capitalize()
     title = f"{what}: {len(judged):,} of {len(rows):,} rows judged"
@@ -167,7 +168,7 @@ def _verdict_bars(rows, column):
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #32a3d321
+# %% ../nbs/21d_plots.ipynb #33b70db0
 def plot_scores(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "response_score", # a column of scores from 1 to 5
@@ -186,7 +187,7 @@ def plot_scores(
     ax.set_xlabel("score (1 is the worst, 5 the best)")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #f7d444a9
+# %% ../nbs/21d_plots.ipynb #f0559896
 def plot_labels(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "instruction_label" # a column of labels: low, medium, high
@@ -194,7 +195,7 @@ def plot_labels(
     "How many `rows` got each label"
     return _verdict_bars(rows, column)
 
-# %% ../nbs/21d_plots.ipynb #e1d9e801
+# %% ../nbs/21d_plots.ipynb #6a25096f
 MARKS = dict(system=("#999999", "^"), user=("#56B4E9", "o"), assistant=("#009E73", "s"))
 
 def _translated_lengths(rows):
@@ -209,7 +210,7 @@ def _translated_lengths(rows):
             lengths.append((source["role"], *pair))
     return lengths
 
-# %% ../nbs/21d_plots.ipynb #a8b6259c
+# %% ../nbs/21d_plots.ipynb #993ce9f4
 def _equal_axes(ax, lengths):
     "Give both axes of `ax` one range, logarithmic where the `lengths` are far apart, and draw the line of equal length"
     low, high = min(lengths), max(lengths)
@@ -220,7 +221,7 @@ def _equal_axes(ax, lengths):
     if wide: ax.set(xscale="log", yscale="log")
     ax.set(xlim=ends, ylim=ends, aspect="equal", anchor="W")
 
-# %% ../nbs/21d_plots.ipynb #1b0e3f4b
+# %% ../nbs/21d_plots.ipynb #577595d3
 def plot_lengths(
     rows: list # rows with `source_messages` and `messages`
 ): # a matplotlib Figure
@@ -245,7 +246,7 @@ def plot_lengths(
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #a8af58ad
+# %% ../nbs/21d_plots.ipynb #b75d3019
 def _turns_of(row):
     "`(role, text)` of each message of a row, or of a pair with its chosen answer, but for system prompts"
     prompt = row.get("prompt") or []
@@ -267,7 +268,7 @@ def _draw_lengths(ax, role, lengths):
     readable = dict(facecolor="white", edgecolor="none", pad=1)
     ax.annotate(text, (0.98, 0.99), fontsize=9, bbox=readable, **corner)
 
-# %% ../nbs/21d_plots.ipynb #0a146f83
+# %% ../nbs/21d_plots.ipynb #403bf276
 def plot_turns(
     rows: list # rows with `messages`, or with `prompt` and `chosen`
 ): # a matplotlib Figure
@@ -281,14 +282,14 @@ def plot_turns(
     set_title(figure, f"Length of {len(turns):,} messages (rows: {len(rows):,})")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #5bca7950
+# %% ../nbs/21d_plots.ipynb #d71bb3e0
 def language_name(
     code: str # as a detector gives it
 ) -> str:
     "The English name of the language `code`, or words for `und`, the code of a text whose language cannot be told"
     return "cannot be told" if code == "und" else find_language(code).name
 
-# %% ../nbs/21d_plots.ipynb #247be51c
+# %% ../nbs/21d_plots.ipynb #13e1db18
 def _row_color(row): return COLORS["dropped" if "reason" in row else "kept"]
 
 def _draw_confidence(ax, rows, codes):
@@ -304,7 +305,7 @@ def _draw_confidence(ax, rows, codes):
     ax.set(xlim=(0, 1.03))
     write_ticks(ax.xaxis, [0, 0.5, 1])
 
-# %% ../nbs/21d_plots.ipynb #3c215672
+# %% ../nbs/21d_plots.ipynb #325d8662
 def _stack_states(ax, named, names, room=1.2):
     "For each of the `names` how many rows of `named` (pairs of a name and its row) were kept, and how many dropped"
     count = _count_states(named)
@@ -316,7 +317,7 @@ def _stack_states(ax, named, names, room=1.2):
     write_at_ends(ax, ends, [f"{n:,}" for n in ends], room=room)
     dress_axes(ax, x="rows")
 
-# %% ../nbs/21d_plots.ipynb #73d1c5a1
+# %% ../nbs/21d_plots.ipynb #29f00699
 def _passing_codes(asked, count):
     "The codes in `count` that pass for the language `asked` in the checks"
     return {code for code in count if passes_for(code, asked.code)}
@@ -338,7 +339,7 @@ def _languages_in_order(asked, count):
         return code != asked.code, not passes, -count[code], code
     return sorted(count, key=place)
 
-# %% ../nbs/21d_plots.ipynb #6889e639
+# %% ../nbs/21d_plots.ipynb #3ec9b829
 def plot_languages(
     rows: list,   # rows with `detected_language` and `detected_confidence`; those with None were not checked
     language: str # the language that was asked for: a code or a name
@@ -360,7 +361,7 @@ def plot_languages(
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #26893774
+# %% ../nbs/21d_plots.ipynb #0cd06701
 def _names_by_count(named):
     "The names in `named` (pairs of a name and its row), the most frequent first"
     count = Counter(name for name, _ in named)
@@ -380,7 +381,7 @@ def plot_categories(
     legend_below(figure, ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #c870ac5b
+# %% ../nbs/21d_plots.ipynb #815e4624
 def _kept_share(kept, n):
     "The share of rows `kept` of `n`, and both as text, for a cell"
     if not n: return None, ""
@@ -398,7 +399,7 @@ def _draw_kept_shares(ax, rows, tasks):
         lines.append(cells)
     draw_shares(ax, lines, styles, tasks)
 
-# %% ../nbs/21d_plots.ipynb #bbf761dd
+# %% ../nbs/21d_plots.ipynb #cf60d3bc
 def plot_tasks(
     rows: list # kept and dropped rows of `back_instruct`, with `task` and `style`
 ): # a matplotlib Figure
@@ -421,7 +422,7 @@ def plot_tasks(
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #cc0a9c1d
+# %% ../nbs/21d_plots.ipynb #58fb1f57
 def plot_tags(
     rows: list # rows with `tags`, as from `tags.tag`
 ): # a matplotlib Figure
@@ -441,7 +442,7 @@ def plot_tags(
     legend_below(figure, axes[0])
     return figure
 
-# %% ../nbs/21d_plots.ipynb #fe8555f5
+# %% ../nbs/21d_plots.ipynb #908b0324
 def _group_requests(rows, by):
     "`{group: requests}`: all of them, then those of each value of the column `by`, the largest group first, at most ten"
     requests = []
@@ -455,7 +456,7 @@ def _group_requests(rows, by):
         groups[str(name)] = texts
     return {name: texts for name, texts in groups.items() if texts}
 
-# %% ../nbs/21d_plots.ipynb #343ac347
+# %% ../nbs/21d_plots.ipynb #c05d48d1
 def _draw_request_lengths(ax, y, texts, longest):
     "The lengths of `texts` as a small histogram on the line `y`, and a line at their median"
     lengths = [len(text) for text in texts]
@@ -478,7 +479,7 @@ def _write_first_words(ax, y, texts):
         text = f"{label(word, 12)} {share:.0%}"
         ax.annotate(text, (x, y), va="center", fontsize=9, **text_options(text))
 
-# %% ../nbs/21d_plots.ipynb #ee840868
+# %% ../nbs/21d_plots.ipynb #a5d11b18
 def plot_requests(
     rows: list, # kept rows with `messages`
     by: str = "task" # a column: its values are the groups
@@ -505,7 +506,7 @@ def plot_requests(
     set_title(figure, f"Requests of {len(groups['all']):,} rows{grouped}")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #4898942b
+# %% ../nbs/21d_plots.ipynb #693a7ce3
 def _tokens_text(call):
     "The tokens of `call` as text: `unknown` where the endpoint did not report them"
     both = (call["prompt_tokens"], call["completion_tokens"])
@@ -522,7 +523,7 @@ def _known_numbers(calls, column):
     "The numbers of the `calls` in a `column`; 0 where it is unknown"
     return [call[column] or 0 for call in calls]
 
-# %% ../nbs/21d_plots.ipynb #ac3ef5de
+# %% ../nbs/21d_plots.ipynb #0ac5a5b9
 def plot_calls(
     manifest: dict # the run's numbers, as in manifest.json
 ): # a matplotlib Figure
