@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from .agreement import share
-from .checks import _scripts_of, detect_language, echo
+from .checks import scripts_of, detect_language, echo
 from .dedup import near_duplicates, normalise
 from .judge import rate, rubric
 from .languages import language as find_language
@@ -100,7 +100,7 @@ def request_problem(
     language = find_language(language).code
     if found := _THE_TEXT.search(instruction): return f"speaks of a text ({found[0]})"
     ours, theirs = normalise(instruction), normalise(response)
-    if "Latn" not in _scripts_of(language) and (left := next((w for w in re.findall(r"[A-Za-z]{4,}", ours) if w not in theirs), None)): return f"left in another language ({left})"
+    if "Latn" not in scripts_of(language) and (left := next((w for w in re.findall(r"[A-Za-z]{4,}", ours) if w not in theirs), None)): return f"left in another language ({left})"
     if ours in theirs or echo(response, instruction) or _longest(ours, theirs) > max(40, len(ours) * 0.6): return "copies the answer"
 
 def _longest(a, b, step=10):
