@@ -37,6 +37,7 @@ def _said_of_texts(annotations, annotator, hashes):
         else: changed += 1
     return fit, changed
 
+# %% ../nbs/20_annotate.ipynb #e7eb33d0
 def _notes_text(without_answers, unread, changed):
     "What a person should know of the rows and of the file; empty where there is nothing"
     notes = {"rows have no answers to show": without_answers, "lines of the file cannot be read": unread,
@@ -92,6 +93,7 @@ def _is_asked(shown, language, max_judge):
     scores = judge_scores(shown)
     return max_judge is None or not scores or max(scores) <= max_judge
 
+# %% ../nbs/20_annotate.ipynb #ea267780
 def _progress_of(rows, given):
     "How many of the rows are `given`, and how many of these flagged and skipped"
     done = [given[shown["id"]] for shown in rows if shown["id"] in given]
@@ -99,6 +101,7 @@ def _progress_of(rows, given):
     skipped = sum(annotation["skipped"] for annotation in done)
     return {"done": len(done), "of": len(rows), "flagged": flagged, "skipped": skipped}
 
+# %% ../nbs/20_annotate.ipynb #f99235ea
 def _first_open(rows, given, start):
     "The first place from `start` on, and then from the beginning, whose row is not `given`; behind the last if all are"
     places = list(range(len(rows)))
@@ -177,12 +180,14 @@ def _missing_text(annotation, unrated):
     letters = " and ".join(map(_letter, unrated))
     return f"Not saved yet: rate {letters}{choice}. Or skip the row."
 
+# %% ../nbs/20_annotate.ipynb #4bcf6126
 def _without_echo(annotation, answers):
     "The annotation without an improved answer that is empty, or says what one of the answers says"
     improved = annotation["improved"]
     if improved and improved.strip() not in {answer.strip() for answer in answers}: return annotation
     return annotation | {"improved": None, "improved_of": None}
 
+# %% ../nbs/20_annotate.ipynb #c2c2af46
 def _judge_text(scores, order):
     "What the judge gave, by the places on the screen"
     rated = [(place, scores[i]) for place, i in enumerate(order) if scores[i] is not None]
@@ -269,6 +274,7 @@ def _go_on(session, message):
     session.go_to(_first_open(session.asked, session.given, session.at + 1))
     session.message = message
 
+# %% ../nbs/20_annotate.ipynb #646d7446
 def _give(session):
     "Save the annotation and go on, or say what is missing"
     shown = session.current
@@ -335,6 +341,7 @@ def _prompt_html(shown):
     messages = "".join(map(_message_html, shown["prompt"])) or "no request"
     return f'<div class="prompt" lang="{escape(shown["language"])}">{messages}</div>'
 
+# %% ../nbs/20_annotate.ipynb #396fb73e
 def _cut_text(text, n=300): return text if len(text) <= n else text[:n] + "…"
 
 def _judge_html(score, feedback):
@@ -343,6 +350,7 @@ def _judge_html(score, feedback):
     reason = f" · {escape(_cut_text(str(feedback)))}" if feedback else ""
     return f"the judge: {rating}{reason}"
 
+# %% ../nbs/20_annotate.ipynb #2fe474e5
 def _answer_html(session, place):
     "The answer in a place, with what may be told of it"
     shown, i = session.current, session.order[place]
@@ -368,6 +376,7 @@ def _head_html(session):
     bar = f'<div class="bar"><div style="width:{percent:.0f}%"></div></div>'
     return f'<div class="said">{count} · {escape(session.annotator)}</div>{bar}'
 
+# %% ../nbs/20_annotate.ipynb #5b0a5a35
 def _end_html(progress):
     "The end of the rows, with how many of them are done"
     left = progress["of"] - progress["done"]
@@ -375,6 +384,7 @@ def _end_html(progress):
     else: text = f"All {progress['of']} rows are done. Thank you."
     return f'<div class="done">{text}</div>'
 
+# %% ../nbs/20_annotate.ipynb #f51e8d08
 _KEYS = {"1–5": "rate", "← →": "other answer", "p": "prefer", "t": "tie", "e": "improve", "r": "reason", "f": "flag",
          "Enter": "save, next", "s": "skip", "u": "undo", "b n": "back, next"}
 
@@ -393,6 +403,7 @@ def _act_button(act, text, do, *classes, width="auto", **more):
     for name in classes: button.add_class(name)
     return button
 
+# %% ../nbs/20_annotate.ipynb #745f0d08
 def _on_place(session, place, do):
     "The action `do` on the answer in a place, which also gets the frame"
     def action():
@@ -406,6 +417,7 @@ def _rating_button(session, act, place, rating):
     do = _on_place(session, place, lambda answer: session.rate(answer, rating))
     return _act_button(act, str(rating), do, tooltip=f"{rating} of 5", width="38px")
 
+# %% ../nbs/20_annotate.ipynb #158a7d12
 def _answer_card(session, act, place):
     "The answer in a place, which `_draw_card` fills"
     import ipywidgets as w
@@ -419,6 +431,7 @@ def _answer_card(session, act, place):
     card.add_class("llmdata-card")
     return card
 
+# %% ../nbs/20_annotate.ipynb #aa5e2c9d
 def _mark_button(button, is_on): button.button_style = "info" if is_on else ""
 
 def _draw_card(session, card, place):
@@ -441,6 +454,7 @@ def _text_field(session, act, kind, name, **more):
     field.observe(note, "value")
     return field
 
+# %% ../nbs/20_annotate.ipynb #136ccca3
 def _text_fields(session, act, layout):
     "Text fields for the current row, by what is written in them"
     import ipywidgets as w
@@ -486,6 +500,7 @@ def _chooser(options, value):
     import ipywidgets as w
     return w.Dropdown(options=options, value=value, layout=w.Layout(width="auto"))
 
+# %% ../nbs/20_annotate.ipynb #9ca5021c
 def _row_choosers(session, act, language, max_judge):
     "Which rows are asked about: by their language, and by the judge's rating"
     codes = {shown["language"] for shown in session.shown} | {language or ""}
@@ -509,6 +524,7 @@ def _line_of(parts, **layout):
     import ipywidgets as w
     return w.HBox(parts, layout=w.Layout(flex_flow="row wrap", **layout))
 
+# %% ../nbs/20_annotate.ipynb #549f491b
 def _best_button(session, act, place):
     "The button that prefers the answer in a place"
     return _act_button(act, f"{_letter(place)} is best", _on_place(session, place, session.prefer))
@@ -525,6 +541,7 @@ def _drawn_parts(session, act):
     parts.answers, parts.choice = _line_of(cards, align_items="stretch"), _line_of([*best, tie])
     return parts
 
+# %% ../nbs/20_annotate.ipynb #14bc4907
 def _show_part(part, is_shown): part.layout.display = "" if is_shown else "none"
 
 def _draw_choice(session, parts):
@@ -539,6 +556,7 @@ def _draw_choice(session, parts):
         _draw_card(session, card, place)
         _mark_button(best, preferred == session.order[place])
 
+# %% ../nbs/20_annotate.ipynb #37a490e6
 def _draw_all(session, parts):
     "Show the current row, or the end of the rows"
     parts.head.value = _head_html(session)
@@ -564,6 +582,7 @@ def _action_buttons(session, act):
     buttons[-1].button_style = "primary"
     return buttons
 
+# %% ../nbs/20_annotate.ipynb #eb643b80
 def annotate(
     rows: list,                    # as `answers_to_show` reads them
     path: str | Path = "annotations.jsonl", # the file for the annotations; several people may share one

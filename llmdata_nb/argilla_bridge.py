@@ -34,6 +34,7 @@ def _suggested_ratings(scores, order):
         ratings[f"rating_{place}"] = int(score + 0.5)
     return ratings
 
+# %% ../nbs/20a_argilla.ipynb #4234449c
 def _suggested_preference(scores, order, outcome):
     "The place of the best answer, or tie; None where an answer has no score"
     if None in scores: return None
@@ -42,11 +43,13 @@ def _suggested_preference(scores, order, outcome):
     if outcome == "tie" or len(best) > 1: return "tie"
     return str(best[0])
 
+# %% ../nbs/20a_argilla.ipynb #1549c257
 def _suggested_rationale(reasons, order):
     "The judge's reasons under the names that the answers have on the page; empty where it gave none"
     named = [(place, reasons[i]) for place, i in enumerate(order, 1)]
     return "\n\n".join(f"Answer {place}: {reason}" for place, reason in named if reason)
 
+# %% ../nbs/20a_argilla.ipynb #4230a31b
 def _suggested_answers(shown, order, outcome):
     "What the judge would answer to the questions, by their name"
     scores = shown["scores"]
@@ -66,6 +69,7 @@ def _fields_of(shown, order):
     for place, answer in enumerate(answers, 1): fields[f"answer_{place}"] = escape_html(answer)
     return fields
 
+# %% ../nbs/20a_argilla.ipynb #91caab60
 def _metadata_of(row, shown, order):
     "What a record keeps of its row: the language, who wrote the answers, their order and the hash of the texts"
     metadata = {"language": row.get("detected_language") or row.get("language"), "language_score": row.get("detected_confidence")}
@@ -80,6 +84,7 @@ def _suggestion_of(question, value, judge):
     agent = re.sub(r"[^a-zA-Z0-9_:./\s-]", "-", judge)[:200]
     return dict(question_name=question, value=value, agent=agent, type="model")
 
+# %% ../nbs/20a_argilla.ipynb #89f15c32
 def record_of(
     row: dict,            # as `answers_to_show` reads it, with two answers or more
     judge: str | None = "judge", # the name of who gave the scores; None for no suggestions
@@ -110,6 +115,7 @@ def _order_of(record):
     texts = [text for text in record["fields"].values() if text is not None]
     return list(range(len(texts) - 1))  # one is the prompt
 
+# %% ../nbs/20a_argilla.ipynb #dac2dbab
 def _given_ratings(values, order):
     "The ratings by the row's order of the answers; and, as a list of texts, those of answers that are not there"
     ratings = [None] * len(order)
@@ -118,6 +124,7 @@ def _given_ratings(values, order):
     given = [int(name.removeprefix("rating_")) for name in values if name.startswith("rating_")]
     return ratings, [f"rates answer {place} of {n}" for place in given if place > n]
 
+# %% ../nbs/20a_argilla.ipynb #7308f16b
 def _given_preference(choice, order):
     "The index of the preferred answer, tie or None; and, as a list of texts, a preference for an answer that is not there"
     if choice in (None, "", "tie"): return choice, []
@@ -172,6 +179,7 @@ def _question_text(question):
     required = ", required" if question["required"] else ""
     return " ".join([settings["type"], *options]) + required
 
+# %% ../nbs/20a_argilla.ipynb #ebdfd1cf
 def _layout_of(settings):
     "The parts that a dataset has, from its settings as Argilla's package writes them (`serialize`)"
     parts = {}
@@ -185,6 +193,7 @@ def _layout_of(settings):
     for vector in settings["vectors"]: parts[vector["name"]] = "vector"
     return parts | {"annotators": str(settings["distribution"]["min_submitted"])}
 
+# %% ../nbs/20a_argilla.ipynb #ff1298d6
 def _check_layout(name, parts, answers, annotators):
     "Raise ValueError, with what differs, unless rows with so many answers fit into the dataset; it may have room for more"
     room = sum(part.startswith("answer_") for part in parts)
@@ -216,6 +225,7 @@ def _connect_to(api_url, api_key):
         raise ValueError("expected the base URL of a server and a user's key, in ARGILLA_API_URL and ARGILLA_API_KEY or as api_url and api_key")
     return argilla, argilla.Argilla(api_url=url, api_key=key)
 
+# %% ../nbs/20a_argilla.ipynb #97e12232
 def _find_dataset(client, name, workspace):
     "The workspace, and the dataset in it; None where there is no such dataset"
     spaces = list(client.workspaces)
@@ -237,6 +247,7 @@ def _questions_of(argilla, places):
     improved = argilla.TextQuestion("improved", title="A better answer", required=False)
     return [*ratings, preference, rationale, improved]
 
+# %% ../nbs/20a_argilla.ipynb #a218d30a
 def _new_settings(argilla, answers, annotators, guidelines):
     "The settings of `layout`, in Argilla's terms"
     places = range(1, answers + 1)
@@ -265,6 +276,7 @@ def _all_records(client, dataset, *include):
         records |= new
     return list(records.values())
 
+# %% ../nbs/20a_argilla.ipynb #fb61ba88
 def _updated_record(row, judge, known):
     "The record of a row that the server knows, with its fields and their order as they are there"
     record = record_of(row, judge, known["metadata"]["order"])
@@ -282,6 +294,7 @@ def _records_by_id(rows, judge):
         raise ValueError(f"{len(rows)} rows with {len(records)} ids: expected rows, each with an id of its own")
     return records
 
+# %% ../nbs/20a_argilla.ipynb #b51aecda
 def _check_dataset(dataset, name, answers, annotators, guidelines):
     "Raise ValueError unless the rows fit into a dataset that is there"
     _check_layout(name, _layout_of(dataset.settings.serialize()), answers, annotators)
@@ -292,6 +305,7 @@ def _has_changed(known, record):
     "The texts of the row are other ones than those that its annotators read"
     return (known.get("metadata") or {}).get("answers") != record["metadata"]["answers"]
 
+# %% ../nbs/20a_argilla.ipynb #b9b06b26
 def _log_records(argilla, dataset, records):
     "Send records to the dataset"
     made = []
@@ -338,6 +352,7 @@ def _user_names(client, space):
     if client.me.role == "owner": users += client.users
     return {str(user.id): user.username for user in users}
 
+# %% ../nbs/20a_argilla.ipynb #3a794eb1
 def pull(
     name: str,                    # of the dataset
     workspace: str | None = None, # None for the first

@@ -37,12 +37,14 @@ def _mean_rating(annotations, answer):
     ratings = [rating for rating in ratings if rating is not None]
     return round(mean(ratings), 6) if ratings else None
 
+# %% ../nbs/19a_people.ipynb #1c054b66
 def _standings(votes, ties, means):
     "What each answer has for it: its votes, then its mean rating; nothing where most say that the answers are as good"
     if ties > max(votes): return [(0, 0)] * len(votes)
     if ties == max(votes): votes = [0] * len(votes)
     return list(zip(votes, means))
 
+# %% ../nbs/19a_people.ipynb #e9094512
 def _best_and_worst(standings):
     "The indices of the best and of the worst answers; all of them where all are equal"
     everyone, highest = range(len(standings)), max(standings)
@@ -80,6 +82,7 @@ def _is_opinion(annotation):
 
 def _opinions_in(annotations): return [a for a in annotations if _is_opinion(a)]
 
+# %% ../nbs/19a_people.ipynb #4d286667
 def fitting(
     rows: list,        # as `answers_to_show` reads them
     annotations: list, # as from `read_annotations`
@@ -105,18 +108,21 @@ def _undecided_columns(row):
     if not isinstance(row.get("chosen"), str): return kept
     return kept | {"original_chosen": row["chosen"], "original_rejected": row["rejected"]}
 
+# %% ../nbs/19a_people.ipynb #ec677b90
 def _side_columns(shown, side, i, scores):
     "The answer of one side of the pair, with its score and its model"
     answer, model = shown["answers"][i], shown["models"][i]
     message = {"role": "assistant", "content": answer}
     return {side: [message], f"{side}_score": scores[i], f"{side}_model": model}
 
+# %% ../nbs/19a_people.ipynb #415d09bc
 def _people_columns(people, scores):
     "Who decided, and what they said"
     names = [a["annotator"] for a in people]
     rationales = [a["rationale"] for a in people if a["rationale"]]
     return dict(people=names, people_ratings=scores if people else None, people_rationales=rationales)
 
+# %% ../nbs/19a_people.ipynb #4bb95797
 def _judge_columns(row, shown):
     "What the judge said of the row"
     judged = {f"judge_{name}": row.get(name) for name in _OF_JUDGE}
@@ -128,6 +134,7 @@ def _margin_of(high, low):
     if high is None or low is None: return None
     return round(high - low, 6)
 
+# %% ../nbs/19a_people.ipynb #b72f9f20
 def _decided_pair(row, shown, chosen, rejected, scores, decided_by, people=(), margin=None):
     "The row as a pair of two of its answers, given by index, with the `scores` of whoever decided"
     answers = shown["answers"]
@@ -144,6 +151,7 @@ def _decided_pair(row, shown, chosen, rejected, scores, decided_by, people=(), m
 def _shortest(answers, indices): return min(indices, key=lambda i: len(answers[i]))
 def _longest(answers, indices): return max(indices, key=lambda i: len(answers[i]))
 
+# %% ../nbs/19a_people.ipynb #6cfedd04
 def _pair_by_votes(row, shown, people, tie):
     "The pair that most people prefer, or that their ratings make"
     answers = shown["answers"]
@@ -168,6 +176,7 @@ def _improvement_in(people, answers):
         if improved and improved.strip() not in texts: return annotation
     return None
 
+# %% ../nbs/19a_people.ipynb #bb50cebe
 def _pair_by_people(row, shown, people, tie):
     "The pair that people's opinions make: an improved answer first, then the votes"
     answers = shown["answers"]
@@ -218,6 +227,7 @@ def _warn_of(unfit, total):
     some = ", ".join(ids[:5])
     warnings.warn(f"{len(unfit)} of {total} annotations are of other rows or texts and are not used: {some}", stacklevel=3)
 
+# %% ../nbs/19a_people.ipynb #1445a438
 def resolve(
     rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
     annotations: list, # as from `read_annotations`
@@ -287,6 +297,7 @@ def _by_answer(row):
     ratings = [annotation["ratings"] for annotation in row]
     return list(zip(*ratings))
 
+# %% ../nbs/19a_people.ipynb #5621dbde
 def _figures_of_all(rows):
     "How far all people agree; a row holds the opinions of several"
     ratings = [_by_answer(row) for row in rows]
@@ -294,6 +305,7 @@ def _figures_of_all(rows):
     return [_figure_of("ratings: Krippendorff's alpha (ordinal)", _alpha_of_ratings, ratings),
             _figure_of("preferences: Krippendorff's alpha (nominal)", _alpha_of_preferences, preferences)]
 
+# %% ../nbs/19a_people.ipynb #a35c50ff
 def _shared_rows(rows, one, other):
     "What two people said of the rows that both have an opinion on"
     shared = []
@@ -302,6 +314,7 @@ def _shared_rows(rows, one, other):
         if one in by_name and other in by_name: shared.append((by_name[one], by_name[other]))
     return shared
 
+# %% ../nbs/19a_people.ipynb #1e00483b
 def _figures_of_two(rows, one, other):
     "How far two people agree"
     shared = _shared_rows(rows, one, other)
@@ -328,6 +341,7 @@ def _same_as_judge(rows, by_row, seen):
         hits.append(preferred == best)
     return hits
 
+# %% ../nbs/19a_people.ipynb #5e383350
 def _figures_of_judge(rows, by_row):
     "How often people prefer what the judge prefers"
     unbiased = _same_as_judge(rows, by_row, seen=False)
