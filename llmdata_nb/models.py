@@ -587,8 +587,8 @@ async def _check_servers(ask, endpoint):
     if all(isinstance(result, EndpointError) for result in found): raise found[0]
     listed = [] in found  # some of them have the model: those that do not list it are of no use
     for server, result in zip(endpoint.servers, found):
-        ask.limiters[server.url].elsewhere = lambda: any(not any(ask.limiters[s.url].load()[:2]) for s in endpoint.servers)
-        if isinstance(result, EndpointError): ask.limiters[server.url].breaker.out()
+        ask.limiters[server.url].replicas = [ask.limiters[s.url] for s in endpoint.servers]
+        if isinstance(result, EndpointError): ask.limiters[server.url].breaker.trip()
         elif isinstance(result, BaseException): raise result
         elif listed and result: ask.limiters[server.url].shut = f"{server.url} does not list {server.model!r}, and other servers do"
     return [] if listed else next(result for result in found if not isinstance(result, EndpointError))
@@ -599,7 +599,7 @@ def _choose_server(ask, endpoint, failed_at):
     for server in endpoint.servers:
         breaker = ask.limiters[server.url].breaker
         if breaker.since and time.time() >= breaker.probe:
-            breaker.out()
+            breaker.trip()
             ask.shared["back", server.url] = asyncio.create_task(_back(ask, server, breaker))
     return min(endpoint.servers, key=lambda server: (ask.limiters[server.url].load()[:2], failed_at.count(server), ask.limiters[server.url].load()[2]))
 
@@ -650,7 +650,7 @@ def _again(limiter, failed, sent, tries):
         return None
     if status == 429: limiter.refused(sent[1], asked, failed.message)
     elif status in _TOO_MUCH: limiter.overloaded(sent[1], asked, failed.message)
-    if status in (None, 502, 503, 504, 529): limiter.failed(*sent)
+    if status in (None, 502, 503, 504, 529): limiter.breaker.failed(*sent)
     else: limiter.breaker.heard()
     if failed.kind == "refused": return None
     if tries == (12 if status in _TOO_MUCH else 6): return None
