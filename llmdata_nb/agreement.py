@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['wilson', 'share', 'accuracy', 'kappa', 'pearson', 'spearman', 'bootstrap', 'sweep', 'threshold_for', 'one_sided',
-           'longer_wins']
+           'longer_wins', 'krippendorff']
 
 # %% ../nbs/06b_agreement.ipynb #65433487
 import math
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from numbers import Real
 
 # %% ../nbs/06b_agreement.ipynb #43bfd24e
@@ -19,11 +20,18 @@ def wilson(
     z: float = 1.96,  # standard errors: 1.96 for 95 %, 1.645 for 90 %
 ) -> tuple:           # low and high, 0 to 1
     "Interval in which the true share lies when `hits` of `n` rows had it; (0, 1) for no rows"
-    if not (0 <= hits <= n and 0 < z < math.inf): raise ValueError(f"expected hits from 0 to n and z above 0, not hits={hits!r}, n={n!r}, z={z!r}")
+    if not (0 <= hits <= n and 0 < z < math.inf):
+        raise ValueError(f"expected hits from 0 to n and z above 0, not hits={hits!r}, n={n!r}, z={z!r}")
     if not n: return 0.0, 1.0
-    p, scale = hits / n, 1 + z * z / n
-    centre, half = (p + z * z / (2 * n)) / scale, z / scale * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+    p = hits / n
+    scale = 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / scale
+    variance = p * (1 - p) / n
+    half = z / scale * math.sqrt(variance + (z / (2 * n)) ** 2)
+    low = min(p, centre - half)
+    high = max(p, centre + half)
+    return max(0.0, low), min(1.0, high)
 
 # %% ../nbs/06b_agreement.ipynb #2704e483
 def share(
@@ -32,136 +40,191 @@ def share(
 ) -> dict:     # value, low, high: 0 to 1, or None for no rows; n
     "The share of `hits` in `n` rows with its 95 % Wilson interval"
     low, high = wilson(hits, n)
-    return dict(value=hits / n, low=low, high=high, n=n) if n else dict(value=None, low=None, high=None, n=0)
+    if not n: return dict(value=None, low=None, high=None, n=0)
+    return dict(value=hits / n, low=low, high=high, n=n)
 
 # %% ../nbs/06b_agreement.ipynb #7161358b
-def _rows(**columns):
+def _rows_of(**columns):
     "The rows of the named `columns`, which must be of one length and not empty"
     columns = {name: list(column) for name, column in columns.items()}
-    if len(set(map(len, columns.values()))) > 1: raise ValueError("different lengths: " + ", ".join(f"{name} has {len(c)}" for name, c in columns.items()))
-    if not any(columns.values()): raise ValueError(f"no rows in {', '.join(columns)}")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        named = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise ValueError(f"different lengths: {named}")
+    if not any(lengths.values()): raise ValueError(f"no rows in {', '.join(columns)}")
     return list(zip(*columns.values()))
 
-def _number(value): return isinstance(value, Real) and math.isfinite(value)
-def _no_nan(value): return value == value
+# %% ../nbs/06b_agreement.ipynb #4e0c6b77
+def _is_constant(values): return len(set(values)) < 2
+def _is_number(value): return isinstance(value, Real) and math.isfinite(value)
+def _is_label(value): return value == value  # nan is not
 
-def _expect(name, values, what, test):
-    for v in values:
-        if not test(v): raise ValueError(f"{name}: expected {what}, not {v!r}")
+def _expect_each(name, values, expected, fits):
+    "Raise ValueError for the first of the `values` that does not fit"
+    for value in values:
+        if not fits(value): raise ValueError(f"{name}: expected {expected}, not {value!r}")
 
-def _columns(human, judge, numbers=True):
+def _expect_numbers(name, values): _expect_each(name, values, "numbers or None", _is_number)
+def _expect_labels(name, values): _expect_each(name, values, "labels or None", _is_label)
+
+# %% ../nbs/06b_agreement.ipynb #528a4b04
+def _paired(human, judge, expect=_expect_numbers):
     "The two columns without the rows in which either value is None"
-    rows = [row for row in _rows(human=human, judge=judge) if row[0] is not None and row[1] is not None]
-    columns = [a for a, _ in rows], [b for _, b in rows]
-    for name, column in zip(("human", "judge"), columns): _expect(name, column, *(("numbers or None", _number) if numbers else ("labels or None", _no_nan)))
-    return columns
+    rows = _rows_of(human=human, judge=judge)
+    rows = [(a, b) for a, b in rows if a is not None and b is not None]
+    human = [a for a, _ in rows]
+    judge = [b for _, b in rows]
+    expect("human", human)
+    expect("judge", judge)
+    return human, judge
 
 # %% ../nbs/06b_agreement.ipynb #39c61168
 def accuracy(
-    human, # labels or numbers
-    judge, # as many
-):         # 0 to 1, or None when no row has both
+    human: list, # labels or numbers
+    judge: list, # as many
+) -> float | None: # 0 to 1, or None when no row has both
     "Share of the rows on which both say the same; rows where either is None are left out"
-    human, judge = _columns(human, judge, numbers=False)
-    return sum(a == b for a, b in zip(human, judge)) / len(human) if human else None
+    human, judge = _paired(human, judge, _expect_labels)
+    if not human: return None
+    same = sum(a == b for a, b in zip(human, judge))
+    return same / len(human)
 
 # %% ../nbs/06b_agreement.ipynb #aaf1a97c
+def _label_mistakes(human, judge):
+    "The share of rows with different labels, and the share that chance would make"
+    n = len(human)
+    left, right = Counter(human), Counter(judge)
+    different = sum(a != b for a, b in zip(human, judge))
+    same_by_chance = sum(left[label] * right[label] for label in left)
+    return different / n, 1 - same_by_chance / n ** 2
+
+# %% ../nbs/06b_agreement.ipynb #bd3d0d64
+def _squared_mistakes(human, judge):
+    "The mean squared distance of two numbers in a row, and that of all pairs of numbers, which chance would make"
+    n = len(human)
+    middle = math.fsum(human + judge) / (2 * n)
+    human = [a - middle for a in human]
+    judge = [b - middle for b in judge]
+    squared = math.fsum((a - b) ** 2 for a, b in zip(human, judge))
+    square_sum = math.fsum(v * v for v in human + judge)
+    product = 2 * math.fsum(human) * math.fsum(judge)
+    return squared / n, square_sum / n - product / n ** 2
+
+# %% ../nbs/06b_agreement.ipynb #c2a74d7e
 def kappa(
-    human,        # labels of any kind, or numbers
-    judge,        # as many
-    weights=None, # "quadratic" for numbers: a mistake counts by the square of its distance
-):                # -1 to 1, or None when either says the same on all rows
+    human: list,                # labels of any kind, or numbers
+    judge: list,                # as many
+    weights: str | None = None, # "quadratic" for numbers: a mistake counts by the square of its distance
+) -> float | None:              # -1 to 1, or None when either says the same on all rows
     "Cohen's kappa, the agreement beyond chance; rows where either is None are left out"
     if weights not in (None, "quadratic"): raise ValueError(f'weights: expected None or "quadratic", not {weights!r}')
-    human, judge = _columns(human, judge, numbers=weights is not None)
-    if min(len(set(human)), len(set(judge))) < 2: return None
-    n = len(human)
-    if weights:
-        middle = math.fsum(human + judge) / (2 * n)
-        human, judge = [a - middle for a in human], [b - middle for b in judge]
-        disagree = math.fsum((a - b) ** 2 for a, b in zip(human, judge)) / n
-        by_chance = math.fsum(v * v for v in human + judge) / n - 2 * math.fsum(human) * math.fsum(judge) / n ** 2  # mean (a - b)² over all pairs
-    else:
-        left, right = Counter(human), Counter(judge)
-        disagree, by_chance = sum(a != b for a, b in zip(human, judge)) / n, 1 - sum(left[label] * right[label] for label in left) / n ** 2
-    return 1 - disagree / by_chance
+    human, judge = _paired(human, judge, _expect_numbers if weights else _expect_labels)
+    if _is_constant(human) or _is_constant(judge): return None
+    mistakes = _squared_mistakes if weights else _label_mistakes
+    disagreement, by_chance = mistakes(human, judge)
+    return 1 - disagreement / by_chance
 
 # %% ../nbs/06b_agreement.ipynb #130cd334
-def _correlation(a, b):
-    if min(len(set(a)), len(set(b))) < 2: return None
-    return max(-1.0, min(1.0, math.fsum(x * y for x, y in zip(_standard(a), _standard(b)))))
-
-def _standard(values):
+def _standardized(values):
     "`values` moved to mean 0 and scaled to length 1"
     mean = math.fsum(values) / len(values)
     values = [v - mean for v in values]
     length = math.hypot(*values)
     return [v / length for v in values]
 
-def _ranks(values):
+def _correlation_of(a, b):
+    "Pearson's correlation of two lists; None when either is constant"
+    if _is_constant(a) or _is_constant(b): return None
+    a, b = _standardized(a), _standardized(b)
+    product = math.fsum(x * y for x, y in zip(a, b))
+    return max(-1.0, min(1.0, product))  # rounding alone may leave the range
+
+def _average_ranks(values):
+    "The rank of each value, from 1; equal values share the average of their ranks"
     first, last = {}, {}
-    for i, v in enumerate(sorted(values), 1): first.setdefault(v, i); last[v] = i
-    return [(first[v] + last[v]) / 2 for v in values]
+    for rank, value in enumerate(sorted(values), 1):
+        first.setdefault(value, rank)
+        last[value] = rank
+    return [(first[value] + last[value]) / 2 for value in values]
 
 # %% ../nbs/06b_agreement.ipynb #0c299ef7
 def pearson(
-    human, # numbers
-    judge, # as many
-):         # -1 to 1, or None when either is the same on all rows
+    human: list, # numbers
+    judge: list, # as many
+) -> float | None: # -1 to 1, or None when either is the same on all rows
     "Pearson's correlation; rows where either is None are left out"
-    return _correlation(*_columns(human, judge))
+    human, judge = _paired(human, judge)
+    return _correlation_of(human, judge)
 
 def spearman(
-    human, # numbers
-    judge, # as many
-):         # -1 to 1, or None when either is the same on all rows
+    human: list, # numbers
+    judge: list, # as many
+) -> float | None: # -1 to 1, or None when either is the same on all rows
     "Spearman's rank correlation, with average ranks for equal values; rows where either is None are left out"
-    return _correlation(*map(_ranks, _columns(human, judge)))
+    human, judge = _paired(human, judge)
+    return _correlation_of(_average_ranks(human), _average_ranks(judge))
 
 # %% ../nbs/06b_agreement.ipynb #4e0bfb7f
 def bootstrap(
-    statistic,    # function of as many columns, such as `kappa`, that returns a number or None
-    *columns,     # lists of one length
-    rounds=1000,  # samples
-    seed=0,       # of the random draws
-    level=0.95,   # share of the samples' figures within the interval: above 0, below 1
-):                # low and high, or None when fewer than half of the samples have a figure
+    statistic: Callable,  # function of as many columns, such as `kappa`, that returns a number or None
+    *columns: list,       # of one length
+    rounds: int = 1000,   # samples
+    seed: int = 0,        # of the random draws
+    level: float = 0.95,  # share of the samples' figures within the interval: above 0, below 1
+) -> tuple | None:        # low and high, or None when fewer than half of the samples have a figure
     "Percentile interval of `statistic` over samples of the rows; samples where it is None are left out"
     from random import Random
-    if rounds < 1 or not 0 < level < 1: raise ValueError(f"expected rounds of 1 or more and a level between 0 and 1, not rounds={rounds!r}, level={level!r}")
-    rows, draw = _rows(**{f"column {i}": column for i, column in enumerate(columns, 1)}), Random(seed).choices
-    found = sorted(v for _ in range(rounds) if (v := statistic(*zip(*draw(rows, k=len(rows))))) is not None)
-    cut = round((1 - level) / 2 * len(found))
-    return (found[cut], found[-1 - cut]) if found and 2 * len(found) >= rounds else None
+    if rounds < 1 or not 0 < level < 1:
+        raise ValueError(f"expected rounds of 1 or more and a level between 0 and 1, not rounds={rounds!r}, level={level!r}")
+    named = {f"column {i}": column for i, column in enumerate(columns, 1)}
+    rows, draw = _rows_of(**named), Random(seed).choices
+
+    samples = (draw(rows, k=len(rows)) for _ in range(rounds))
+    figures = [statistic(*zip(*sample)) for sample in samples]
+    figures = sorted(figure for figure in figures if figure is not None)
+    if not figures or 2 * len(figures) < rounds: return None
+    cut = round((1 - level) / 2 * len(figures))
+    return figures[cut], figures[-1 - cut]
 
 # %% ../nbs/06b_agreement.ipynb #e5ac7d84
+def _count_from(ordered, threshold):
+    "How many of the `ordered` scores reach the threshold"
+    return len(ordered) - bisect_left(ordered, threshold)
+
+def _is_opinion(value): return value is None or value in (True, False)
+
 def sweep(
-    scores,          # the judge's numbers; None for unjudged
-    good,            # what people say of the same rows: True or False; None where nobody looked
-    thresholds=None, # numbers; all the scores that occur if None
-) -> list:           # a dict for each threshold, in ascending order
+    scores: list,                   # the judge's numbers; None for unjudged
+    good: list,                     # what people say of the same rows: True or False; None where nobody looked
+    thresholds: list | None = None, # numbers; all the scores that occur if None
+) -> list:                          # a dict for each threshold, in ascending order
     "What each threshold would keep: how many rows (kept, keep_rate), how good (precision with its interval), and how many of the good (recall)"
-    rows = _rows(scores=scores, good=good)
-    judged = [(s, g) for s, g in rows if s is not None]
-    _expect("scores", [s for s, _ in judged], "numbers or None", _number)
-    _expect("good", [g for _, g in rows], "True, False or None", lambda g: g is None or g in (True, False))
-    every = sorted(s for s, _ in judged)
-    looked_at, right = sorted(s for s, g in judged if g is not None), sorted(s for s, g in judged if g)
-    thresholds, total = set(every if thresholds is None else thresholds), sum(bool(g) for _, g in rows)
-    _expect("thresholds", thresholds, "numbers", _number)
-    result = []
-    for t in sorted(thresholds):
-        kept, known, hits = (len(ordered) - bisect_left(ordered, t) for ordered in (every, looked_at, right))
-        p = share(hits, known)
-        result.append(dict(threshold=t, kept=kept, keep_rate=kept / len(rows), precision=p["value"], precision_low=p["low"], precision_high=p["high"],
-                           recall=hits / total if total else None))
-    return result
+    rows = _rows_of(scores=scores, good=good)
+    judged = [row for row in rows if row[0] is not None]
+    _expect_numbers("scores", [score for score, _ in judged])
+    _expect_each("good", [opinion for _, opinion in rows], "True, False or None", _is_opinion)
+    every = sorted(score for score, _ in judged)
+    looked_at = sorted(score for score, opinion in judged if opinion is not None)
+    right = sorted(score for score, opinion in judged if opinion)
+    total_good = sum(bool(opinion) for _, opinion in rows)
+
+    thresholds = set(every if thresholds is None else thresholds)
+    _expect_each("thresholds", thresholds, "numbers", _is_number)
+    steps = []
+    for threshold in sorted(thresholds):
+        kept, hits = _count_from(every, threshold), _count_from(right, threshold)
+        precision = share(hits, _count_from(looked_at, threshold))
+        recall = hits / total_good if total_good else None
+        step = dict(threshold=threshold, kept=kept, keep_rate=kept / len(rows))
+        step |= dict(precision=precision["value"], precision_low=precision["low"], precision_high=precision["high"])
+        steps.append(step | dict(recall=recall))
+    return steps
 
 # %% ../nbs/06b_agreement.ipynb #317ea173
 def threshold_for(
     swept: list,      # from `sweep`
     precision: float, # the wished one: 0 to 1
-):                    # a threshold, or None when there is none
+) -> float | None:    # a threshold, or None when there is none
     """The lowest threshold whose precision reaches the wished one, and above which no threshold falls below it;
     thresholds without a precision (nothing kept that somebody looked at) are passed over"""
     if not 0 <= precision <= 1: raise ValueError(f"precision: expected 0 to 1, not {precision!r}")
@@ -174,32 +237,90 @@ def threshold_for(
 
 # %% ../nbs/06b_agreement.ipynb #2cd3719e
 def one_sided(
-    values,    # verdicts: labels or numbers; None for unjudged, left out
-    good=None, # for numbers, the lowest score that is accepted
-) -> str:      # empty when there is nothing to warn of
+    values: list,              # verdicts: labels or numbers; None for unjudged, left out
+    good: float | None = None, # for numbers, the lowest score that is accepted
+) -> str:                      # empty when there is nothing to warn of
     "A warning when more than 95 % of 20 or more verdicts are the same, or more than 95 % or fewer than 5 % of the scores are accepted"
     values = [v for v in values if v is not None]
-    _expect("values", values, *(("labels or None", _no_nan) if good is None else ("numbers or None", _number)))
+    if good is None: _expect_labels("values", values)
+    else: _expect_numbers("values", values)
     n = len(values)
     if n < 20: return ""
-    (value, same), = Counter(values).most_common(1)
-    accepted = None if good is None else sum(v >= good for v in values)
-    if same * 100 > n * 95: said = f"gave {same} of {n} the same verdict ({value})"
-    elif accepted is not None and not n * 5 <= accepted * 100 <= n * 95: said = f"accepted {accepted} of {n} ({good} or more)"
-    else: return ""
-    return f"The judge {said}: it tells nothing apart. Look at some rows, or take another judge."
+
+    ((value, same),) = Counter(values).most_common(1)
+    if same * 100 > n * 95: habit = f"gave {same} of {n} the same verdict ({value})"
+    elif good is None: return ""
+    else:
+        accepted = sum(v >= good for v in values)
+        if n * 5 <= accepted * 100 <= n * 95: return ""
+        habit = f"accepted {accepted} of {n} ({good} or more)"
+    return f"The judge {habit}: it tells nothing apart. Look at some rows, or take another judge."
 
 # %% ../nbs/06b_agreement.ipynb #fa021252
 def longer_wins(
-    lengths, # for each row the lengths of its answers, two or more, in any unit
-    winners, # for each row the index of the preferred answer, from 0; None for a tie
-) -> dict:   # value, low, high: 0 to 1, or None for no rows; n: the rows counted
+    lengths: list, # for each row the lengths of its answers, two or more, in any unit
+    winners: list, # for each row the index of the preferred answer, from 0; None for a tie
+) -> dict:         # value, low, high: 0 to 1, or None for no rows; n: the rows counted
     "How often the longest answer wins, with its 95 % Wilson interval; ties, rows with a None and rows where two are the longest are left out"
     hits = n = 0
-    for i, (row, winner) in enumerate(_rows(lengths=lengths, winners=winners)):
+    for i, (row, winner) in enumerate(_rows_of(lengths=lengths, winners=winners)):
         if row is None or winner is None or None in row: continue
         row = list(row)
-        _expect("lengths", row, "numbers", _number)
-        if len(row) < 2 or winner not in range(len(row)): raise ValueError(f"row {i}: expected two lengths or more and the index of one, not {row} and {winner!r}")
-        if row.count(max(row)) == 1: n += 1; hits += row.index(max(row)) == winner
+        _expect_each("lengths", row, "numbers", _is_number)
+        if len(row) < 2 or winner not in range(len(row)):
+            raise ValueError(f"row {i}: expected two lengths or more and the index of one, not {row} and {winner!r}")
+        longest = max(row)
+        if row.count(longest) > 1: continue
+        n += 1
+        hits += row.index(longest) == winner
     return share(hits, n)
+
+# %% ../nbs/06b_agreement.ipynb #795de662
+def _coincidences(units):
+    "How often each two values meet in a unit; a unit weighs as much as it has values"
+    together = Counter()
+    for unit, times in Counter(map(tuple, units)).items():
+        count = Counter(value for value in unit if value is not None)
+        n = count.total()
+        if n < 2: continue
+        for a in count:
+            for b in count:
+                pairs = count[a] * (count[b] - (a == b))
+                together[a, b] += times * pairs / (n - 1)
+    return together
+
+# %% ../nbs/06b_agreement.ipynb #73a1590d
+def _ordinal_distance(totals, between):
+    "How many ratings lie between two values, those of the two counted by half; `between` has all values from one to the other"
+    counts = [totals[value] for value in between]
+    return sum(counts) - (counts[0] + counts[-1]) / 2
+
+def _squared_distances(totals, scale):
+    "The squared distance of each two of the values in `totals`"
+    values = list(totals) if scale == "nominal" else sorted(totals)
+    distances = {}
+    for i, a in enumerate(values):
+        for j, b in enumerate(values):
+            if scale == "nominal": distance = i != j
+            elif scale == "interval": distance = a - b
+            elif i < j: distance = _ordinal_distance(totals, values[i:j + 1])
+            else: distance = _ordinal_distance(totals, values[j:i + 1])
+            distances[a, b] = distance ** 2
+    return distances
+
+# %% ../nbs/06b_agreement.ipynb #e944c7f5
+def krippendorff(
+    units: list, # for each thing that was rated, the values that people gave it; None is left out
+    scale: str = "ordinal", # nominal, ordinal or interval
+) -> float | None: # 1 at most, or None where all say the same of everything, or no two the same thing
+    "Krippendorff's alpha, the agreement of several people beyond chance"
+    if scale not in ("nominal", "ordinal", "interval"):
+        raise ValueError(f"scale {scale!r}: expected nominal, ordinal or interval")
+    together = _coincidences(units)
+    totals = Counter()
+    for (a, _), n in together.items(): totals[a] += n
+    distances = _squared_distances(totals, scale).items()
+    observed = sum(together[pair] * distance for pair, distance in distances)
+    expected = sum(totals[a] * totals[b] * distance for (a, b), distance in distances)
+    if not expected: return None
+    return 1 - (totals.total() - 1) * observed / expected

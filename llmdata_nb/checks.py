@@ -7,8 +7,9 @@ __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS'
            'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'GENERATION_RULES', 'protected_spans',
            'prose', 'letters', 'main_script', 'weight', 'detect_language', 'passes_for', 'wrong_language',
            'wrong_script', 'lost_spans', 'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak',
-           'truncated', 'repetition', 'Translation', 'translation_problem', 'switches_language', 'doubtful_language',
-           'language_problem', 'loops', 'Generated', 'generation_problem']
+           'truncated', 'repetition', 'Translation', 'as_rule', 'rule_name', 'first_objection', 'translation_problem',
+           'switches_language', 'doubtful_language', 'language_problem', 'loops', 'Generated', 'generation_problem',
+           'rule_names', 'check_rule_names']
 
 # %% ../nbs/01_checks.ipynb #fce2e9bc
 import json, re, unicodedata, zlib
@@ -18,7 +19,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
-from .languages import language as find_language
+from .languages import language as find_language, pack_pattern, pack_words
 
 # %% ../nbs/01_checks.ipynb #801838ee
 PROTECTED = dict(  # tried in this order at each character
@@ -393,15 +394,10 @@ def length_ratio(
     return f"length ratio {length / max(1, expected):.1f}"
 
 # %% ../nbs/01_checks.ipynb #e0174c20
-_YES = re.compile(
-    r"\W*(?:\w+(?: \w+)?[!.]\W*)?(?:(?:sure(?: thing)?|certainly|of course|absolutely|definitely|ok(?:ay)?|yes|great|alright|right|fine"
-    r"|certo|certamente|assolutamente|volentieri|claro(?: que s[ií])?|por supuesto|desde luego|com certeza|bien s[uû]r|certainement|avec plaisir"
-    r"|natürlich|selbstverständlich|natuurlijk|zeker|oczywiście|jasne|конечно|بالتأكيد|بالطبع|ज़रूर|बिल्कुल|बेशक|తప్పకుండా|ఖచ్చితంగా"
-    r"|물론(?:입니다|이죠)?)\s*[!,.:]|[当當]然(?:可以)?[，！。,!]|もちろん(?:です)?[。、！,!]|承知(?:いた)?しました[。、！])", re.I)
+_YES = re.compile(rf"\W*(?:\w+(?: \w+)?[!.]\W*)?{pack_pattern('checks', 'agreements')}", re.I)
 
 # %% ../nbs/01_checks.ipynb #21a4d64d
-_HERE = re.compile(r"\W*(?:\w+(?: \w+)?[!.,]\W*)?(?:here(?:'s| is| are)|below|the following|th(?:is|ese) (?:is|are)|ecco|di seguito|aquí (?:te|le|tienes|hay|está)|aqui (?:está|estão|vai)"
-                   r"|a continuación|voici|hier (?:ist|sind|is|zijn)|oto\b|вот\b|以下|こちら|यहाँ|यहां|ఇక్కడ|إليك|다음)", re.I)
+_HERE = re.compile(rf"\W*(?:\w+(?: \w+)?[!.,]\W*)?{pack_pattern('checks', 'presentations')}", re.I)
 _ASKS = re.compile("[?？؟;՞፧]|か[。\\s」）]|か$|[吗嗎呢]")
 _ITEM = re.compile(r"^\s{0,6}(?:[-*•]|\d{1,3}[.)、])\s", re.M)
 _NO_QUESTION_MARK = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts that ask with words alone
@@ -420,36 +416,8 @@ def answered(source: str, text: str) -> str | None:
     if longer > 1.6 or longer < 0.5 or new_numbers: return "answered: the question is gone"
 
 # %% ../nbs/01_checks.ipynb #86365bf4
-REFUSALS = dict(
-    en=r"(?:(?:i'm |i am )?(?:very |so |really |truly )?(?:sorry|afraid)[,.]? (?:but )?(?:that )?|unfortunately,? |i apologi[sz]e,? (?:but )?)?(?:i|we)(?: can't| cannot| won't"
-       r"| will not| must decline to|(?:'m| am) (?:not able|unable) to) (?:\w+ ){0,2}(?:assist|help|fulfil|comply|provide|answer|generate|create|discuss|translate|do that"
-       r"|engage|write|respond|share|support|complete)|as an (?:ai|artificial intelligence|language model|large language model)\b",
-    it=r"(?:mi dispiace|mi spiace|sono spiacente|spiacente|purtroppo|mi scuso),? (?:ma )?non (?:posso|sono in grado|mi è possibile|riesco a)"
-       r"|non (?:posso|sono in grado di) (?:aiutar|assister|fornir|soddisfar|risponder|tradur|generar|crear)"
-       r"|(?:come|in quanto|essendo) (?:un |un'|una )?(?:ia|intelligenza artificiale|modello linguistico|modello di linguaggio)\b",
-    es=r"(?:lo siento|lo lamento|lamentablemente|disculpa|me temo que)[,.]? (?:pero )?no puedo|no puedo (?:ayudar|asistir|proporcionar|cumplir|responder|traducir|generar|crear)"
-       r"|como (?:una )?(?:ia|inteligencia artificial|modelo de lenguaje|modelo de ia)\b",
-    fr=r"(?:je suis (?:vraiment )?désolée?|désolée?|je regrette|malheureusement)[,.]? (?:mais )?je ne (?:peux|puis|suis|pourrai)"
-       r"|je ne (?:peux|suis) pas (?:en mesure|vous aider|t'aider|aider|fournir|répondre|traduire)|en tant qu(?:e |')(?:ia|intelligence artificielle|modèle|assistant ia)",
-    de=r"(?:es tut mir (?:sehr )?leid|tut mir leid|entschuldigung|leider)[,.]? (?:aber )?(?:ich )?kann (?:ich )?"
-       r"|ich kann (?:dir|ihnen|dabei|diese[rsmn]?|das|bei) [^.]{0,60}nicht|als (?:ki|künstliche intelligenz|sprachmodell|ki-\w+)\b",
-    pt=r"(?:desculpe|desculpa|sinto muito|lamento|infelizmente|me desculpe)[,.]? (?:mas )?(?:eu )?não (?:posso|consigo)"
-       r"|não posso (?:ajudar|fornecer|responder|traduzir|gerar|criar)|como (?:uma )?(?:ia|inteligência artificial|modelo de linguagem)\b",
-    nl=r"(?:het spijt me|sorry|helaas|mijn excuses)[,.]? (?:maar )?(?:ik )?kan (?:ik )?|ik kan (?:je|u|hier|dit|dat|daar) [^.]{0,60}(?:niet|geen)"
-       r"|als (?:een )?(?:ai|taalmodel|kunstmatige intelligentie)\b",
-    pl=r"(?:przykro mi|przepraszam|niestety)[,.]? (?:ale )?nie (?:mogę|jestem w stanie)|jako (?:sztuczna inteligencja|model językowy|ai)\b",
-    ru=r"(?:извините|простите|к сожалению|прошу прощения|мне жаль)[,.]? (?:но )?я не (?:могу|в состоянии)|как (?:искусственный интеллект|языковая модель|ии)\b",
-    tr=r"(?:üzgünüm|maalesef|özür dilerim)[^.\n]{0,60}(?:edemem|yapamam|olamam|veremem|sağlayamam|edemiyorum|yapamıyorum)",
-    id=r"(?:maaf|mohon maaf)[,.]? (?:tetapi |tapi )?(?:saya )?tidak (?:bisa|dapat)", vi=r"(?:xin lỗi|rất tiếc)[^.\n]{0,30}không thể",
-    ja=r"(?:申し訳(?:ありません|ございません|ない)|すみません|残念ながら|恐れ入ります)[^\n]{0,60}(?:でき(?:ません|かねます|ない)|致しかねます|いたしかねます)"
-       r"|(?:私は)?(?:ai|人工知能|言語モデル)(?:アシスタント)?(?:として|なので|であるため|ですので)",
-    zh=r"(?:非常|很)?(?:对不起|抱歉|對不起|遗憾)[^\n]{0,12}(?:不能|无法|無法)|(?:作为|作為)(?:一个|一個|一名)?(?:ai|人工智能|人工智慧|语言模型|語言模型)",
-    ko=r"(?:죄송합니다|죄송하지만|미안하지만|유감스럽게도)[^\n]{0,60}(?:없습니다|없어요|어렵습니다)|(?:ai|인공지능|언어 모델)(?:로서|으로서|이기)",
-    hi=r"(?:क्षमा करें|माफ़? ?(?:करें|कीजिए|कीजिएगा)|मुझे (?:खेद|अफ़सोस|क्षमा|माफ़))[^\n]{0,60}(?:नहीं|असमर्थ)|एक (?:ai|एआई|कृत्रिम)[^\n]{0,30}(?:के रूप में|होने के नाते)",
-    te=r"(?:నన్ను )?క్షమించండి[^\n]{0,60}లేను|(?:ఒక )?(?:ai|ఏఐ|కృత్రిమ మేధ)[^\n]{0,20}గా\b",
-    ar=r"(?:أنا )?(?:آسف|عذر[ًا]+|أعتذر|للأسف)[^\n]{0,30}(?:لا (?:أستطيع|يمكنني)|لن أتمكن|غير قادر)|(?:كنموذج|بصفتي)[^\n]{0,20}(?:لغ|ذكاء)",
-)
-_REFUSAL = re.compile("|".join(REFUSALS.values()), re.I)
+REFUSALS = {code: "|".join(patterns) for code, patterns in pack_words("checks", "refusals").items()}
+_REFUSAL = re.compile(pack_pattern("checks", "refusals"), re.I)
 
 # %% ../nbs/01_checks.ipynb #0bf87d9f
 def refusal(text: str, source: str | None = None) -> str | None:
@@ -469,16 +437,7 @@ _TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of
 _ROLE = re.compile(r"\s*(?:assistant|user|system)\s*\n")
 
 # %% ../nbs/01_checks.ipynb #62d0d7f8
-_PREAMBLE = re.compile(r"(?:\w+[,!.]? )?(?:" + "|".join([
-    r"here(?:'s| is| are) (?:the|your|my|an?) (?:\w+ )?(?:translat|text)", r"(?:the )?translat(?:ion|ed text)(?: (?:in)?to \w+)?\s?:",
-    r"ecco (?:la|il|una) (?:\w+ )?(?:tradu|testo tradotto)", r"(?:testo )?trad(?:uzione|otto)(?: in \w+)?\s?:",
-    r"aquí (?:está|tienes|tiene) (?:la|el|tu|su) (?:\w+ )?(?:tradu|texto)", r"traducción(?: al \w+)?\s?:",
-    r"voici (?:la|le|ta|votre|une) (?:\w+ )?(?:tradu|texte)", r"traduction(?: en \w+)?\s?:",
-    r"hier ist (?:die|der|eine|deine|ihre) (?:\w+ )?(?:über|text)", r"übersetzung(?: ins \w+)?\s?:",
-    r"aqui está (?:a|o|sua) (?:\w+ )?(?:tradu|texto)", r"tradução(?: para \w+)?\s?:", r"hier is (?:de|een|uw|je) (?:\w+ )?vertaling", r"vertaling\s?:",
-    r"oto (?:\w+ )?tłumaczenie", r"tłumaczenie\s?:", r"вот (?:\w+ )?перевод", r"перевод\s?:", r"(?:以下是|[这這]是).{0,8}(?:翻[译譯]|[译譯]文)", r"(?:翻[译譯]|[译譯]文)[:：]",
-    r"(?:以下|こちら)(?:が|は).{0,8}(?:翻訳|訳)", r"(?:日本語)?(?:翻訳|訳)[:：]", r"अनुवाद\s?:", r"यहाँ.{0,12}अनुवाद", r"అనువాదం\s?:", r"الترجمة\s?:", r"(?:هذه|إليك) .{0,8}الترجمة"
-    ]) + ")", re.I)
+_PREAMBLE = re.compile(rf"(?:\w+[,!.]? )?{pack_pattern('checks', 'preambles')}", re.I)
 
 # %% ../nbs/01_checks.ipynb #a6a6b3ee
 def _is_json(text):
@@ -545,20 +504,56 @@ class Translation(NamedTuple):
     finish_reason: str | None = None
     role: str = "user"  # of the message: "system", "user" or "assistant"
 
+# %% ../nbs/01_checks.ipynb #4c1b0002
+def as_rule(
+    check,  # a function that gives a reason or None
+    *fields: str,  # of `Translation` or `Generated`: what `check` is given, in this order
+    name: str | None = None,  # of the rule; by default that of `check`
+):
+    "A rule that asks `check`"
+    def rule(shown): return check(*(getattr(shown, field) for field in fields))
+    rule.__name__ = name or check.__name__
+    return rule
+
+# %% ../nbs/01_checks.ipynb #4c1b0005
+def _answered_request(source, text, role):
+    "`answered`, unless the text is an assistant's"
+    return None if role == "assistant" else answered(source, text)
+
+def _new_repetition(source, text):
+    "`repetition`, unless `source` repeats itself too"
+    loop = repetition(text)
+    return loop if loop and not repetition(source) else None
+
 # %% ../nbs/01_checks.ipynb #5567bb7a
 TRANSLATION_RULES = [  # in this order; the first that has something to say is the reason
-    lambda t: truncated(t.text, t.finish_reason),
-    lambda t: template_leak(t.text, t.source),
-    lambda t: refusal(t.text, t.source),
-    lambda t: echo(t.source, t.text),
-    lambda t: wrong_language(t.text, t.language, t.source),
-    lambda t: wrong_script(t.text, t.language, t.source),
-    lambda t: answered(t.source, t.text) if t.role != "assistant" else None,
-    lambda t: lost_spans(t.source, t.text),
-    lambda t: length_ratio(t.source, t.text, t.language),
-    lambda t: (loop := repetition(t.text)) and not repetition(t.source) and loop,
-    lambda t: lost_numbers(t.source, t.text),
+    as_rule(truncated, "text", "finish_reason"),
+    as_rule(template_leak, "text", "source"),
+    as_rule(refusal, "text", "source"),
+    as_rule(echo, "source", "text"),
+    as_rule(wrong_language, "text", "language", "source"),
+    as_rule(wrong_script, "text", "language", "source"),
+    as_rule(_answered_request, "source", "text", "role", name="answered"),
+    as_rule(lost_spans, "source", "text"),
+    as_rule(length_ratio, "source", "text", "language"),
+    as_rule(_new_repetition, "source", "text", name="repetition"),
+    as_rule(lost_numbers, "source", "text"),
 ]
+
+# %% ../nbs/01_checks.ipynb #4c1b0009
+def rule_name(rule) -> str:
+    "The name by which a rule is left out, empty where it has none"
+    return getattr(rule, "__name__", "")
+
+def first_objection(
+    rules: list,  # functions of `shown`, each with a reason or None
+    shown,  # a `Translation` or a `Generated`
+    without: tuple | list = (),  # names of rules that are not asked
+) -> str | None:  # None where no rule objects
+    "The first objection of `rules` to what they are shown; ValueError when `without` has a name that no rule has"
+    if without: check_rule_names(without)
+    for rule in rules:
+        if rule_name(rule) not in without and (reason := rule(shown)): return reason
 
 # %% ../nbs/01_checks.ipynb #1d856c36
 def translation_problem(
@@ -567,10 +562,10 @@ def translation_problem(
     language: str,  # code of the language that `text` should be in
     finish_reason: str | None = None,  # as the endpoint gave it
     role: str = "user",  # of the message: "system", "user" or "assistant"
+    without: tuple | list = (),  # names of rules that are not asked, such as "length_ratio"
 ) -> str | None:  # None where no rule objects
     "The first objection of `TRANSLATION_RULES` to `text` as a translation of `source`"
-    translation = Translation(source, text, language, finish_reason, role)
-    return next((reason for rule in TRANSLATION_RULES if (reason := rule(translation))), None)
+    return first_objection(TRANSLATION_RULES, Translation(source, text, language, finish_reason, role), without)
 
 # %% ../nbs/01_checks.ipynb #037256f5
 def switches_language(
@@ -620,19 +615,27 @@ class Generated(NamedTuple):
     finish_reason: str | None = None  # as the endpoint gave it
     request: bool = False  # it is a user's, not an answer
 
-def _refuses(made):
-    "`refusal`; but a request with a question or a second sentence is none: unfortunately I cannot sleep, what helps?"
-    return None if made.request and (_ASKS.search(made.text) or len(_SENTENCE_END.split(made.text.strip())) > 2) else refusal(made.text)
+# %% ../nbs/01_checks.ipynb #4c1b0012
+def _refused_request(text, request):
+    "`refusal`, unless the text is a request that goes on"
+    goes_on = _ASKS.search(text) or len(_SENTENCE_END.split(text.strip())) > 2
+    return None if request and goes_on else refusal(text)
 
 # %% ../nbs/01_checks.ipynb #749d2d2a
-GENERATION_RULES = [  # in this order; the first that has something to say is the reason
-    lambda g: None if g.text.strip() else "empty",
-    lambda g: truncated(g.text, g.finish_reason),
-    lambda g: template_leak(g.text),
-    _refuses,
-    lambda g: language_problem(g.text, g.language),
-    lambda g: switches_language(g.text, g.language),
-    lambda g: loops(g.text),
+def _no_text(text):
+    "Say so when there is nothing in `text`"
+    return None if text.strip() else "empty"
+
+GENERATION_RULES = [  # as `TRANSLATION_RULES`, for a `Generated`
+    as_rule(_no_text, "text", name="empty"),
+    as_rule(truncated, "text", "finish_reason"),
+    as_rule(template_leak, "text"),
+    as_rule(_refused_request, "text", "request", name="refusal"),
+    as_rule(wrong_language, "text", "language"),
+    as_rule(wrong_script, "text", "language"),
+    as_rule(doubtful_language, "text", "language"),
+    as_rule(switches_language, "text", "language"),
+    as_rule(loops, "text", name="repetition"),
 ]
 
 def generation_problem(
@@ -640,7 +643,21 @@ def generation_problem(
     language: str,  # code of the language that `text` should be in
     finish_reason: str | None = None,  # as the endpoint gave it
     request: bool = False,  # it is a user's, not an answer
+    without: tuple | list = (),  # names of rules that are not asked, such as "refusal"
 ) -> str | None:  # None where no rule objects
     "The first objection of `GENERATION_RULES` to `text` as something written in `language`"
-    made = Generated(text, language, finish_reason, request)
-    return next((reason for rule in GENERATION_RULES if (reason := rule(made))), None)
+    return first_objection(GENERATION_RULES, Generated(text, language, finish_reason, request), without)
+
+# %% ../nbs/01_checks.ipynb #4c1b0013
+def rule_names() -> list[str]:  # in their order
+    "The names of all rules in `TRANSLATION_RULES` and `GENERATION_RULES`"
+    return list(dict.fromkeys(rule_name(rule) for rule in [*TRANSLATION_RULES, *GENERATION_RULES]))
+
+def check_rule_names(
+    names: tuple | list,  # such as a user writes for `without`
+) -> None:
+    "Raise ValueError, with the names that there are, when one of `names` is no rule's"
+    if isinstance(names, str): raise ValueError(f"checks to leave out: expected a list of names, such as [{names!r}], and not the text {names!r}")
+    known = rule_names()
+    unknown = [name for name in names if name not in known]
+    if unknown: raise ValueError(f"no check is named {unknown[0]!r}, there are {', '.join(known)}")

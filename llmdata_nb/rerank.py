@@ -8,7 +8,7 @@ __all__ = ['TIES', 'rerank', 'answers_of', 'pick_pair', 'check_choices', 'reques
 
 # %% ../nbs/11_rerank.ipynb #7706c350
 from .agreement import wilson
-from .judge import ASPECTS, compare, merge_orders, rubric, together
+from .judge import ASPECTS, check_number, check_orders, check_score, compare, merge_orders, rubric, together
 from .models import CallFailed
 from .run import drop
 
@@ -44,13 +44,16 @@ def pick_pair(
 
 # %% ../nbs/11_rerank.ipynb #ce8b2044
 def check_choices(
-    tie: str, min_score: float = 1, min_margin: float = 0, orders: int = 2, # as in `rerank_preferences`
+    tie: str,  # this and the others as in `rerank_preferences`
+    min_score: float = 1,
+    min_margin: float = 0,
+    orders: int = 2,
 ) -> None:
     "Raise ValueError, with what was expected, for a choice that cannot be"
     if tie not in TIES: raise ValueError(f"tie {tie!r}: expected {', '.join(TIES)}")
-    for name, value, low, high in (("min_score", min_score, 1, 5), ("min_margin", min_margin, 0, 4)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
-    if isinstance(orders, bool) or orders not in (1, 2) or not isinstance(orders, int): raise ValueError(f"orders {orders!r}: expected 1 or 2")
+    check_score(min_score)
+    check_number("min_margin", min_margin, 0, 4)
+    check_orders(orders)
 
 # %% ../nbs/11_rerank.ipynb #1c16fe70
 def request_of(row: dict) -> str:

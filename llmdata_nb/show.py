@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'FOLDED', 'MOST', 'REASONS', 'short', 'text_html', 'to_read', 'funnel', 'total_money', 'outcome_text',
-           'outcome_html', 'widget_box']
+           'outcome_html', 'markdown_html', 'widget_box']
 
 # %% ../nbs/05b_show.ipynb #05efa29a
-import unicodedata
+import re, unicodedata
 from html import escape
 from .languages import language as find_language
 from .progress import duration, money, visible
@@ -16,56 +16,125 @@ from .progress import duration, money, visible
 COLORS = dict(kept="#0072B2", dropped="#E69F00", failed="#D55E00", other="#999999")
 
 # %% ../nbs/05b_show.ipynb #e586dfa0
+def _columns_of(character):
+    "How wide a character is in a terminal"
+    if unicodedata.category(character) in ("Mn", "Me", "Mc", "Cf"): return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
 def short(
-    text,
+    text, # anything; what is no text is shown as Python prints it
     columns: int = 88,
 ) -> str:
     "`text` on one line of at most `columns`, and `…` where there was more"
-    line, width = " ".join(visible(str(text)[:10_000]).split()), 0
-    for i, c in enumerate(line):
-        width += 0 if unicodedata.category(c) in ("Mn", "Me", "Mc", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+    line = " ".join(visible(str(text)[:10_000]).split())
+    width = 0
+    for i, character in enumerate(line):
+        width += _columns_of(character)
         if width > columns: return line[:i].rstrip() + "…"
     return line
 
 # %% ../nbs/05b_show.ipynb #7fd288cd
 FOLDED, MOST = 600, 20_000 # characters: longer texts are folded, and nothing after these is shown
 
+def _text_block(text, language):
+    "`text` as a block of HTML, with the direction of its language"
+    where = f'lang="{language.code}" dir="{language.direction}"' if language else 'dir="auto"'
+    style = "white-space:pre-wrap;overflow-wrap:break-word;text-align:start"
+    return f'<div {where} style="{style}">{escape(visible(text))}</div>'
+
 def text_html(
     text,
     language=None, # the `Language` it is in, where that is known
 ) -> str:
     "`text` as HTML that shows it as it is, and does nothing else with it"
-    where = f'lang="{language.code}" dir="{language.direction}"' if language else 'dir="auto"'
-    text, n = str(text), len(str(text))
-    def block(text): return f'<div {where} style="white-space:pre-wrap;overflow-wrap:break-word;text-align:start">{escape(visible(text))}</div>'
-    if n <= FOLDED: return block(text)
+    text = str(text)
+    n = len(text)
+    if n <= FOLDED: return _text_block(text, language)
+    start = _text_block(text[:FOLDED // 2] + " …", language)
     more = f"\n… {n - MOST:,} characters more" if n > MOST else ""
-    return f'<details><summary>all {n:,} characters<div class="start">{block(text[:FOLDED // 2] + " …")}</div></summary>{block(text[:MOST] + more)}</details>'
+    whole = _text_block(text[:MOST] + more, language)
+    return f'<details><summary>all {n:,} characters<div class="start">{start}</div></summary>{whole}</details>'
 
 # %% ../nbs/05b_show.ipynb #fbe43fd1
-def _said(value):
-    "The text of a message, or of a list of messages"
-    if isinstance(value, dict) and "content" in value: return _said(value["content"])
-    if isinstance(value, list) and value and all(isinstance(m, dict) and "content" in m for m in value):
-        return "\n\n".join(_said(m) if len(value) == 1 else f"[{m.get('role')}] {_said(m)}" for m in value)
-    return value if isinstance(value, str) else "" if value is None else str(value)
+def _is_message(value): return isinstance(value, dict) and "content" in value
 
-def _listed(value): return [m if isinstance(m, dict) else {"content": m} for m in value] if isinstance(value, list) else []
+def _text_of(value):
+    "The text of a message, of a list of messages, or of any value"
+    if _is_message(value): return _text_of(value["content"])
+    if isinstance(value, list) and value and all(map(_is_message, value)):
+        if len(value) == 1: return _text_of(value[0])
+        turns = [f"[{m.get('role')}] {_text_of(m)}" for m in value]
+        return "\n\n".join(turns)
+    if value is None: return ""
+    return value if isinstance(value, str) else str(value)
 
-def _turns(messages, language):
+def _as_messages(value):
+    "The messages in a list, each as a dict; none where `value` is no list"
+    if not isinstance(value, list): return []
+    return [m if isinstance(m, dict) else {"content": m} for m in value]
+
+# %% ../nbs/05b_show.ipynb #9637c483
+def _turn_lines(messages, language):
     "A line for each message; an answer stands beside its request"
-    lines, last = [], None
-    for m in messages:
-        role = str(m.get("role") or "text")
-        if role == "assistant" and last == "user": lines[-1].append((role, _said(m), language))
-        else: lines.append([(role, _said(m), language)])
-        last = role
+    lines, previous = [], None
+    for message in messages:
+        role = str(message.get("role") or "text")
+        cell = (role, _text_of(message), language)
+        if role == "assistant" and previous == "user": lines[-1].append(cell)
+        else: lines.append([cell])
+        previous = role
     return lines
 
-def _rated(row, name):
-    "The `name` of an answer, with the score and the model that it has"
-    told = [f"{row[k]:g}" if isinstance(row[k], float) else str(row[k]) for k in (f"{name}_score", f"{name}_model") if row.get(k) is not None]
-    return " · ".join([name, *told])
+def _lines_of_two(cells): return [cells[i:i + 2] for i in range(0, len(cells), 2)]
+
+# %% ../nbs/05b_show.ipynb #870f57cb
+def _translation_lines(row, source, messages, language):
+    "Each message of `source` beside its translation; the whole source where nothing is translated yet"
+    name = f"in {language.name}" if language else "translation"
+    originals = [(str(m.get("role")), _text_of(m), None) for m in source]
+    translated = [(name, _text_of(m), language) for m in messages]
+    if row.get("bad_translation"): translated.append(("at fault", _text_of(row["bad_translation"]), None))
+    sides = [list(side) for side in zip(originals, translated)]
+    return sides or _turn_lines(source, None)
+
+# %% ../nbs/05b_show.ipynb #4bfdc1c4
+def _answer_name(row, side):
+    "The `side` (chosen or rejected) of a pair, with the score and the model that it has"
+    parts = [side]
+    for column in (f"{side}_score", f"{side}_model"):
+        value = row.get(column)
+        if isinstance(value, float): parts.append(f"{value:g}")
+        elif value is not None: parts.append(str(value))
+    return " · ".join(parts)
+
+def _pair_lines(row, language):
+    "The request, and the chosen and the rejected answer side by side"
+    request = ("request", _text_of(row.get("prompt", row.get("messages"))), language)
+    chosen = (_answer_name(row, "chosen"), _text_of(row["chosen"]), language)
+    rejected = (_answer_name(row, "rejected"), _text_of(row["rejected"]), language)
+    return [[request], [chosen, rejected]]
+
+def _answer_lines(messages, answers, language):
+    "The request, and its answers in twos"
+    cells = [("answer", _text_of(answer), language) for answer in answers]
+    return [[("request", _text_of(messages), language)], *_lines_of_two(cells)]
+
+# %% ../nbs/05b_show.ipynb #ea8ddf55
+def _english_lines(row):
+    "A line with the request and the answer in English, where the row has them"
+    english, cells = find_language("en"), []
+    if row.get("instruction_en"): cells.append(("request in English", row["instruction_en"], english))
+    if row.get("response_en"): cells.append(("answer in English", row["response_en"], english))
+    return [cells] if cells else []
+
+def _column_lines(row):
+    "The columns of any row, in twos; its id and reason are shown elsewhere"
+    cells = []
+    for name, value in row.items():
+        if name in ("id", "reason"): continue
+        text = _text_of(value)
+        if text not in ("", "[]", "{}"): cells.append((name, text, None))
+    return _lines_of_two(cells)
 
 # %% ../nbs/05b_show.ipynb #c203a36d
 def to_read(
@@ -73,146 +142,339 @@ def to_read(
     language=None, # the `Language` of the run
 ) -> list: # of lines; a line is a list of one or two `(name, text, language)`
     "The texts of `row` that a person should read, those side by side that belong together"
-    source, messages, answers = (_listed(row.get(k)) for k in ("source_messages", "messages", "responses"))
-    if source:
-        fault = [{"role": "at fault", "content": row["bad_translation"]}] if row.get("bad_translation") else []
-        name = f"in {language.name}" if language else "translation"
-        sides = [[(str(s.get("role")), _said(s), None), ("at fault", _said(t), None) if t in fault else (name, _said(t), language)] for s, t in zip(source, messages + fault)]
-        return sides or _turns(source, None)
-    if row.get("chosen") is not None and row.get("rejected") is not None:
-        return [[("request", _said(row.get("prompt", row.get("messages"))), language)], [(_rated(row, name), _said(row[name]), language) for name in ("chosen", "rejected")]]
-    if answers: return [[("request", _said(messages), language)], *([("answer", _said(a), language) for a in answers[i:i + 2]] for i in range(0, len(answers), 2))]
-    english = [(f"{name} in English", row[column], find_language("en")) for name, column in (("request", "instruction_en"), ("answer", "response_en")) if row.get(column)]
-    if messages: return _turns(messages, language) + ([english] if english else [])
-    if turns := _listed(row.get("user_turns")): return [[("the model wrote", _said(turns[-1].get("raw")), None)]]
-    columns = [(k, _said(v), None) for k, v in row.items() if k not in ("id", "reason") and _said(v) not in ("", "[]", "{}")]
-    return [columns[i:i + 2] for i in range(0, len(columns), 2)]
+    source = _as_messages(row.get("source_messages"))
+    messages = _as_messages(row.get("messages"))
+    answers = _as_messages(row.get("responses"))
+    turns = _as_messages(row.get("user_turns"))
+    if source: return _translation_lines(row, source, messages, language)
+    is_pair = row.get("chosen") is not None and row.get("rejected") is not None
+    if is_pair: return _pair_lines(row, language)
+    if answers: return _answer_lines(messages, answers, language)
+    if messages: return _turn_lines(messages, language) + _english_lines(row)
+    if turns: return [[("the model wrote", _text_of(turns[-1].get("raw")), None)]]
+    return _column_lines(row)
 
 # %% ../nbs/05b_show.ipynb #40797eda
+def _most_common(groups, most):
+    "The first `most` of the groups, where the last one stands for all that are left out"
+    if len(groups) <= most: return groups
+    named, rest = groups[:most - 1], groups[most - 1:]
+    rows = sum(n for *_, n in rest)
+    return [*named, ("lost", f"{len(rest)} more reasons", rows)]
+
 def funnel(
     rows: dict,     # how many: `in` and `kept`
     reasons: list,  # `{state, reason, rows}`, as from `Outcome.reasons`
-    most: int = 10, # reasons that are named; the rest is one bar
+    most: int = 10, # reasons that are named, 1 or more; the rest is one bar
 ) -> list: # of `(name, state, left, rows)`: `rows` of them were taken, and `left` are left
     "The bars of a funnel"
-    groups, left = [(r["state"], r["reason"], r["rows"]) for r in reasons], rows["in"]
-    if len(groups) > most: groups = [*groups[:most - 1], ("lost", f"{len(groups) - most + 1} more reasons", sum(n for *_, n in groups[most - 1:]))]
+    left = rows["in"]
     bars = [("all rows", "in", 0, left)]
-    for state, reason, n in groups:
+    groups = [(r["state"], r["reason"], r["rows"]) for r in reasons]
+    for state, reason, n in _most_common(groups, most):
         left -= n
         bars.append((reason, state, left, n))
     return [*bars, ("what is left", "kept", 0, rows["kept"])]
 
 # %% ../nbs/05b_show.ipynb #3e4edc7a
-def total_money(calls):
+def total_money(
+    calls: list, # as in a manifest: dicts with `usd`, None where the price is not known
+) -> str:
     "What `calls` cost together, as text, and for how many steps it is not known"
-    known = [c["usd"] for c in calls if c["usd"] is not None]
-    if len(known) == len(calls): return money(sum(known))
+    known = [call["usd"] for call in calls if call["usd"] is not None]
+    unknown = len(calls) - len(known)
+    if not unknown: return money(sum(known))
     if not known: return "price unknown"
-    return f"price unknown for {len(calls) - len(known)} of {len(calls)} steps, the others {money(sum(known))}"
+    return f"price unknown for {unknown} of {len(calls)} steps, the others {money(sum(known))}"
 
-def _requests(calls):
-    "How many calls there were, and what came of them, as text"
-    n = {k: sum(c.get(k) or 0 for c in calls) for k in ("calls", "replayed", "retries", "failed", "lost")}
-    return f"{n['calls']:,} calls, {n['replayed']:,} replayed from the store" + (f", {k:,} requests without a result" if (k := n["retries"] + n["failed"]) else "") \
-        + (f", {n['lost']:,} lost when a run was stopped" if n["lost"] else "") + f", {total_money(calls)}"
+def _sum_of(calls, *columns): return sum(call.get(column) or 0 for column in columns for call in calls)
 
-_HEAD = "step", "model", "calls", "replayed", "tokens in", "tokens out", "time in calls", "cost"
+def _requests_text(calls):
+    "How many calls there were, and what came of them"
+    sent, replayed = _sum_of(calls, "calls"), _sum_of(calls, "replayed")
+    parts = [f"{sent:,} calls", f"{replayed:,} replayed from the store"]
+    without_result = _sum_of(calls, "retries", "failed")
+    if without_result: parts.append(f"{without_result:,} requests without a result")
+    lost = _sum_of(calls, "lost")
+    if lost: parts.append(f"{lost:,} lost when a run was stopped")
+    return ", ".join([*parts, total_money(calls)])
 
-def _steps(calls):
-    "A line of texts for each step and model, under `_HEAD`"
-    def number(n): return "unknown" if n is None else f"{n:,}"
-    return [[short(c["step"], 40), short(c["model"], 60), *(number(c.get(k)) for k in ("calls", "replayed", "prompt_tokens", "completion_tokens")), duration(c.get("seconds") or 0), money(c["usd"])] for c in calls]
+# %% ../nbs/05b_show.ipynb #92c2c960
+_STEP_HEAD = ("step", "model", "calls", "replayed", "tokens in", "tokens out", "time in calls", "cost")
+
+def _count_text(n): return "unknown" if n is None else f"{n:,}"
+
+def _step_texts(call):
+    "What a step took, a text for each name in `_STEP_HEAD`"
+    counts = [_count_text(call.get(column)) for column in ("calls", "replayed", "prompt_tokens", "completion_tokens")]
+    step, model = short(call["step"], 40), short(call["model"], 60)
+    time = duration(call.get("seconds") or 0)
+    return [step, model, *counts, time, money(call["usd"])]
 
 # %% ../nbs/05b_show.ipynb #add48170
 REASONS = 25 # reasons that are shown with an example
 
-def _language(manifest):
+def _run_language(manifest):
     "The language of the run, None where it has none that is known"
     try: return find_language(manifest["language"])
     except (KeyError, ValueError): return None
 
-def _aligned(cells):
-    "The texts of `cells`, each on a line"
-    names = [short(name, 30) for name, *_ in cells]
-    return [f"          {name:<{max(map(len, names))}}  {short(text)}" for name, (_, text, _) in zip(names, cells)]
-
-def _telling(lines):
+def _first_and_last(lines):
     "Of the texts of a row that ended early: the first, and the last line, where it ended"
-    return [*(lines[0][:1] if len(lines) > 1 else []), *(lines[-1] if lines else [])]
+    if len(lines) < 2: return sum(lines, [])
+    return [lines[0][0], *lines[-1]]
 
-def _named(row, kind=None):
+def _id_and_reason(row, kind):
     "The id of `row`, and its reason where that says more than its `kind`"
-    return short(row.get("id", ""), 40) + (f": {short(row['reason'], 120)}" if kind is not None and row["reason"] != kind else "")
+    name = short(row.get("id", ""), 40)
+    if row["reason"] == kind: return name
+    return f"{name}: {short(row['reason'], 120)}"
 
+def _example_lines(example, cells):
+    "A row as text: its name, and its texts below each other"
+    cells = [(short(name, 30), short(text)) for name, text, _ in cells]
+    width = max([len(name) for name, _ in cells], default=0)
+    texts = [f"          {name:<{width}}  {text}" for name, text in cells]
+    return [f"        such as {example}", *texts]
+
+# %% ../nbs/05b_show.ipynb #32414949
+def _aligned_table(lines):
+    "`lines` of texts with their columns aligned: the first two to the left, the numbers to the right"
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    aligned = []
+    for line in lines:
+        texts = []
+        for i, (text, width) in enumerate(zip(line, widths)):
+            texts.append(text.ljust(width) if i < 2 else text.rjust(width))
+        aligned.append("  ".join(texts).rstrip())
+    return aligned
+
+# %% ../nbs/05b_show.ipynb #ec5fed7c
 def outcome_text(
     manifest: dict, # as from `Outcome.manifest`
     samples: list,  # kept rows
     examples: dict, # (state, kind of reason) → a row that has it
 ) -> str:
     "What became of a run, as plain text"
-    rows, language, calls = manifest["rows"], _language(manifest), manifest["calls"]
+    rows, calls, language = manifest["rows"], manifest["calls"], _run_language(manifest)
     lines = [f"{rows['in']:>6}  rows in"]
-    for name, state, _, n in funnel(rows, manifest["reasons"], REASONS)[1:-1]:
+    bars = funnel(rows, manifest["reasons"], REASONS)
+    for name, state, _, n in bars[1:-1]:
         lines.append(f"{n:>6}  {state}: {short(name, 200)}")
-        if row := examples.get((state, name)): lines += [f"        such as {_named(row, name)}", *_aligned(_telling(to_read(row, language)))]
+        row = examples.get((state, name))
+        if not row: continue
+        cells = _first_and_last(to_read(row, language))
+        lines += _example_lines(_id_and_reason(row, name), cells)
+
     lines.append(f"{rows['kept']:>6}  kept")
-    for row in samples: lines += [f"        such as {_named(row)}", *_aligned(sum(to_read(row, language), [])[:4])]
-    if manifest.get("gave_up"): lines.append(f"        ended before {manifest['until']:,} were kept: {visible(manifest['gave_up'])}")
-    lines.append(f"        {_requests(calls)}" + (f", {duration(manifest['seconds'])}" if "seconds" in manifest else ""))
-    table = [_HEAD, *_steps(calls)] if calls else []
-    wide = [max(len(line[i]) for line in table) for i in range(len(_HEAD))] if calls else []
-    return "\n".join(lines + ["        " + "  ".join(f"{t:<{w}}" if i < 2 else f"{t:>{w}}" for i, (t, w) in enumerate(zip(line, wide))).rstrip() for line in table])
+    for row in samples:
+        cells = sum(to_read(row, language), [])
+        lines += _example_lines(short(row.get("id", ""), 40), cells[:4])
+    if manifest.get("gave_up"):
+        lines.append(f"        ended before {manifest['until']:,} were kept: {visible(manifest['gave_up'])}")
+
+    took = _requests_text(calls)
+    if "seconds" in manifest: took += f", {duration(manifest['seconds'])}"
+    table = _aligned_table([_STEP_HEAD, *map(_step_texts, calls)]) if calls else []
+    lines += [f"        {line}" for line in (took, *table)]
+    return "\n".join(lines)
 
 # %% ../nbs/05b_show.ipynb #a2437277
 _GREY, _LINE = "opacity:.7;font-size:92%", "1px solid rgba(128,128,128,.3)"
 
-def _div(inside, style): return f'<div style="{style}">{inside}</div>'
+def _styled_div(inside, style): return f'<div style="{style}">{inside}</div>'
 
-def _side_html(line, wide):
+def _cell_html(cell, width):
+    "One text of a line, under its name"
+    name, text, language = cell
+    style = f"display:inline-block;vertical-align:top;min-width:18em;width:{width};margin-right:1.5%"
+    head = f'<span style="{_GREY}">{escape(short(name, 60))}</span>'
+    return _styled_div(head + text_html(text, language), style)
+
+def _line_html(line):
     "The texts of `line` side by side; below each other where there is no room"
-    def text(name, text, spoken): return _div(f'<span style="{_GREY}">{escape(short(name, 60))}</span>{text_html(text, spoken)}', f"display:inline-block;vertical-align:top;min-width:18em;width:{wide};margin-right:1.5%")
-    return _div("".join(text(*cell) for cell in line), f"border-top:{_LINE};padding:.25em 0")
+    width = "48%" if len(line) > 1 else "97%"
+    cells = "".join(_cell_html(cell, width) for cell in line)
+    return _styled_div(cells, f"border-top:{_LINE};padding:.25em 0")
 
-def _row_html(row, language, color, kind=None, most=4):
-    "The texts of `row`, in its first lines"
+def _row_html(row, name, language, color, most=4):
+    "The texts of `row`, in its first lines, under its `name`"
     lines = to_read(row, language)
-    shown = "".join(_side_html(line, "48%" if len(line) > 1 else "97%") for line in lines[:most])
-    more = _div(f"… {len(lines) - most} more", _GREY) if len(lines) > most else ""
-    return _div(f'<div dir="auto" style="{_GREY}">{escape(_named(row, kind))}</div>{shown}{more}', f"border-left:3px solid {color};padding-left:.8em;margin:.5em 0 .9em 1.2em")
+    head = f'<div dir="auto" style="{_GREY}">{escape(name)}</div>'
+    shown = "".join(map(_line_html, lines[:most]))
+    if len(lines) > most: shown += _styled_div(f"… {len(lines) - most} more", _GREY)
+    return _styled_div(head + shown, f"border-left:3px solid {color};padding-left:.8em;margin:.5em 0 .9em 1.2em")
 
-def _bar_html(name, state, left, n, all_):
+# %% ../nbs/05b_show.ipynb #1c5683e6
+def _bar_html(name, state, left, n, total):
     "A bar of the funnel between its name and its number"
-    color, part, cell = COLORS.get(state, COLORS["other"]), 100 / max(all_, 1), "display:inline-block;vertical-align:middle;width"
-    bar = _div("", f"margin-left:{left * part:.2f}%;width:{n * part:.2f}%;min-width:{2 if n else 0}px;height:.8em;background-color:{color}")
-    return f'<div dir="auto" style="{cell}:34%;margin-right:1%;overflow-wrap:break-word">{escape(short(name, 200))}</div>' + _div(bar, f"{cell}:45%") + _div(f"{n:,} {'rows in' if state == 'in' else state}", f"{cell}:15%;margin-left:1%")
+    color = COLORS.get(state, COLORS["other"])
+    percent = 100 / max(total, 1)  # of one row
+    least = 2 if n else 0
+    place = f"margin-left:{left * percent:.2f}%;width:{n * percent:.2f}%;min-width:{least}px"
+    bar = _styled_div("", f"{place};height:.8em;background-color:{color}")
+    count = f"{n:,} {'rows in' if state == 'in' else state}"
+
+    cell = "display:inline-block;vertical-align:middle;width"
+    named = f'<div dir="auto" style="{cell}:34%;margin-right:1%;overflow-wrap:break-word">{escape(short(name, 200))}</div>'
+    bar = _styled_div(bar, f"{cell}:45%")
+    return named + bar + _styled_div(count, f"{cell}:15%;margin-left:1%")
+
+def _table_line(tag, texts):
+    "A line of the table of steps, whose cells are th or td"
+    cells = []
+    for i, text in enumerate(texts):
+        align = "left" if i < 2 else "right;white-space:nowrap"
+        style = f"text-align:{align};padding:.15em .7em;border-bottom:{_LINE}"
+        cells.append(f'<{tag} style="{style}">{escape(text)}</{tag}>')
+    return f"<tr>{''.join(cells)}</tr>"
 
 def _steps_html(calls):
-    def line(tag, texts): return "<tr>" + "".join(f'<{tag} style="text-align:{"left" if i < 2 else "right;white-space:nowrap"};padding:.15em .7em;border-bottom:{_LINE}">{escape(t)}</{tag}>' for i, t in enumerate(texts)) + "</tr>"
-    return '<table style="border-collapse:collapse;margin:.6em 0">' + line("th", _HEAD) + "".join(line("td", texts) for texts in _steps(calls)) + "</table>"
+    "The table of the steps"
+    lines = [_table_line("th", _STEP_HEAD)]
+    lines += [_table_line("td", _step_texts(call)) for call in calls]
+    return f'<table style="border-collapse:collapse;margin:.6em 0">{"".join(lines)}</table>'
 
 # %% ../nbs/05b_show.ipynb #271bfe45
+def _summary_html(manifest, language):
+    "How many rows were kept, and what the run took"
+    rows = manifest["rows"]
+    about = [manifest.get("recipe"), language and language.name]
+    if "seconds" in manifest: about.append(duration(manifest["seconds"]))
+    about.append(_requests_text(manifest["calls"]))
+    details = " · ".join(escape(visible(part)) for part in about if part)
+    kept = f'<b>{rows["kept"]:,} of {rows["in"]:,} rows kept</b>'
+    return f'<p>{kept} <span style="{_GREY}">· {details}</span></p>'
+
+def _reason_html(bar, row, total, language):
+    "A bar of the funnel, which unfolds to the row where there is one"
+    name, state, *_ = bar
+    html = _bar_html(*bar, total)
+    if not row: return _styled_div(f'<span style="display:inline-block;width:1.1em"></span>{html}', "")
+    example = _row_html(row, _id_and_reason(row, name), language, COLORS[state])
+    return f"<details><summary>{html}</summary>{example}</details>"
+
 def outcome_html(
     manifest: dict, # as from `Outcome.manifest`
     samples: list,  # kept rows
     examples: dict, # (state, kind of reason) → a row that has it
 ) -> str:
     "What became of a run, as HTML for a notebook"
-    rows, language, calls = manifest["rows"], _language(manifest), manifest["calls"]
-    about = [manifest.get("recipe"), language and language.name, duration(manifest["seconds"]) if "seconds" in manifest else None, _requests(calls)]
-    out = [f'<p><b>{rows["kept"]:,} of {rows["in"]:,} rows kept</b> <span style="{_GREY}">· {" · ".join(escape(visible(a)) for a in about if a)}</span></p>']
-    if manifest.get("gave_up"): out.append(f'<p><b>Ended before {manifest["until"]:,} were kept:</b> {escape(visible(manifest["gave_up"]))}</p>')
-    for name, state, left, n in funnel(rows, manifest["reasons"], REASONS):
-        bar, row = _bar_html(name, state, left, n, rows["in"]), examples.get((state, name))
-        out.append(f'<details><summary>{bar}</summary>{_row_html(row, language, COLORS[state], name)}</details>' if row else _div('<span style="display:inline-block;width:1.1em"></span>' + bar, ""))
-    if samples: out += [_div(f"{len(samples)} of the rows kept", _GREY + ";margin-top:.8em"), *(_row_html(row, language, COLORS["kept"]) for row in samples)]
-    if calls: out.append(_steps_html(calls))
-    return '<style>.llmdata-outcome details[open] > summary > .start {display: none}</style><div class="llmdata-outcome" style="max-width:76em;line-height:1.45;font-size:13px">' + "".join(out) + "</div>"
+    rows, language = manifest["rows"], _run_language(manifest)
+    parts = [_summary_html(manifest, language)]
+    if manifest.get("gave_up"):
+        why = escape(visible(manifest["gave_up"]))
+        parts.append(f'<p><b>Ended before {manifest["until"]:,} were kept:</b> {why}</p>')
+    for bar in funnel(rows, manifest["reasons"], REASONS):
+        name, state, *_ = bar
+        row = examples.get((state, name))
+        parts.append(_reason_html(bar, row, rows["in"], language))
+
+    if samples: parts.append(_styled_div(f"{len(samples)} of the rows kept", _GREY + ";margin-top:.8em"))
+    for row in samples:
+        name = short(row.get("id", ""), 40)
+        parts.append(_row_html(row, name, language, COLORS["kept"]))
+    if manifest["calls"]: parts.append(_steps_html(manifest["calls"]))
+    style = "<style>.llmdata-outcome details[open] > summary > .start {display: none}</style>"
+    return f'{style}<div class="llmdata-outcome" style="max-width:76em;line-height:1.45;font-size:13px">{"".join(parts)}</div>'
+
+# %% ../nbs/05b_show.ipynb #e73b049b
+_MARKS = {re.compile(r"\*\*([^*\n]+)\*\*"): r"<b>\1</b>", re.compile(r"(?<![\w*])\*([^*\s][^*\n]*)\*(?![\w*])"): r"<i>\1</i>"}
+
+def _inline_html(text):
+    "Escaped `text` with its code, bold and italic"
+    codes = []
+    def put_aside(match):
+        codes.append(match[1])
+        return f"\0{len(codes) - 1}\0"
+    def bring_back(match): return f"<code>{codes[int(match[1])]}</code>"
+    text = re.sub(r"`([^`\n]+)`", put_aside, text)
+    for mark, tag in _MARKS.items(): text = mark.sub(tag, text)
+    return re.sub("\0(\\d+)\0", bring_back, text)
+
+# %% ../nbs/05b_show.ipynb #2abb97f6
+_FENCE, _ITEM = re.compile(r" {0,3}(`{3,}|~{3,})"), re.compile(r"([ \t]*)([-*+]|\d{1,4}[.)]) +(.*)")
+_HEADING, _QUOTE = re.compile(r"(#{1,6}) +(.*)"), re.compile(r"&gt; ?(.*)")
+_RULE, _TABLE_RULE = re.compile(r"(?:- *){3,}|(?:\* *){3,}|(?:_ *){3,}"), re.compile(r"[\s|:-]*-[\s|:-]*")
+
+def _item_html(item):
+    "An item of a list, as deep as it stood; a number stays as it was written"
+    depth = min(len(item[1].expandtabs(4)) // 2, 8)
+    mark = "•" if item[2] in "-*+" else item[2]
+    return f'<div class="item" dir="auto" style="margin-inline-start:{1.2 * depth:g}em">{mark} {_inline_html(item[3])}</div>'
+
+def _cells_html(line, tag):
+    "A row of a table, whose cells are th or td"
+    texts = line.strip().strip("|").split("|")
+    cells = [f'<{tag} dir="auto">{_inline_html(text.strip())}</{tag}>' for text in texts]
+    return f"<tr>{''.join(cells)}</tr>"
+
+# %% ../nbs/05b_show.ipynb #d476d118
+def _take_lines(lines, stop):
+    "The lines before the first that fits `stop`, taken off the end of `lines`"
+    taken = []
+    while lines and not stop(lines[-1]): taken.append(lines.pop())
+    return taken
+
+def _code_html(fence, lines):
+    "The code up to a line that closes the `fence`"
+    def closes(line):
+        mark = line.strip()
+        return len(mark) >= len(fence) and not mark.strip(fence[0])
+    code = "\n".join(_take_lines(lines, closes))
+    del lines[-1:]  # the closing fence
+    return f'<pre dir="ltr">{code}</pre>'
+
+def _begins_table(line, lines):
+    "Whether `line` is the head of a table: it has cells, and a rule comes next"
+    if "|" not in line or not lines: return False
+    return "|" in lines[-1] and _TABLE_RULE.fullmatch(lines[-1])
+
+def _table_html(head, lines):
+    "A table with its `head`; its lines are those that have cells"
+    del lines[-1:]  # the rule under the head
+    body = _take_lines(lines, lambda line: "|" not in line)
+    rows = [_cells_html(head, "th"), *(_cells_html(line, "td") for line in body)]
+    return f"<table>{''.join(rows)}</table>"
+
+def _ends_paragraph(line):
+    if not line.strip() or "|" in line or line.startswith(("#", "&gt;")): return True
+    return _FENCE.match(line) or _ITEM.match(line)
+
+def _paragraph_html(line, lines):
+    text = "\n".join([line, *_take_lines(lines, _ends_paragraph)])
+    return f'<p dir="auto">{_inline_html(text)}</p>'
+
+# %% ../nbs/05b_show.ipynb #7a31723c
+def _heading_html(heading):
+    level = min(len(heading[1]), 3)
+    return f'<div class="h{level}" dir="auto">{_inline_html(heading[2])}</div>'
+
+def _block_html(line, lines):
+    "The block that begins with `line`; what it needs of the next lines is taken off the end of `lines`"
+    fence, heading = _FENCE.match(line), _HEADING.match(line)
+    item, quote = _ITEM.match(line), _QUOTE.match(line)
+    if fence: return _code_html(fence[1], lines)
+    if _begins_table(line, lines): return _table_html(line, lines)
+    if heading: return _heading_html(heading)
+    if _RULE.fullmatch(line): return "<hr>"
+    if item: return _item_html(item)
+    if quote: return f'<blockquote dir="auto">{_inline_html(quote[1])}</blockquote>'
+    return _paragraph_html(line, lines) if line.strip() else ""
+
+def markdown_html(
+    text: str,
+) -> str:
+    "`text` as HTML with its Markdown (headings, lists, tables, quotes, code, bold, italic) shown, and everything else as text"
+    lines = escape(visible(text)).split("\n")[::-1]  # the next line is the last of the list
+    blocks = []
+    while lines: blocks.append(_block_html(lines.pop(), lines))
+    return "".join(blocks)
 
 # %% ../nbs/05b_show.ipynb #b765a4ce
 def widget_box(
-    children, # widgets
-    says: str # up to 110 characters
+    children: list, # widgets
+    says: str, # up to 110 characters
 ): # a widget
     "A box of `children`, in whose place `says` stands where no widget can be shown, as in a notebook that a command ran"
     from ipywidgets import VBox

@@ -92,3 +92,32 @@ def test_an_address_is_lost_when_it_goes_elsewhere():
 @pytest.mark.parametrize("language", ["te", "ja", "ar", "hi"])
 def test_a_short_text_left_in_latin_script(language):
     assert wrong_script("What is this?", language) and not wrong_script("Python 3", language)
+
+
+RULES_OF = {"translation": (TRANSLATION_RULES, lambda text, **kw: translation_problem("How do plants drink water at night?", text, "it", **kw)),
+            "generation": (GENERATION_RULES, lambda text, **kw: generation_problem(text, "it", **kw))}
+
+@pytest.mark.parametrize("kind", RULES_OF)
+def test_every_rule_has_a_name_of_its_own_by_which_it_is_left_out(kind):
+    rules, problem = RULES_OF[kind]
+    names = [rule_name(rule) for rule in rules]
+    assert len(set(names)) == len(names) and all(name.isidentifier() for name in names)
+    assert problem("Mi dispiace, ma non posso aiutarti.<|im_end|>", without=names) is None
+
+@pytest.mark.parametrize("text, name", [("Mi dispiace, ma non posso aiutarti.", "refusal"), ("Di notte<|im_end|>", "template_leak"), ("molto " * 12, "repetition"),
+                                        ("How do plants drink water at night? I do not know.", "wrong_language")])
+def test_a_rule_left_out_says_nothing_and_the_others_still_do(text, name):
+    reason = generation_problem(text, "it")
+    assert reason and generation_problem(text, "it", without=[name]) != reason
+    assert generation_problem(text, "it", without=[other for other in rule_names() if other != name]) == reason
+
+@pytest.mark.parametrize("without", [["no_such"], ("refusal", ""), "refusal", [None]])
+def test_a_name_that_no_rule_has_is_refused(without):
+    for _, problem in RULES_OF.values():
+        with pytest.raises(ValueError, match="there are truncated, template_leak|expected a list of names"): problem("Ciao", without=without)
+
+def test_a_rule_of_ones_own_needs_no_name():
+    from functools import partial
+    TRANSLATION_RULES.append(partial(lambda word, t: word, "never"))
+    try: assert translation_problem("Why is it so?", "Perché è così?", "it", without=["echo"]) == "never"
+    finally: TRANSLATION_RULES.pop()

