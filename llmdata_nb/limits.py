@@ -225,6 +225,7 @@ def _learn_first_pace(shared, db, now):
     if taken: shared.rate, shared.steady, shared.since, shared.next = taken / span, 0, now, now
     else: shared.rate = shared.steady = shared.since = shared.next = None
 
+# %% ../nbs/03b_limits.ipynb #6add1651
 def _learn_from_refusal(shared, db, sent):
     "The request sent at `sent` was refused: the pace was too much, if it was sent at that pace"
     now = time.time()
@@ -246,6 +247,7 @@ def _lease_times(limiter):
         if room: limiter.permits.extend(_next_times(limiter, db, now))
         else: limiter.full = again
 
+# %% ../nbs/03b_limits.ipynb #ca7a944d
 def _next_times(limiter, db, now):
     "The sending times of the next twentieth of a second, or one where there is a budget or no pace; they count as sent"
     times = [now]
@@ -258,6 +260,7 @@ def _next_times(limiter, db, now):
     db.execute(COUNT, (limiter.url, int(now), len(times)))
     return times
 
+# %% ../nbs/03b_limits.ipynb #2bbd9cc5
 def _budget_room(limiter, db, now):
     "How many requests the budgets still allow, and from when on they allow one"
     room, again = 1_000_000, now
@@ -358,6 +361,7 @@ def _status_text(limiter, now):
     takes = pace(rate, now - since, limiter.steady)
     return f"{limiter.url} takes {takes:.3g} requests/s"
 
+# %% ../nbs/03b_limits.ipynb #ead06b72
 def _pause_seconds(limiter):
     "Seconds until the next request may be tried; 0 for now"
     now = time.time()
@@ -370,6 +374,7 @@ def _pause_seconds(limiter):
     if until <= now + PATIENCE or limiter.wait: return until - now
     raise CallFailed("rate limit", f"{limiter.url} can be asked again at {_clock_text(until)}: {reason}; run again then, or let the run wait (wait=True, --wait)")
 
+# %% ../nbs/03b_limits.ipynb #f9bcdb3a
 def _revival_seconds(limiter):
     "Seconds to wait for a server that seems dead; 0 for one call at a time"
     dead = limiter.breaker.since
@@ -391,6 +396,7 @@ async def _wait_to_send(limiter):
     if limiter.shut and limiter.elsewhere(): raise Elsewhere
     if limiter.shut: raise CallFailed("refused", limiter.shut)
 
+# %% ../nbs/03b_limits.ipynb #74a4c289
 async def _take_permit(limiter):
     "Wait for the next sending time, in the order of coming, and for a pause that comes meanwhile"
     async with limiter.line:

@@ -72,6 +72,7 @@ def _parsed_url(url):
         raise ValueError(f"model {url!r}: expected an address such as http://host:8000/v1, and this is none")
     return parsed
 
+# %% ../nbs/04_models.ipynb #08bf5787
 def _at_url(reference, url, model):
     return Endpoint(reference, url.rstrip("/"), model, _key_for_url(_parsed_url(url)))
 
@@ -164,6 +165,7 @@ def _repaired_values(text):
     value = loads(text[start:])
     return value if isinstance(value, list) else [value]
 
+# %% ../nbs/04_models.ipynb #ad025e74
 def read_json(text: str, keys: list[str]) -> dict:
     "The last object in `text` that has all `keys`; a broken one is repaired (json_repair); ValueError when there is none"
     def has_keys(value): return isinstance(value, dict) and all(key in value for key in keys)
@@ -187,6 +189,7 @@ def _error_message(text):
     error = error["error"]
     return str(error.get("message", error) if isinstance(error, dict) else error)
 
+# %% ../nbs/04_models.ipynb #f78abc89
 def _failed_answer(status, headers, data, key):
     "The CallFailed for an answer that is none; in one line, and without the key where the server repeats that"
     text = _error_message(data.decode(errors="replace"))
@@ -201,6 +204,7 @@ def authorization(endpoint: Endpoint) -> dict:
     "The header with the key of `endpoint`, where it has one; a key goes nowhere else"
     return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
 
+# %% ../nbs/04_models.ipynb #b70644aa
 async def post(
     session,            # aiohttp.ClientSession
     endpoint: Endpoint,
@@ -223,6 +227,7 @@ async def post(
     if not answer: raise _failed_answer(response.status, response.headers, data, endpoint.key)
     return answer
 
+# %% ../nbs/04_models.ipynb #09b22f0a
 def _as_completion(data):
     "The decoded answer, in the form of a completion; None when it is none"
     try: answer = json.loads(data)
@@ -244,6 +249,7 @@ def _ollama_request(endpoint, body):
     url = endpoint.url.removesuffix("/v1") + "/api/generate"
     return url, dict(model=model, prompt=prompt, raw=True, stream=False, options=options)
 
+# %% ../nbs/04_models.ipynb #06cf4f4d
 def _from_ollama(answer):
     if not isinstance(answer.get("response"), str): return None
     choice = dict(text=answer["response"], finish_reason=answer.get("done_reason"))
@@ -290,6 +296,7 @@ def _choice_text(choice):
     if isinstance(text, list): text = "".join(part.get("text", "") for part in text)
     return text
 
+# %% ../nbs/04_models.ipynb #089b6bab
 def _usage_and_cost(answer, endpoint):
     "The tokens of an answer, None where they are not reported, and what they cost"
     reported = answer.get("usage") or {}
@@ -307,6 +314,7 @@ def _read_logprobs(choice):
     if not content: return None
     return [[place["token"], _likely_tokens(place)] for place in content]
 
+# %% ../nbs/04_models.ipynb #2b38ce79
 def _likely_tokens(place):
     "Token → log-probability, of those with a probability over 0.001"
     tokens = place.get("top_logprobs") or [place]
@@ -347,6 +355,7 @@ class Ledger:
         values = [line[column] for line in self.lines.values()]
         return None if None in values else sum(values)
 
+# %% ../nbs/04_models.ipynb #245646aa
 def _empty_line(step, model):
     counts = dict.fromkeys((*_REQUESTS, *_USAGE), 0)
     return dict(step=step, model=model, **counts, seconds=0.0, usd=0.0)
@@ -371,6 +380,7 @@ async def check_endpoint(session, endpoint: Endpoint) -> list:
     names = {endpoint.model, endpoint.model.partition(":")[0], endpoint.model + ":latest"}
     return [] if names & set(listed) else listed
 
+# %% ../nbs/04_models.ipynb #7d43b868
 def _listed_models(data):
     try: return [model["id"] for model in json.loads(data)["data"]]
     except (ValueError, KeyError, TypeError): return []  # no list
@@ -488,6 +498,7 @@ class Budget:
         self.unknown = self.unknown or cost is None
         self.dearest = max(self.dearest or 0, cost or 0)
 
+# %% ../nbs/04_models.ipynb #f09d6299
 def _cost_in(unit, reply):
     "What `reply` cost in the unit of a budget, or None where that is not known"
     if unit == "calls": return 1
@@ -527,6 +538,7 @@ class Call:
         _check_strings(value, self.schema)
         return value
 
+# %% ../nbs/04_models.ipynb #101f394d
 def _check_strings(value, schema):
     for name, spec in schema["properties"].items():
         if spec.get("type") != "string" or name not in value: continue
@@ -543,6 +555,7 @@ def _make_limiters(models, store, concurrency, limits):
         limiters[server.url] = Limiter(server.url, store, most, names, **limits)
     return limiters
 
+# %% ../nbs/04_models.ipynb #da579f1a
 class Calls:
     "What all calls of a run have in common"
     def __init__(self,
@@ -636,6 +649,7 @@ async def _answer_call(ask, call):
         del ask.flying[key]
         flight.set_result(None)
 
+# %% ../nbs/04_models.ipynb #5d80f696
 async def _answer_with_logprobs(ask, call, logprobs):
     "As `_answer_call`; an endpoint that refuses to give log-probabilities is not asked for them again"
     identity = call.endpoint.identity
@@ -647,6 +661,7 @@ async def _answer_with_logprobs(ask, call, logprobs):
     ask.without_logprobs.add(identity)
     return await _answer_call(ask, call)
 
+# %% ../nbs/04_models.ipynb #55a5dca1
 async def _pay_for(ask, call, key):
     "The reply to a call that is not stored: paid for, once more where the first answer cannot be read"
     await ask.check()
@@ -672,6 +687,7 @@ async def _check_endpoints(ask):
             if listed and identity in chat_models: await _ask_for_a_word(ask, model, listed)
         ask.checked = True
 
+# %% ../nbs/04_models.ipynb #3c116ca0
 async def _ask_for_a_word(ask, endpoint, listed):
     "EndpointError when the server refuses a model that is not `listed`"
     body = dict(messages=[{"role": "user", "content": "Hi"}], temperature=0.0, max_tokens=1, seed=0)
@@ -700,6 +716,7 @@ def _replay_stored(ask, call, key):
     if ask.store.use(stored): _book_request(ask, call, usage, reply.cost, stored["seconds"] or 0, replayed=1)
     return reply
 
+# %% ../nbs/04_models.ipynb #906921fd
 def _book_earlier(ask, call, key):
     "Book the requests for `call` that failed in earlier runs"
     ask.attempted[key] = True
@@ -727,6 +744,7 @@ async def _pay_once(ask, call, key, last):
     if failed or bug: raise failed or bug
     return reply
 
+# %% ../nbs/04_models.ipynb #458b67a3
 def _read_value(call, reply):
     "Read the value into `reply`; the CallFailed when it cannot be read, and what a bug in the recipe's `parse` raised"
     try: reply.parsed = call.read(reply)
@@ -767,6 +785,7 @@ async def _send_call(ask, call, key):
             if call.endpoint.identity not in ask.forms: return await _send_in_form(ask, call, key, body)
     return await _send_in_form(ask, call, key, body)
 
+# %% ../nbs/04_models.ipynb #10aa9c60
 async def _send_in_form(ask, call, key, body):
     "As `_send_call`, in the strictest form of structured output that is not refused"
     identity = call.endpoint.identity
@@ -797,6 +816,7 @@ async def _check_servers(ask, endpoint):
         elif have_it and result: limiter.shut = f"{server.url} does not list {server.model!r}, and other servers do"
     return [] if have_it else reached[0]
 
+# %% ../nbs/04_models.ipynb #7931e11a
 def _choose_server(ask, endpoint, failed_at):
     "The server for the next request; `failed_at` are those that failed it"
     if not endpoint.servers: return endpoint
@@ -820,6 +840,7 @@ async def _take_back(ask, server, breaker):
         await check_endpoint(ask.session, server)
         breaker.heard()
 
+# %% ../nbs/04_models.ipynb #57a17e4f
 async def _enter_server(ask, endpoint, failed_at):
     "The server for a request, and its limiter, which has let it through"
     while True:
@@ -859,6 +880,7 @@ async def _send_until_answered(ask, call, key, body):
         if pause is None: raise failed
         await asyncio.sleep(pause)
 
+# %% ../nbs/04_models.ipynb #754bda67
 def _others_may_take(endpoint, failed, failed_at):
     "Whether a server of the fleet is left that has not refused the call for its key, its account or its models"
     asked = {server.url for server in failed_at}
@@ -868,6 +890,7 @@ def _account_empty(failed):
     quota = re.search("insufficient_quota|exceeded your current quota|billing", failed.message)
     return failed.status == 402 or failed.status == 429 and quota
 
+# %% ../nbs/04_models.ipynb #cf20fb0f
 def _report_failure(limiter, failed, sent):
     "Tell the limiter how the request went"
     status, seconds = failed.status, failed.seconds
@@ -880,6 +903,7 @@ def _report_failure(limiter, failed, sent):
     if no_answer: limiter.breaker.failed(*sent)
     else: limiter.breaker.heard()
 
+# %% ../nbs/04_models.ipynb #250b4ec6
 def _retry_pause(failed, tries):
     "Seconds after which a request is sent again, or None"
     too_much = failed.status in _TOO_MUCH

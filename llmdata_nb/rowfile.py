@@ -30,6 +30,7 @@ def _kind_of_all(values):
     for value in values: joined = join(joined, kind(value))
     return joined
 
+# %% ../nbs/05a_rowfile.ipynb #80bf30c1
 def join(a, b):
     "The type that holds values of both types"
     if a == b or b is None: return a
@@ -51,6 +52,7 @@ def _is_text(kind):
     if isinstance(kind, dict): return not kind or any(_is_text(inner) for inner in kind.values())
     return kind == "mixed"
 
+# %% ../nbs/05a_rowfile.ipynb #f1ff6857
 def _arrow_type(kind):
     import pyarrow as pa
     if kind == ("list", None): return pa.list_(pa.string())  # Arrow's JSON reader fails on lists of nulls
@@ -66,6 +68,7 @@ def _arrow_type(kind):
         "str": pa.string()}
     return simple_types[kind]
 
+# %% ../nbs/05a_rowfile.ipynb #fe3d447d
 def _arrow_schema(kinds):
     import pyarrow as pa
     fields = []
@@ -99,6 +102,7 @@ def _no_such_reason(rows, reason):
     listed = "; ".join(f"{group} ({n})" for group, n in counts.most_common(20))
     return ValueError(f"no row has the reason {reason!r}; the reasons here: {listed or 'none, for there is no row'}")
 
+# %% ../nbs/05a_rowfile.ipynb #d679c055
 class Rows(list):
     "A list of rows with a `reason`; `rows(\"instruction: judged low\")` gives those of that reason"
     def __call__(self, reason: str) -> list: return _add_matching(self, reason, [])
@@ -116,6 +120,7 @@ def _simple_values(row):
         simple_row[str(name)] = value if simple else str(value)
     return simple_row
 
+# %% ../nbs/05a_rowfile.ipynb #7b15463d
 def json_line(row: dict) -> bytes:
     "`row` as one line of JSON; what JSON does not know is written as text"
     try: text = json.dumps(row, ensure_ascii=False, default=_json_default)
@@ -129,6 +134,7 @@ def _with_texts(line, columns):
         if row.get(name) is not None: row[name] = json.dumps(row[name], ensure_ascii=False)
     return json_line(row)
 
+# %% ../nbs/05a_rowfile.ipynb #60fa47a5
 def _arrow_table(lines, kinds):
     "An Arrow table of the JSON `lines`"
     import pyarrow as pa, pyarrow.json as pj
@@ -168,6 +174,7 @@ class _ParquetFile:
         self.writer.close()
         self.unfinished.replace(self.path)
 
+# %% ../nbs/05a_rowfile.ipynb #6644b93a
 class _Spool:
     "Lines in a temporary file without a name, which vanishes with the process"
     def __init__(self, folder):

@@ -30,6 +30,7 @@ def _raise_exception(message):
     from jinja2.exceptions import TemplateError
     raise TemplateError(message)
 
+# %% ../nbs/04a_templates.ipynb #45786565
 def _to_json(value, ensure_ascii=False, **form): return json.dumps(value, ensure_ascii=ensure_ascii, **form)
 
 @cache
@@ -82,6 +83,7 @@ def pre_query(
     folded = first | {"content": f"{system}\n\n{first['content']}"}
     return _around_user(chat_template, [folded, *rest], variables)[0]
 
+# %% ../nbs/04a_templates.ipynb #44e90e2a
 def _with_system(chat_template, messages, variables):
     "The prefix, or None where the template refuses a system message or leaves it out"
     try: before = _around_user(chat_template, messages, variables)[0]
@@ -107,6 +109,7 @@ def stops(
     found = [*words, *tokens, variables.get("eos_token"), *line_end]
     return list(dict.fromkeys(text for text in found if text))
 
+# %% ../nbs/04a_templates.ipynb #eb44cd0d
 def _is_stop(token, variables): return "think" not in token and token != variables.get("bos_token")
 
 # %% ../nbs/04a_templates.ipynb #9c065225
@@ -155,6 +158,7 @@ def _gguf_text(file):
     (length,) = _read_numbers(file, "<Q")
     return file.read(length).decode("utf-8", "replace")
 
+# %% ../nbs/04a_templates.ipynb #694d84b9
 def _gguf_value(file, kind):
     "A text, a whole number of four bytes, a list of texts; anything else is passed over"
     if kind == _TEXT: return _gguf_text(file)
@@ -163,6 +167,7 @@ def _gguf_value(file, kind):
     if kind == _TEXT: return [_gguf_text(file) for _ in range(n)]
     file.seek(n * _SIZES[kind], 1)
 
+# %% ../nbs/04a_templates.ipynb #087da9f6
 def _gguf_metadata(path):
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF": raise ValueError(f"{path}: not a GGUF file")
@@ -174,6 +179,7 @@ def _gguf_metadata(path):
             metadata[key] = _gguf_value(file, kind)
     return metadata
 
+# %% ../nbs/04a_templates.ipynb #644e9ab0
 def _from_gguf(path):
     metadata = _gguf_metadata(path)
     if _CHAT not in metadata: raise ValueError(f"{path}: no {_CHAT} among its metadata; give the template as a file")
@@ -196,6 +202,7 @@ def read_template(
     if path.is_file() and own_jinja: return ChatTemplate(path.read_text(encoding="utf-8"), source=str(path))
     return _from_tokenizer_files(source, path)
 
+# %% ../nbs/04a_templates.ipynb #15c68c6f
 def _from_tokenizer_files(source, path):
     "The template in a tokenizer's files: in the folder `path`, in that of the file `path`, or on the Hub"
     folder = path.parent if path.is_file() else path
@@ -212,6 +219,7 @@ def _tokenizer_file(source, folder, name):
     path = folder/name
     return path.read_text(encoding="utf-8") if path.exists() else None
 
+# %% ../nbs/04a_templates.ipynb #533cebce
 def _hub_text(repo, name):
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -225,6 +233,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     "Refuses to go on to another address, which would get the key"
     def redirect_request(self, *_): return None
 
+# %% ../nbs/04a_templates.ipynb #ec65d180
 def fetch(
     endpoint: Endpoint,
     path: str,          # such as /props: beside /v1, not in it
@@ -254,6 +263,7 @@ def find_template(
     if not _HUB_ID.fullmatch(name): raise ValueError(f"model {endpoint.name!r}: its server does not tell its chat template, and {name!r} is no name on the Hub; name the template: a .jinja, .gguf or tokenizer_config.json file, or a Hub id")
     return read_template(name)
 
+# %% ../nbs/04a_templates.ipynb #3980169b
 def _served_template(endpoint):
     "The template that a llama.cpp server serves, or None"
     props = fetch(endpoint, "/props") or {}
