@@ -66,7 +66,7 @@ async def _answered(row, ask, language, generators, answers, temperature, max_to
     replies = await together(respond(prompt, ask, language, temperature, max_tokens, sample=i % answers, role=role) for i, role in enumerate(named))
     row["messages"], row["responses"], row["models"], row["left_out"] = prompt, [human], ["human"], []
     for role, (text, reason) in zip(named, replies):
-        model = ask.models.get(role, ask.models["default"]).name
+        model = ask.endpoint(role).name
         problem = "empty" if not text else truncated(text, reason) or (in_language and language_problem(text, code)) or ("as another answer" if text in row["responses"] else None)
         if problem: row["left_out"] = [*row["left_out"], {"model": model, "reason": problem}]
         else: row["responses"], row["models"] = [*row["responses"], text], [*row["models"], model]

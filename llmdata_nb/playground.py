@@ -40,7 +40,7 @@ class _Watched:
 
     async def _tell(self, do, request, options, step, role):
         role, mine, above = options.get("role", role), Ledger(), row_ledger.get()
-        call = dict(row=self._row, step=options.get("step", step), role=role, model=self._ask.models.get(role, self._ask.models["default"]).name, request=copy.deepcopy(request), raw=step == "complete",
+        call = dict(row=self._row, step=options.get("step", step), role=role, model=self._ask.endpoint(role).name, request=copy.deepcopy(request), raw=step == "complete",
                     options={k: v for k, v in options.items() if k in ("temperature", "max_tokens", "seed", "sample", "stop", "top_p") and v not in (None, []) and (k, v) != ("sample", 0)}, answer="", unread=[], parsed=None, finish_reason=None, error=None, done=False)
         if parse := options.get("parse"): options = options | {"parse": lambda text: _try(parse, text, call["unread"])}
         self._asked(call)

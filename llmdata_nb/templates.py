@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from .models import Endpoint
+from .models import Endpoint, authorization
 
 # %% ../nbs/04a_templates.ipynb #e987b132
 TODAY = datetime(2026, 1, 1)
@@ -240,8 +240,7 @@ def fetch(
     body: dict = None,  # sent as JSON, where there is one
 ) -> dict | None:
     "What a server that speaks more than the common protocol answers at `path`; None where it does not know it"
-    headers = {"Content-Type": "application/json"}
-    if endpoint.key: headers["Authorization"] = f"Bearer {endpoint.key}"
+    headers = {"Content-Type": "application/json"} | authorization(endpoint)
     data = json.dumps(body).encode() if body else None
     request = urllib.request.Request(endpoint.url.removesuffix("/v1") + path, data, headers)
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))  # no proxy gets the key either

@@ -9,9 +9,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for p in (ROOT / "llmdata_nb").glob("*.py") if p.name != "_modidx.py")
 NBS = sorted(p for folder in ("", "pipelines", "tutorials") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
 LONGEST = 60  # lines of a code cell
-LONG = {("04_models", "class Ask"): "one call's way from the store to the network and back",
-        ("28_shares", "class Share(Limiter)"): "one limiter, as in 03b_limits",
-        ("23_playground", "def _prompt_panel"): "a widget, whose parts share what is edited",
+LONG = {("23_playground", "def _prompt_panel"): "a widget, whose parts share what is edited",
         ("23_playground", "def playground"): "a widget, whose parts share the rows and the run"}  # notebook and definition → why it stays whole
 
 
