@@ -166,15 +166,23 @@ class _ParquetFile:
         if self.stale or not lines or not kinds: return  # the writer fails on an empty block
         self.writer.write_table(_arrow_table(lines, kinds))
 
-    def begin_again(self):
+    def write_again(self, blocks, kinds):
+        "Write the file once more, with the types that hold all rows"
         self.writer.close()
         self.writer, self.stale = None, False
+        for lines in blocks: self.write(lines, kinds)
 
     def finish(self):
         self.writer.close()
         self.unfinished.replace(self.path)
 
 # %% ../nbs/05a_rowfile.ipynb #6644b93a
+def _made_folder(path):
+    "The folder of the file at `path`, made when missing; None for no file"
+    if not path: return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent
+
 class _Spool:
     "Lines in a temporary file without a name, which vanishes with the process"
     def __init__(self, folder):
@@ -218,29 +226,23 @@ class RowFile(Sequence):
 
     def _flush_block(self):
         "Move the rows in memory to the files"
-        if not self.spool: self.spool = _Spool(self._made_folder())
+        if not self.spool: self.spool = _Spool(_made_folder(self.path))
         if self.parquet: self.parquet.write(self.lines, self.kinds)
         self.spool.extend(self.lines)
         self.block, self.lines = [], []
 
-    def _made_folder(self):
-        if not self.path: return None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.path.parent
-
     def close(self) -> None:
         "Finish the Parquet file, if there is one"
         if not self.parquet: return
-        self._made_folder()
+        _made_folder(self.path)
         self.parquet.write(self.lines, self.kinds)
-        if self.parquet.stale: self._write_again()
+        if self.parquet.stale: self.parquet.write_again(self._blocks(), self.kinds)
         self.parquet.finish()
 
-    def _write_again(self):
-        self.parquet.begin_again()
+    def _blocks(self):
         for start in range(0, len(self), BLOCK):
             end = min(start + BLOCK, len(self))
-            self.parquet.write([self._line_at(i) for i in range(start, end)], self.kinds)
+            yield [self._line_at(i) for i in range(start, end)]
 
     def _line_at(self, i):
         spooled = self._spooled()

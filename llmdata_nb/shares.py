@@ -174,11 +174,9 @@ class Share(Limiter):
     "A worker's part of the limits of a base URL"
     def __init__(self, url, name, most, actor, worker, **limits):
         super().__init__(url, None, most, **limits)
-        self.actor, self.worker, self.most = actor, worker, most
-        self.name = name                   # by which the actor knows the base URL
+        self.actor, self.worker, self.most, self.name = actor, worker, most, name  # by its `name` the actor knows the base URL
         self.sent, self.refusals = [], []  # what is still to be reported
-        self.talk = None                   # the task that keeps in touch
-        self.ahead = None                  # the sending times that were asked for ahead
+        self.talk, self.ahead = None, None # the task that keeps in touch; the sending times that were asked for ahead
         self.shift = 0.0                   # this clock less the actor's
 
     async def __aenter__(self):
