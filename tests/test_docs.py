@@ -9,8 +9,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for p in (ROOT / "llmdata_nb").glob("*.py") if p.name != "_modidx.py")
 NBS = sorted(p for folder in ("", "pipelines", "tutorials") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
 LONGEST = 60  # lines of a code cell
-LONG = {("23_playground", "def _prompt_panel"): "a widget, whose parts share what is edited",
-        ("23_playground", "def playground"): "a widget, whose parts share the rows and the run"}  # notebook and definition → why it stays whole
+LONG = {}  # (notebook, definition) → why it stays whole; none does
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda p: p.stem)
