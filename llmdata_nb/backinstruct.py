@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from .agreement import share
-from .checks import scripts_of, check_rule_names, detect_language, echo
+from .checks import check_rule_names, detect_language, echo, scripts_of
 from .dedup import near_duplicates, normalise
 from .generation import instruction_problem, sanitise
 from .judge import check_score, rate, rubric

@@ -62,7 +62,7 @@ def test_bad_requests_have_a_reason_and_no_judge_is_paid(asked, reason):
 
 def test_checks_left_out_by_name():
     asked = "What did the miller of the three villages write down?"
-    outcome, _ = made(lambda b: answer(b, asked=asked), direct=True, skip_checks=("wrong_language", "doubtful_language"))
+    outcome, _ = made(lambda b: answer(b, asked=asked), direct=True, skip_checks=("wrong_language", "doubtful_language", "switches_language"))
     assert len(outcome.kept) == 12
     outcome, bodies = made(direct=True, skip_checks=("wrong",))
     assert "no check is named 'wrong'" in outcome.failed[0]["reason"] and not bodies
