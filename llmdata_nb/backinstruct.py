@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from .agreement import share
-from .checks import _scripts_of, detect_language, echo
+from .checks import scripts_of, detect_language, echo
 from .dedup import near_duplicates, normalise
 from .generation import instruction_problem, sanitise
 from .judge import check_score, rate, rubric
@@ -117,7 +117,7 @@ def _copies_answer(instruction, response):
 
 def _foreign_word(instruction, response, code):
     "A word of `instruction` in Latin letters that `response` has not, where the language `code` has other letters"
-    if "Latn" in _scripts_of(code): return None
+    if "Latn" in scripts_of(code): return None
     theirs = normalise(response)
     words = re.findall(r"[A-Za-z]{4,}", normalise(instruction))
     return next((word for word in words if word not in theirs), None)
