@@ -6,7 +6,7 @@
 __all__ = ['OUTCOMES', 'plot_margins', 'position_bias', 'plot_outcomes', 'plot_judged_by_length', 'plot_min_scores',
            'plot_figures', 'plot_agreement', 'plot_sweep', 'plot_models']
 
-# %% ../nbs/21e_judge_plots.ipynb #57014b9d
+# %% ../nbs/21e_judge_plots.ipynb #e9f08d88
 from collections import Counter
 from itertools import pairwise
 from math import ceil, inf
@@ -19,7 +19,7 @@ from .figures import (
 from .languages import language as find_language
 from .rerank import outcome_rates
 
-# %% ../nbs/21e_judge_plots.ipynb #38ac32f6
+# %% ../nbs/21e_judge_plots.ipynb #d4ea3f34
 OUTCOMES = dict(kept=COLORS["kept"], swapped=COLORS["swapped"], ranked=COLORS["kept"], tie=COLORS["other"])
 
 def _judged_pairs(rows):
@@ -31,6 +31,7 @@ def _judged_pairs(rows):
         if len(scores) == 2 and None not in scores: pairs.append(row)
     return pairs
 
+# %% ../nbs/21e_judge_plots.ipynb #267c9214
 def _count_margins(pairs, outcome):
     "How many of the `pairs` with that `outcome` have each margin, to the nearest half"
     count = Counter()
@@ -41,7 +42,7 @@ def _count_margins(pairs, outcome):
         count[margin] += 1
     return count
 
-# %% ../nbs/21e_judge_plots.ipynb #e98c8288
+# %% ../nbs/21e_judge_plots.ipynb #6bc081fc
 def plot_margins(
     rows: list # kept and dropped rows of `rerank`, with `outcome` and `scores`
 ): # a matplotlib Figure
@@ -66,7 +67,7 @@ def plot_margins(
     legend_right(ax)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #e42f1a97
+# %% ../nbs/21e_judge_plots.ipynb #dba3d584
 def _first_place_wins(pairs):
     "Whether the answer in the first place was rated higher, for each order of each of the `pairs` with two scores that differ"
     wins = []
@@ -76,6 +77,7 @@ def _first_place_wins(pairs):
             if first != second: wins.append(first > second)
     return wins
 
+# %% ../nbs/21e_judge_plots.ipynb #db17461f
 def _order_counts(rows):
     "`(what, hits, of how many)` of the two orders"
     pairs = [row for row in _judged_pairs(rows) if len(row["scores_by_order"]) == 2]
@@ -84,7 +86,7 @@ def _order_counts(rows):
     return [("the first place was rated higher (50 % is fair)", sum(wins), len(wins)),
             ("the two orders came to different results", differ, len(pairs))]
 
-# %% ../nbs/21e_judge_plots.ipynb #738b1df4
+# %% ../nbs/21e_judge_plots.ipynb #93d167ab
 def position_bias(
     rows: list # kept and dropped rows of `rerank`, of which both orders were asked
 ) -> list: # a table's records
@@ -97,17 +99,18 @@ def position_bias(
         records.append({"": text, "share": share, "interval of 95 %": interval, "of": n})
     return records
 
-# %% ../nbs/21e_judge_plots.ipynb #b69eefa7
+# %% ../nbs/21e_judge_plots.ipynb #67f57d65
 def _share_line(name, hits, n):
     "`(name with its n, share, low, high)` of `hits` in `n`, for `draw_intervals`"
     low, high = wilson(hits, n)
     return with_count(name, n), hits / n, low, high
 
+# %% ../nbs/21e_judge_plots.ipynb #3c9881ae
 def _rate_line(rate):
     "The same for an outcome, as from `outcome_rates`"
     return with_count(rate["outcome"], rate["rows"]), rate["share"], rate["low"], rate["high"]
 
-# %% ../nbs/21e_judge_plots.ipynb #c0fffaea
+# %% ../nbs/21e_judge_plots.ipynb #9efd8306
 def plot_outcomes(
     rows: list # kept and dropped rows of `rerank`
 ): # a matplotlib Figure
@@ -125,7 +128,7 @@ def plot_outcomes(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #f580ac25
+# %% ../nbs/21e_judge_plots.ipynb #e69c7584
 def _longer_wins(rows):
     "`(how many times as long, whether it was rated higher)` for the longer answer of each pair whose answers differ in both"
     wins = []
@@ -137,6 +140,7 @@ def _longer_wins(rows):
         wins.append((ratio, high > low))
     return wins
 
+# %% ../nbs/21e_judge_plots.ipynb #0d77840d
 def _wins_by_ratio(wins):
     "`(name, [whether the longer one was rated higher])` for each span of ratios that occurs"
     ends = [1, 1.1, 1.25, 1.5, 2, 3, inf]
@@ -147,7 +151,7 @@ def _wins_by_ratio(wins):
         if some: groups.append((name, some))
     return groups
 
-# %% ../nbs/21e_judge_plots.ipynb #c72f6834
+# %% ../nbs/21e_judge_plots.ipynb #48b1c52d
 def plot_judged_by_length(
     rows: list # kept and dropped rows of `rerank`, with `outcome`, `scores` and `responses`
 ): # a matplotlib Figure
@@ -166,9 +170,10 @@ def plot_judged_by_length(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #2428d560
+# %% ../nbs/21e_judge_plots.ipynb #6755aaf6
 def _values(records, key): return [record[key] for record in records]
 
+# %% ../nbs/21e_judge_plots.ipynb #bb949d97
 def _threshold_lines(swept, read):
     "`(name, style, color, values)` of each line of `plot_min_scores`; people read `read` rows"
     precision = [each["precision"]["value"] for each in swept]
@@ -178,12 +183,13 @@ def _threshold_lines(swept, read):
             ("kept requests that repeat another", "^:", COLORS["failed"], _values(swept, "repeated")),
             (good, "D-.", "black", precision)]
 
+# %% ../nbs/21e_judge_plots.ipynb #4c6f760d
 def _left_share_axis(ax, low):
     "An axis of shares at the left of `ax`, from `low` (a little below 0 leaves room for a line at 0)"
     ax.set(ylim=(low, 1.05))
     write_ticks(ax.yaxis, [0, 0.5, 1])
 
-# %% ../nbs/21e_judge_plots.ipynb #c8eca958
+# %% ../nbs/21e_judge_plots.ipynb #a10e5052
 def plot_min_scores(
     rows: list, # kept and dropped rows of `back_instruct`, with `alignment_score`
     good: dict = {} # id → whether people found the pair good, where some looked
@@ -212,7 +218,7 @@ def plot_min_scores(
     legend_below(figure, ax, columns=2, fontsize=9)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #acf4fbf6
+# %% ../nbs/21e_judge_plots.ipynb #15c43d3b
 def _figure_lines(calibration):
     "`(name, value, low, high)` of each figure of a `calibration` that has a value"
     figures = dict(calibration.figures)
@@ -223,6 +229,7 @@ def _figure_lines(calibration):
 
 def _figure_line(name, figure): return with_count(name, figure["n"]), figure["value"], figure["low"], figure["high"]
 
+# %% ../nbs/21e_judge_plots.ipynb #5a1a7259
 def plot_figures(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
@@ -240,23 +247,25 @@ def plot_figures(
     set_title(figure, f"Judge against people, {len(calibration.rows):,} rows: {label(verdict, 50)}")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #7af1d75e
+# %% ../nbs/21e_judge_plots.ipynb #7e55b33b
 def _verdict_name(verdict, preference):
     "A `verdict` as text; that of a `preference` is the number of an answer, from 0"
     if isinstance(verdict, str): return verdict
     return f"answer {verdict + 1}" if preference else f"{verdict:g}"
 
+# %% ../nbs/21e_judge_plots.ipynb #8b66705d
 def _in_order(verdicts):
     "The `verdicts` sorted: numbers first, then words"
     return sorted(verdicts, key=lambda verdict: (isinstance(verdict, str), verdict))
 
+# %% ../nbs/21e_judge_plots.ipynb #5c98e804
 def _count_cells(counts, row, columns):
     "The cells of a `row`: how often it was met with each of the `columns`, and that as a share of the most frequent pair"
     most = max(counts.values())
     numbers = [counts[row, column] for column in columns]
     return [(n / most, f"{n:,}") for n in numbers]
 
-# %% ../nbs/21e_judge_plots.ipynb #837fc775
+# %% ../nbs/21e_judge_plots.ipynb #f9dbf314
 def plot_agreement(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
@@ -276,7 +285,7 @@ def plot_agreement(
     set_title(figure, f"What people and the judge said of {len(judged_rows):,} rows")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #20492bcf
+# %% ../nbs/21e_judge_plots.ipynb #038ecae0
 def _draw_sweep(ax, swept):
     "What each threshold of `swept` would keep, and how many good rows would be among them"
     thresholds, keep_rates = _values(swept, "threshold"), _values(swept, "keep_rate")
@@ -287,12 +296,13 @@ def _draw_sweep(ax, swept):
     low, high = _values(read, "precision_low"), _values(read, "precision_high")
     ax.fill_between(scores, low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
 
+# %% ../nbs/21e_judge_plots.ipynb #4ded6b71
 def _few_thresholds(swept):
     "At most nine of the thresholds, the lowest among them"
     step = ceil(len(swept) / 9)
     return _values(swept[::step], "threshold")
 
-# %% ../nbs/21e_judge_plots.ipynb #da5ebe9b
+# %% ../nbs/21e_judge_plots.ipynb #55c57c94
 def plot_sweep(
     calibration # of scores, as from `judge.calibrate`
 ): # a matplotlib Figure
@@ -312,12 +322,13 @@ def plot_sweep(
     legend_below(figure, first)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #72182355
+# %% ../nbs/21e_judge_plots.ipynb #f75fac6f
 def _has_ratings(row):
     "Whether the judge rated each of the answers of `row`"
     scores = row.get("scores") or row.get("judge_scores") or [None]
     return None not in scores
 
+# %% ../nbs/21e_judge_plots.ipynb #95f5745f
 def plot_models(
     rows: list,   # judged by `aya_preferences`
     language: str # of the answers: a code or a name
