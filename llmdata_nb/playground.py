@@ -29,7 +29,7 @@ _SHOWN_OPTIONS = ("temperature", "max_tokens", "seed", "sample", "stop", "top_p"
 def _new_call(ask, row_id, kind, request, options):
     "What is known of a call before it is made; `kind` is ask, complete or embed"
     role = options.get("role", "embedder" if kind == "embed" else "default")
-    model = ask.models.get(role, ask.models["default"])
+    model = ask.endpoint(role)
     shown = {name: value for name, value in options.items() if name in _SHOWN_OPTIONS and value not in (None, [])}
     if shown.get("sample") == 0: del shown["sample"]
     return dict(row=row_id, step=options.get("step", kind), role=role, model=model.name, options=shown,
