@@ -185,10 +185,12 @@ CALL_COLUMNS = {  # key in the manifest's `calls` → head of its column
     "completion_tokens": "completion tokens",
     "seconds": "seconds"}
 
+# %% ../nbs/21_export.ipynb #b0c8a707
 def _number_text(number):
     if number is None: return "unknown"
     return f"{number:,.1f}" if isinstance(number, float) else f"{number:,}"
 
+# %% ../nbs/21_export.ipynb #339b74d1
 def _column_total(calls, column):
     "The sum of a `column`, None where a part of it is not known"
     values = [call[column] for call in calls]
@@ -244,6 +246,7 @@ def _named_messages(row):
         if isinstance(row.get(side), list): named += [(side, m) for m in row[side]]
     return named
 
+# %% ../nbs/21_export.ipynb #1e2a42f4
 def _cut_text(text, longest):
     if len(text) <= longest: return text
     return f"{text[:longest]}… ({len(text) - longest:,} more characters)"
@@ -277,6 +280,7 @@ def _verdicts_by_column(rows):
     orders = [order for row in rows for order in row.get("scores_by_order") or []]
     return columns | {"score": [score for order in orders for score in order]}
 
+# %% ../nbs/21_export.ipynb #ba743c3f
 def judge_warnings(
     rows: Sequence, # kept and dropped
     min_score: float | None = None # the lowest score of a row that is kept
@@ -306,6 +310,7 @@ def _who_decided(kept):
     return (f"{deciders['people']:,} of {len(kept):,} rows were decided by people, {len(people):,} in all; "
             f"{deciders['judge']:,} by a judge, a language model; {deciders['recipe']:,} unread, for the person's answer.")
 
+# %% ../nbs/21_export.ipynb #8ee3553e
 def _readers(kept, dropped):
     "Who read the rows: people and a judge where people decided some of them"
     if not any(row.get("decided_by") for row in kept): return [_who_read(kept, dropped)]
@@ -321,6 +326,7 @@ def _judged_pairs(kept):
     columns = ("outcome", "position_consistent")
     return [{column: row.get(f"judge_{column}") for column in columns} for row in left]
 
+# %% ../nbs/21_export.ipynb #3666b56a
 def _limits_of_order(pairs):
     "What the order of the answers did to the verdicts, and how many are ties, in one bullet"
     both_orders = [pair for pair in pairs if pair.get("position_consistent") is not None]
@@ -340,6 +346,7 @@ def _limits_of_small_model(manifest):
     does = recipe_record(manifest["recipe"]).small_model
     return [f"A small model embedded in llmdata_nb was used. The default one, Qwen2.5-Coder 1.5B, {does}. It shows the method; do not train on its rows without reading them."]
 
+# %% ../nbs/21_export.ipynb #6919976c
 def limits(
     manifest: dict, # the run's numbers, as in manifest.json
     kept: Sequence, # rows
@@ -386,6 +393,7 @@ def _how_made(manifest, kept, dropped, prompts):
     if prompts: lines += ["The prompts:", prompts_table(prompts)]
     return lines
 
+# %% ../nbs/21_export.ipynb #59c5f1af
 def _what_it_took(manifest):
     "The section on calls, tokens and money"
     calls = manifest["calls"]
@@ -408,6 +416,7 @@ def _outcomes_table(rows):
     return ["What the judge made of all pairs (intervals of 95 %; for evol-dpo-ita-reranked, judged in one order by Llama 3.1 70B, 7 % swapped and 7 % ties were published):",
             markdown_table(["outcome", "pairs", "share", "interval"], lines)]
 
+# %% ../nbs/21_export.ipynb #84be4951
 def _rows_kept(kept, dropped):
     "The section on the rows that were kept"
     if not kept: return ["## The rows", *_outcomes_table(dropped), "No row was kept."]
@@ -472,6 +481,7 @@ def _named_path(folder):
     if "outputs" in parts: return "/".join(parts[parts.index("outputs"):])
     return folder.name
 
+# %% ../nbs/21_export.ipynb #c5602b2e
 def write_card(
     folder: str | Path, # one that `run` wrote
     prompts: dict | None = None, # name → text of the prompts that were used; only their hashes are shown

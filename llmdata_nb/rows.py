@@ -29,7 +29,8 @@ def _text_of(content, what):
             raise ValueError(f"{what} has parts that are not text, and only text is supported")
         content = "".join(part["text"] for part in content)
     if content is None: raise ValueError(f"{what} is null")
-    if not isinstance(content, str): raise ValueError(f"{what} is not text but {type(content).__name__}: {str(content)[:40]}")
+    if not isinstance(content, str):
+        raise ValueError(f"{what} is not text but {type(content).__name__}: {str(content)[:40]}")
     if not content.strip(): raise ValueError(f"{what} is empty")
     return content
 
@@ -39,20 +40,24 @@ def _role_and_content(message):
     if not isinstance(message, dict):
         raise ValueError(f"a message is not an object with role and content but {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
-    return message.get("from") if role is None else role, message.get("value") if content is None else content
+    if role is None: role = message.get("from")
+    if content is None: content = message.get("value")
+    return role, content
 
 def _known_message(message, n):
     "Message number `n` with a role of ours and its content"
     role, content = _role_and_content(message)
     known = ROLES.get(str(role).lower())
-    if not known: raise ValueError(f"message {n} has the role {role!r}; known are {', '.join(ROLES)}")
+    if not known:
+        raise ValueError(f"message {n} has the role {role!r}; known are {', '.join(ROLES)}")
     return {"role": known, "content": _text_of(content, f"message {n} ({known})")}
 
 # %% ../nbs/02a_rows.ipynb #e831361d
 def _parse_json(text):
     "The value of the JSON `text`"
     try: return json.loads(text)
-    except json.JSONDecodeError as e: raise Unreadable(f"not JSON ({e.msg}, character {e.pos + 1})") from None
+    except json.JSONDecodeError as e:
+        raise Unreadable(f"not JSON ({e.msg}, character {e.pos + 1})") from None
     except (ValueError, RecursionError) as e: raise Unreadable(f"not JSON ({e})") from None
 
 def _is_blank_system(message):
@@ -64,7 +69,8 @@ def _conversation_in(value, column):
     "The messages of a conversation in `column`; a blank system message is left out"
     if isinstance(value, str) and value.lstrip().startswith("["): value = _parse_json(value)  # from a CSV cell
     if value is None: raise ValueError(f"{column} is null")
-    if not isinstance(value, list): raise ValueError(f"{column} is not a list of messages but {type(value).__name__}")
+    if not isinstance(value, list):
+        raise ValueError(f"{column} is not a list of messages but {type(value).__name__}")
     turns = [_known_message(message, n) for n, message in enumerate(value, 1) if not _is_blank_system(message)]
     if not turns: raise ValueError(f"{column} is an empty conversation")
     return turns
@@ -94,14 +100,16 @@ def _shape_of(record):
 def _request_in(record, column):
     "The messages of the request in `column`"
     if isinstance(record[column], list): return _conversation_in(record[column], column)
-    given = [_text_of(record[c], c) for c in ("input", "context") if str(record.get(c) or "").strip()]
+    filled = [c for c in ("input", "context") if str(record.get(c) or "").strip()]
+    given = [_text_of(record[c], c) for c in filled]
     return [{"role": "user", "content": "\n\n".join([_text_of(record[column], column), *given])}]
 
 def _answer_in(record, column):
     "The turns before the answer in `column` (none when it is plain text), and its text"
     if not isinstance(record[column], list): return [], _text_of(record[column], column)
     *before, last = _conversation_in(record[column], column)
-    if last["role"] != "assistant": raise ValueError(f"{column} ends with a {last['role']} message, expected an assistant's answer")
+    if last["role"] != "assistant":
+        raise ValueError(f"{column} ends with a {last['role']} message, expected an assistant's answer")
     return before, last["content"]
 
 # %% ../nbs/02a_rows.ipynb #335806ac
@@ -131,8 +139,10 @@ def _read_several(record, shape):
     "The prompt, the texts of all answers, and in `models` who wrote them, where it is known"
     column, *others = shape[1:]
     answers = [record[c] for c in (column, *others)] if others else record[column]
-    if not isinstance(answers, list): raise ValueError(f"{column} is not a list of answers but {type(answers).__name__}")
-    names = shape[1:] if others else [f"answer {n} of {column}" for n in range(1, len(answers) + 1)]
+    if not isinstance(answers, list):
+        raise ValueError(f"{column} is not a list of answers but {type(answers).__name__}")
+    if others: names = [column, *others]
+    else: names = [f"answer {n} of {column}" for n in range(1, len(answers) + 1)]
     read = [_answer_and_model(answer) for answer in answers]
     row = {"messages": _request_in(record, shape[0])}
     row["responses"] = [_text_of(content, name) for (content, _), name in zip(read, names)]
@@ -172,7 +182,8 @@ def to_messages(
     if system and row["messages"][0]["role"] != "system":
         used.add(system)
         row["messages"] = _with_system(row["messages"], record[system])
-    return row | {column: value for column, value in record.items() if column not in used and column not in row}
+    others = {column: value for column, value in record.items() if column not in used}
+    return row | {column: value for column, value in others.items() if column not in row}
 
 # %% ../nbs/02a_rows.ipynb #ab4a8d95
 def single_turn(
@@ -193,7 +204,8 @@ def _plain_value(value):
     "`value` made of plain Python values that can be written again"
     if isinstance(value, str) and value.isascii(): return value
     if isinstance(value, str): return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict): return {_plain_value(str(key)): _plain_value(v) for key, v in value.items()}
+    if isinstance(value, dict):
+        return {_plain_value(str(key)): _plain_value(v) for key, v in value.items()}
     if hasattr(value, "tolist"): value = value.tolist()
     if isinstance(value, (list, tuple)): return [_plain_value(v) for v in value]
     return None if isinstance(value, float) and value != value else value
@@ -217,14 +229,16 @@ def content_id(
 def _read_record(record):
     "The row that `record` makes, without an id; raises what is wrong with it"
     if isinstance(record, Unreadable): raise record
-    if not isinstance(record, dict): raise Unreadable(f"not an object but {type(record).__name__}")
+    if not isinstance(record, dict):
+        raise Unreadable(f"not an object but {type(record).__name__}")
     record = _plain_value(record)
     for column in ("dropped", "failed"):
         if record.get(column) in (None, ""): record.pop(column, None)
     settled = [column for column in ("dropped", "failed") if column in record]
     for column in settled:
         reason = record[column]
-        if not isinstance(reason, str): raise Unreadable(f"the column {column} is where a row's reason goes, and holds {reason!r}: rename it")
+        if not isinstance(reason, str):
+            raise Unreadable(f"the column {column} is where a row's reason goes, and holds {reason!r}: rename it")
     return record if settled else to_messages(record)
 
 # %% ../nbs/02a_rows.ipynb #4919c2dd
@@ -294,7 +308,8 @@ def _read_or_error(read, *args):
 # %% ../nbs/02a_rows.ipynb #01f6c1d8
 def _read_jsonl_file(path):
     for n, line in enumerate(file_lines(path), 1):
-        if line.strip(): yield f"line {n}", line, _read_or_error(lambda: _parse_json(check_bytes(line)))
+        if line.strip():
+            yield f"line {n}", line, _read_or_error(lambda: _parse_json(check_bytes(line)))
 
 # %% ../nbs/02a_rows.ipynb #88ea2c85
 def _json_records(value):
@@ -322,15 +337,18 @@ def _next_cells(cells):
 def _next_record(cells, names):
     "The next record of the CSV reader `cells`, whose columns are `names`"
     row = _next_cells(cells)
-    if row and len(row) != len(names): raise Unreadable(f"{len(row)} cells, but the header names {len(names)} columns")
+    if row and len(row) != len(names):
+        raise Unreadable(f"{len(row)} cells, but the header names {len(names)} columns")
     return dict(zip(names, row))
 
 # %% ../nbs/02a_rows.ipynb #40b3f160
 def _header_names(path, cells):
     "The names of the columns, from the first line of the CSV reader `cells`"
     names = _read_or_error(_next_cells, cells)
-    if isinstance(names, Unreadable): raise ValueError(f"{path.name}: the header cannot be read: {names}")
-    if len({*names}) < len(names): raise ValueError(f"{path.name}: the header names a column twice: {', '.join(names)}")
+    if isinstance(names, Unreadable):
+        raise ValueError(f"{path.name}: the header cannot be read: {names}")
+    if len({*names}) < len(names):
+        raise ValueError(f"{path.name}: the header names a column twice: {', '.join(names)}")
     return names
 
 # %% ../nbs/02a_rows.ipynb #1bc8a460
@@ -343,7 +361,8 @@ def _read_csv_file(path):
             yield line
     lines = noted_lines()
     head = next(lines, "")
-    cells = csv.reader(chain([head], lines), delimiter=max(",;\t", key=head.count), strict=True)
+    delimiter = max(",;\t", key=head.count)
+    cells = csv.reader(chain([head], lines), delimiter=delimiter, strict=True)
     names = _header_names(path, cells)
     while True:
         taken.clear()
@@ -355,13 +374,15 @@ def _read_csv_file(path):
 # %% ../nbs/02a_rows.ipynb #3b6c0d8a
 def _read_text_file(path):
     for n, line in enumerate(file_lines(path), 1):
-        if line.strip(): yield f"line {n}", line, _read_or_error(lambda: {"text": check_bytes(line).rstrip("\r\n")})
+        if line.strip():
+            yield f"line {n}", line, _read_or_error(lambda: {"text": check_bytes(line).rstrip("\r\n")})
 
 def _read_parquet_file(path):
     import pyarrow.parquet as pq
     with _open_bytes(path) as f:
         try: batches = pq.ParquetFile(f).iter_batches(batch_size=1000)
-        except ValueError as e: raise ValueError(f"{path.name}: not a Parquet file ({e})") from e
+        except ValueError as e:
+            raise ValueError(f"{path.name}: not a Parquet file ({e})") from e
         records = chain.from_iterable(batch.to_pylist() for batch in batches)
         for n, record in enumerate(records, 1): yield f"row {n}", record, record
 
@@ -385,9 +406,11 @@ def _kind_of(path):
 def _read_file(path):
     "The records of the file `path`"
     kind = _kind_of(path)
-    if not kind: raise ValueError(f"{path.name}: unknown kind of file, expected {', '.join(_READERS)}, or one of them with {', '.join(_COMPRESSED)}")
+    if not kind:
+        raise ValueError(f"{path.name}: unknown kind of file, expected {', '.join(_READERS)}, or one of them with {', '.join(_COMPRESSED)}")
     try:
-        for place, raw, record in _READERS[kind](path): yield f"{path.name} {place}", raw, record
+        for place, raw, record in _READERS[kind](path):
+            yield f"{path.name} {place}", raw, record
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as e:
         raise ValueError(f"{path.name} cannot be read to its end ({e}). If it is damaged, download or compress it again") from e
 
@@ -402,7 +425,8 @@ def _split_of(file):
 def _files_of_split(files, split):
     "Those of `files` that are named after `split`; all, when none is named after any"
     named = {_split_of(file) for file in files} - {None}
-    if named and split not in named: raise ValueError(f"no split {split!r}: there are {', '.join(sorted(named))}")
+    if named and split not in named:
+        raise ValueError(f"no split {split!r}: there are {', '.join(sorted(named))}")
     if not named and split != "train":
         raise ValueError(f"no split {split!r}: the files are not named after splits; leave out `split`")
     return [file for file in files if _split_of(file) == split] if named else files
@@ -412,7 +436,8 @@ def _files_in_folder(folder, split):
     "The data files of `folder`, or of its `data` folder"
     inside = folder/"data" if (folder/"data").is_dir() else folder
     files = sorted(file for file in inside.iterdir() if file.is_file() and _kind_of(file))
-    if not files: raise FileNotFoundError(f"{folder}: no data files there, expected {', '.join(_READERS)}")
+    if not files:
+        raise FileNotFoundError(f"{folder}: no data files there, expected {', '.join(_READERS)}")
     kinds = sorted({_kind_of(file) for file in files})
     if len(kinds) > 1:
         raise ValueError(f"{folder}: files of several kinds ({', '.join(kinds)}); name those you want, such as {folder.name}/*{kinds[0]}")
@@ -428,9 +453,11 @@ def _read_frame(frame):
 def _read_dataset(data, split):
     "The records of a `datasets` object"
     if isinstance(data, dict):
-        if split not in data: raise ValueError(f"no split {split!r}: there are {', '.join(data)}")
+        if split not in data:
+            raise ValueError(f"no split {split!r}: there are {', '.join(data)}")
         return _numbered(data[split])
-    if split != "train": raise ValueError(f"no split {split!r}: this dataset is one split by itself; leave out `split`")
+    if split != "train":
+        raise ValueError(f"no split {split!r}: this dataset is one split by itself; leave out `split`")
     return _numbered(data)
 
 # %% ../nbs/02a_rows.ipynb #da4ebb3b
@@ -480,11 +507,14 @@ def _records_of(source, split, subset, limit):
     if isinstance(source, (str, Path)):
         path = Path(_demo_path(source) if source in DEMOS else source).expanduser()
         stream = limit is not None and "[" not in split
-        if _is_hub_name(source, path): return source, _read_hub_dataset(source, split, subset, stream)
-    if subset: raise ValueError(f"subset={subset!r}: only Hub datasets have subsets; leave it out")
+        if _is_hub_name(source, path):
+            return source, _read_hub_dataset(source, split, subset, stream)
+    if subset:
+        raise ValueError(f"subset={subset!r}: only Hub datasets have subsets; leave it out")
     if _library_of(source) == "datasets": return "the dataset", _read_dataset(source, split)
     if path and path.is_dir(): return path, _read_folder(path, split)
-    if split != "train": raise ValueError(f"no split {split!r}: this source has no splits; leave out `split`")
+    if split != "train":
+        raise ValueError(f"no split {split!r}: this source has no splits; leave out `split`")
     if path: return path, chain.from_iterable(map(_read_file, matching_files(path)))
     if _library_of(source) == "pandas": return "the frame", _read_frame(source)
     return "the list", _numbered(source)
@@ -514,7 +544,8 @@ def matching_files(
     if path.is_file(): return [path]
     found = [Path(name) for name in glob.glob(str(path), recursive=True)]
     files = sorted(file for file in found if file.is_file())
-    if not files: raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
+    if not files:
+        raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
     return files
 
 # %% ../nbs/02a_rows.ipynb #7a79d9ba
@@ -522,7 +553,8 @@ def check_source(
     source: str, # a path, a pattern, a Hub name or a name in `DEMOS`, as for `load_rows`
 ) -> None:
     "FileNotFoundError or ValueError where `source` can only be a file, and there is none; whether the Hub has a dataset is not asked"
-    if not source.strip(): raise ValueError("source is empty: expected a path, a Hub name (owner/name) or \"demo\"")
+    if not source.strip():
+        raise ValueError("source is empty: expected a path, a Hub name (owner/name) or \"demo\"")
     path = Path(source).expanduser()
     if source not in DEMOS and not path.is_dir() and not _is_hub_name(source, path): matching_files(path)
 
@@ -550,7 +582,8 @@ def stream_rows(
 ) -> Iterator: # of rows
     "As `load_rows`, but one row at a time, for a source that does not fit in memory; what is wrong with the source is said at once"
     if isinstance(source, str): check_source(source)
-    if limit is not None and limit < 1: raise ValueError(f"limit={limit}: expected at least 1, or None for all rows")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1, or None for all rows")
     name, records = _records_of(source, split, subset, limit)
     records = iter(records)
     first = list(islice(records, 20))
