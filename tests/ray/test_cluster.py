@@ -97,7 +97,7 @@ cluster.run([{"id": f"{i:06}"} for i in range(3000)], two_calls, model=sys.argv[
 
 def test_the_driver_dies(nodes):
     with serve(lambda body, n: "well, " + body["messages"][0]["content"][-6:], seconds=0.05) as (model, bodies):
-        driver = subprocess.Popen([sys.executable, "-c", DRIVER, model, nodes.address], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, stderr=subprocess.PIPE)
+        driver = subprocess.Popen([sys.executable, "-c", DRIVER, model, nodes.address], env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}, stderr=subprocess.PIPE)
         while len(list(Path("out.shards").glob("part-*"))) < 4:
             assert driver.poll() is None, driver.stderr.read().decode()
             time.sleep(0.05)
