@@ -30,7 +30,7 @@ RAW_ENDPOINTS = "Magpie needs an endpoint that completes raw text: embedded, a l
 
 def endpoint_of(ask, role: str):
     "The endpoint in `role`, or the default one where none is given"
-    return ask.models.get(role, ask.models["default"])
+    return ask.endpoint(role)
 
 async def check_raw(
     ask,
