@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from .agreement import share
-from .checks import scripts_of, detect_language, echo
+from .checks import check_rule_names, detect_language, echo, scripts_of
 from .dedup import near_duplicates, normalise
 from .generation import instruction_problem, sanitise
 from .judge import check_score, rate, rubric
@@ -109,12 +109,14 @@ def _longest_common(a, b, step=10):
         if run: best = max(best, run + step // 2)
     return best
 
+# %% ../nbs/14_backinstruct.ipynb #1bfefb57
 def _copies_answer(instruction, response):
     "Whether most of `instruction` stands in `response`"
     ours, theirs = normalise(instruction), normalise(response)
     if ours in theirs or echo(response, instruction): return True
     return _longest_common(ours, theirs) > max(40, len(ours) * 0.6)
 
+# %% ../nbs/14_backinstruct.ipynb #3a215c50
 def _foreign_word(instruction, response, code):
     "A word of `instruction` in Latin letters that `response` has not, where the language `code` has other letters"
     if "Latn" in scripts_of(code): return None
@@ -127,9 +129,10 @@ def request_problem(
     instruction: str,
     response: str, # in the same language
     language: str, # code or name
+    without: tuple = (), # names of checks that are left out, as in `checks.generation_problem`
 ) -> str | None:
     "Say why `instruction` is no request for `response`"
-    problem = instruction_problem(instruction, language)
+    problem = instruction_problem(instruction, language, without=without)
     if problem: return problem
     unseen = _UNSEEN_TEXT.search(instruction)
     if unseen: return f"speaks of a text ({unseen[0]})"
@@ -138,9 +141,10 @@ def request_problem(
     if _copies_answer(instruction, response): return "copies the answer"
 
 # %% ../nbs/14_backinstruct.ipynb #fa21a19d
-async def _translated(row, ask, text, part, source, target, translate_with, role="user"):
+async def _translated(row, ask, text, part, source, target, translate_with, skip_checks=(), role="user"):
     "`text` in the language `target`, by the function `translate_with` where there is one"
-    if not translate_with: return await translate(text, ask, target, part=part, role=role, row=row)
+    if not translate_with:
+        return await translate(text, ask, target, part=part, role=role, row=row, skip_checks=skip_checks)
     translation = translate_with(text, source, find_language(target).code)
     if inspect.isawaitable(translation): translation = await translation
     if not isinstance(translation, str) or not translation.strip():
@@ -155,6 +159,7 @@ def _native_text(row, choose):
     if isinstance(text, str) and text.strip(): return text
     raise ValueError(f"expected a native text in {'text' if choose else 'response or text'}")
 
+# %% ../nbs/14_backinstruct.ipynb #464baba4
 def _draw_task(row, ask, tasks, styles):
     "Write the `task` and the `style` that the row draws into it"
     weights = {name: weight for name, (weight, _) in tasks.items()}
@@ -164,7 +169,7 @@ def _draw_task(row, ask, tasks, styles):
 # %% ../nbs/14_backinstruct.ipynb #67def87d
 _SCHEMA = object_schema(instruction={"type": "string"})
 
-async def _write_request(row, ask, shown, spoken, tasks, temperature, text):
+async def _write_request(row, ask, shown, spoken, tasks, temperature, text, skip_checks):
     "The cleaned request, in the language `spoken`, to which the text `shown` is the answer"
     prompt = instruction_prompt(shown, spoken, row["task"], row["style"], tasks, text)
     options = dict(schema=_SCHEMA, temperature=temperature, max_tokens=300)
@@ -172,7 +177,7 @@ async def _write_request(row, ask, shown, spoken, tasks, temperature, text):
     if reply.finish_reason == "length": drop("instruction: cut off")
     row["raw_instruction"] = reply.parsed["instruction"]
     instruction, row["sanitised"] = sanitise(row["raw_instruction"], spoken)
-    problem = request_problem(instruction, shown, spoken)
+    problem = request_problem(instruction, shown, spoken, skip_checks)
     if problem: drop(f"instruction: {problem}")
     return instruction
 
@@ -200,9 +205,11 @@ async def back_instruct(
     min_length: int = 150,  # of a chosen passage, in letters of English, as in `passages.choose_passage`
     max_length: int = 3000, # of a chosen passage
     english_rubrics: bool = False, # with `direct`: judge by the English rubric; else by one in the language, if any
+    skip_checks: tuple = (), # names of checks that are left out, as `checks.rule_names` lists them
 ) -> dict:
     "Make the conversation of a request, by a model, and its answer, `response`, left as it is byte for byte"
     check_score(min_score)
+    check_rule_names(skip_checks)
     unknown = [style for style in styles if style not in STYLES]
     if unknown: raise ValueError(f"style {unknown[0]!r}: expected {', '.join(STYLES)}")
     response, code = _native_text(row, choose), find_language(language).code
@@ -215,9 +222,10 @@ async def back_instruct(
     spoken = code if direct else "en"  # the language in which the pair is made and judged
     via_english, shown = spoken != code, response
     if via_english:
-        shown = await _translated(row, ask, response, "response", code, "en", translate_with, "assistant")
+        shown = await _translated(row, ask, response, "response", code, "en", translate_with, skip_checks, "assistant")
         row["response_en"] = shown
-    instruction = await _write_request(row, ask, shown, spoken, tasks, temperature, task_prompt(language))
+    prompt = task_prompt(language)
+    instruction = await _write_request(row, ask, shown, spoken, tasks, temperature, prompt, skip_checks)
     row["instruction_en" if via_english else "instruction"] = instruction
 
     pair_rubric = rubric("alignment", language if direct else spoken, english_rubrics)
@@ -227,9 +235,9 @@ async def back_instruct(
 
     if via_english:
         target = find_language(language)
-        instruction = await _translated(row, ask, instruction, "instruction", "en", target, translate_with)
+        instruction = await _translated(row, ask, instruction, "instruction", "en", target, translate_with, skip_checks)
         row["instruction"] = instruction
-        problem = request_problem(instruction, response, code)
+        problem = request_problem(instruction, response, code, skip_checks)
         if problem: drop(f"instruction: {problem}")
     row["messages"] = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
     row["detected_language"], row["detected_confidence"] = detect_language(instruction)
@@ -242,11 +250,13 @@ def _words_of(text):
     has_spaces = text.count(" ") > len(text) / 25
     return text.split() if has_spaces else list(text.replace(" ", ""))
 
+# %% ../nbs/14_backinstruct.ipynb #0fffa4a1
 def _distinct(texts_words, n):
     "The share of different ones among all runs of `n` words; None where there is no run"
     runs = [tuple(words[i:i + n]) for words in texts_words for i in range(len(words) - n + 1)]
     return round(len(set(runs)) / len(runs), 3) if runs else None
 
+# %% ../nbs/14_backinstruct.ipynb #b0866d9a
 def diversity(
     texts: list, # requests in one language
 ) -> dict: # texts, length (mean) and length_spread, distinct_1 and _2, repeated (share of near copies), first_words
@@ -265,8 +275,10 @@ def requested(row: dict) -> str | None:
     "The request of a row, in the language where it was made or translated, else in English; None where there is none"
     return row.get("instruction") or row.get("instruction_en")
 
+# %% ../nbs/14_backinstruct.ipynb #b15c0d70
 def _scored_rows(rows): return [row for row in rows if row.get("alignment_score") is not None]
 
+# %% ../nbs/14_backinstruct.ipynb #079df90d
 def at_threshold(
     min_score: float,
     scored: list, # rows with `alignment_score`
@@ -280,6 +292,7 @@ def at_threshold(
     share_kept = len(kept) / len(scored) if scored else None
     return dict(min_score=min_score, kept=len(kept), share=share_kept, precision=share(sum(read), len(read)), **variety)
 
+# %% ../nbs/14_backinstruct.ipynb #83a2614a
 def sweep(
     rows: list, # of an outcome, kept and dropped: those with `alignment_score`
     good: dict = {}, # id → whether people found the pair good
@@ -294,6 +307,7 @@ def _as_example(row):
     return {"instruction": row.get("instruction_en") or row["instruction"],
             "response": row.get("response_en") or row["response"], "score": row["alignment_score"]}
 
+# %% ../nbs/14_backinstruct.ipynb #802cc6aa
 def best_and_worst(
     rows: list,    # of an outcome, kept and dropped
     best: int = 2, # so many with the highest scores, each of another task where there are enough
@@ -313,6 +327,7 @@ def _parse_example(line):
     pair = json.loads(line)
     return {"instruction": str(pair["instruction"]), "response": str(pair["response"]), "score": float(pair["score"])}
 
+# %% ../nbs/14_backinstruct.ipynb #0b12c450
 def read_examples(
     path: str, # of a JSONL file; each line with `instruction`, `response` and `score`, 1 to 5
 ) -> list: # `examples` for `back_instruct`

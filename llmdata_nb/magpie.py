@@ -12,10 +12,10 @@ import asyncio, random, re
 from dataclasses import dataclass, field
 from itertools import count
 from .agreement import share
-from .checks import detect_language, generation_problem, language_problem
+from .checks import check_rule_names, detect_language, generation_problem, language_problem
 from .dedup import Seen, jaccard, normalise, shingles
-from .generation import (RAW_ENDPOINTS, answer_message, assistant_voice, check_raw, endpoint_of,
-                                   instruction_problem, once, respond, sanitise)
+from .generation import (RAW_ENDPOINTS, answer_message, assistant_voice, check_raw, instruction_problem,
+                                   once, respond, sanitise)
 from .judge import check_number, check_score, rate, rubric, together
 from .languages import language as find_language, pack
 from .models import CallFailed, EndpointError
@@ -66,6 +66,7 @@ def _user_message(texts, language, category):
     if category: lines.append(texts["magpie"]["categories"][category])
     return "\n".join(lines).replace("{language}", language.name)
 
+# %% ../nbs/12_magpie.ipynb #b4f5338f
 async def system_message(
     language: str,
     ask,                         # for a language without a pack, a model in the role `translator`
@@ -148,12 +149,13 @@ def _written(ask): return ask.shared.setdefault("magpie", _Written())
 
 # %% ../nbs/12_magpie.ipynb #cd79a07c
 async def _find_template(ask, template):
-    try: found = await asyncio.to_thread(find_template, endpoint_of(ask, "generator"), template)
+    try: found = await asyncio.to_thread(find_template, ask.endpoint("generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
     if not found.opening(): raise EndpointError(f"template {found.source}: it opens a user's turn with nothing; give another one")
     await check_raw(ask)
     return found
 
+# %% ../nbs/12_magpie.ipynb #abf9713c
 async def _fitting_template(ask, template):
     "The chat template of the generator, which was seen to complete raw text; found once in a run"
     return await once(ask, "template", lambda: _find_template(ask, template))
@@ -169,9 +171,10 @@ def _stop_texts(template, language):
 # %% ../nbs/12_magpie.ipynb #3fd25841
 async def _bias_tokens(ask, language):
     "The tokens that English requests begin with, asked for once in a run"
-    def tokens(): return asyncio.to_thread(english_tokens, endpoint_of(ask, "generator"))
+    def tokens(): return asyncio.to_thread(english_tokens, ask.endpoint("generator"))
     return await once(ask, "bias", tokens)
 
+# %% ../nbs/12_magpie.ipynb #4305ec28
 async def _request_sampling(ask, language, template, parts, temperature, top_p, max_tokens, bias):
     "How a request is drawn: the options of `ask.complete`"
     if temperature is None: temperature = 0.7 if "system" in parts else 1.0
@@ -186,6 +189,7 @@ def _row_seed(row, ask):
     "The seed of a row's request; with another seed of the run, that of every row is another"
     return (ask.seed * 1_000_003 + row["number"]) % 2**31
 
+# %% ../nbs/12_magpie.ipynb #ae73d553
 def _sent(sampling, endpoint):
     "The options as servers take them: TGI refuses a top_p that changes nothing; vLLM hides the mark that ends a turn, and does not stop at it"
     sent = dict(sampling)
@@ -193,9 +197,10 @@ def _sent(sampling, endpoint):
     if endpoint.name.startswith("http"): sent["skip_special_tokens"] = False
     return sent
 
-async def _user_turn(row, ask, language, text, sampling):
+# %% ../nbs/12_magpie.ipynb #cfd21c28
+async def _user_turn(row, ask, language, text, sampling, skip_checks=()):
     "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
-    endpoint, seed = endpoint_of(ask, "generator"), _row_seed(row, ask)
+    endpoint, seed = ask.endpoint("generator"), _row_seed(row, ask)
     reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **_sent(sampling, endpoint))
     instruction, done = sanitise(reply.text, language, text.endswith(":"))
     turn = dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction)
@@ -203,7 +208,8 @@ async def _user_turn(row, ask, language, text, sampling):
     turn |= dict(logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"])
     row["user_turns"].append(turn)
     whole = not reply.text.rstrip().endswith(instruction)  # what was cut off came after the request
-    return instruction_problem(instruction, find_language(language).code, None if whole else reply.finish_reason)
+    finish_reason = None if whole else reply.finish_reason
+    return instruction_problem(instruction, find_language(language).code, finish_reason, skip_checks)
 
 # %% ../nbs/12_magpie.ipynb #489d9591
 def _check_first_texts(ask, turn):
@@ -223,6 +229,7 @@ def _copies_system(text, system):
     own = shingles(normalise(text))
     return len(own & shingles(normalise(system))) > 0.6 * len(own)
 
+# %% ../nbs/12_magpie.ipynb #fbbfbde6
 def _drop_same_letters(row, ask, text, near):
     "Drop the row when its request is nearly an earlier one; else remember it"
     written = _written(ask)
@@ -230,6 +237,7 @@ def _drop_same_letters(row, ask, text, near):
     copy = written.requests.repeats(text, row["id"])
     if copy: drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
 
+# %% ../nbs/12_magpie.ipynb #2cd4cbd2
 def _drop_same_meaning(row, ask, vector, near_meaning):
     "Drop the row when the `vector` of its request is nearly an earlier one; else remember it"
     import numpy as np
@@ -251,6 +259,7 @@ def check_options(
     min_score: float = 0,
     min_margin: float = 0,
     near: float = 0.7,
+    skip_checks: tuple = (),
 ) -> None:
     "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
     if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
@@ -259,6 +268,7 @@ def check_options(
     check_score(min_score, (0, 5))
     check_number("min_margin", min_margin, 0, 4)
     check_number("near", near, 0.01, 1)
+    check_rule_names(skip_checks)
     if answers > 1 and n_turns > 1: raise ValueError(f"n_turns {n_turns} and answers {answers}: a preference pair has one turn")
     if min_margin and answers < 2: raise ValueError(f"min_margin {min_margin:g}: there is a margin only between several answers")
     levels = ("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)
@@ -279,13 +289,14 @@ async def instruct(
     near: float = 0.7,       # Jaccard similarity from which an instruction repeats an earlier one
     near_meaning: float = 0.95, # cosine similarity from which it does, where a model in the role `embedder` is given
     template: str = "",      # as in `templates.read_template`; else the endpoint is asked, and then the Hub
+    skip_checks: tuple = (), # names of checks that are left out, as `checks.rule_names` lists them
 ) -> dict:
     "Let a model write an instruction; dropped when it is none, not in the language, or like an earlier one"
     turns = _written(ask).turns
     ticket = turns.ticket()
     try:
         parts = read_steering(steering)
-        check_options(steering, categories, near=near)
+        check_options(steering, categories, near=near, skip_checks=skip_checks)
         row["steering"] = steering
         row["category"] = choose_category(ask.seed, row["number"]) if categories else None
         system = await system_message(language, ask, row["category"]) if "system" in parts else None
@@ -294,7 +305,8 @@ async def instruct(
                                            temperature, top_p, max_tokens, bias)
 
         row["user_turns"] = []
-        problem = await _user_turn(row, ask, language, prefix(chat_template, language, steering, system), sampling)
+        opening = prefix(chat_template, language, steering, system)
+        problem = await _user_turn(row, ask, language, opening, sampling, skip_checks)
         text = row["user_turns"][0]["instruction"]
         if not problem and system and _copies_system(text, system): problem = "copies the system message"
         row["in_language"] = bool(text) and not language_problem(text, find_language(language).code)
@@ -310,31 +322,31 @@ async def instruct(
     return row
 
 # %% ../nbs/12_magpie.ipynb #d90efd8c
-async def _checked_answer(messages, ask, language, **sampling):
+async def _checked_answer(messages, ask, language, skip_checks=(), **sampling):
     "An answer, and what is wrong with it or None"
     text, finish_reason = await respond(messages, ask, language, **sampling)
-    return text, generation_problem(text, find_language(language).code, finish_reason)
+    return text, generation_problem(text, find_language(language).code, finish_reason, without=skip_checks)
 
 # %% ../nbs/12_magpie.ipynb #7248da34
-async def _next_turn(row, ask, language, text, sampling, near, answer_sampling):
+async def _next_turn(row, ask, language, text, sampling, near, answering):
     "The answer to a further turn of the user, which is added to `user_turns`, and what is wrong with either"
-    problem = await _user_turn(row, ask, language, text, sampling)
+    problem = await _user_turn(row, ask, language, text, sampling, answering.get("skip_checks", ()))
     if problem: return None, f"instruction: {problem}"
     request = row["user_turns"][-1]["instruction"]
     asked = [m["content"] for m in row["messages"] if m["role"] == "user"]
     if any(jaccard(earlier, request) >= near for earlier in asked): return None, "instruction: asked before"
     messages = [*row["messages"], {"role": "user", "content": request}]
-    answer, problem = await _checked_answer(messages, ask, language, **answer_sampling)
+    answer, problem = await _checked_answer(messages, ask, language, **answering)
     return answer, problem and f"response: {problem}"
 
 # %% ../nbs/12_magpie.ipynb #0af58aa2
-async def _more_turns(row, ask, language, template, system, n_turns, near, answer_sampling):
+async def _more_turns(row, ask, language, template, system, n_turns, near, answering):
     "Go on with the conversation up to `n_turns` user turns, or up to a fault, which `ended` tells"
     first = row["user_turns"][0]
     sampling = {name: first[name] for name in ("temperature", "top_p", "max_tokens", "stop")}
     for n in range(2, n_turns + 1):
         text = prefix(template, language, row["steering"], system, row["messages"])
-        try: answer, problem = await _next_turn(row, ask, language, text, sampling, near, answer_sampling)
+        try: answer, problem = await _next_turn(row, ask, language, text, sampling, near, answering)
         except CallFailed as e:
             if e.kind != "refused": raise
             problem = str(e)  # most likely the conversation has grown too long for the model
@@ -352,6 +364,7 @@ async def _keep_by_tags(row, ask, request, min_quality, min_difficulty):
         if not least or at_least(tags[name], least, scale): continue
         drop(f"instruction: {name} {tags[name]}, kept from {least}")
 
+# %% ../nbs/12_magpie.ipynb #7576045f
 async def _drop_unsafe(row, ask, messages):
     "Drop the row when the model in the role `guard`, if there is one, finds `messages` unsafe"
     if "guard" not in ask.models: return
@@ -359,9 +372,9 @@ async def _drop_unsafe(row, ask, messages):
     if not row["safety"]["safe"]: drop(f"unsafe ({', '.join(row['safety']['hazards'])})")
 
 # %% ../nbs/12_magpie.ipynb #7b14f740
-async def _several_answers(row, ask, language, answers, sampling, min_length):
+async def _several_answers(row, ask, language, answers, answering, min_length):
     "Ask for so many `answers`; those without a fault, and long enough, become the `responses`"
-    calls = (_checked_answer(row["messages"], ask, language, sample=i, **sampling) for i in range(answers))
+    calls = (_checked_answer(row["messages"], ask, language, sample=i, **answering) for i in range(answers))
     written = await together(calls)
     row["responses"] = [text for text, problem in written if not problem and len(text) >= min_length]
     row["models"] = [row["response_from"]["model"]] * len(row["responses"])
@@ -370,9 +383,10 @@ async def _several_answers(row, ask, language, answers, sampling, min_length):
         answer = {"role": "assistant", "content": text}
         await _drop_unsafe(row, ask, [*row["messages"], answer])
 
-async def _one_answer(row, ask, language, sampling, min_length):
+# %% ../nbs/12_magpie.ipynb #5cc71075
+async def _one_answer(row, ask, language, answering, min_length):
     "Add an answer to the `messages`; the row is dropped when it has a fault or is too short"
-    answer, problem = await _checked_answer(row["messages"], ask, language, **sampling)
+    answer, problem = await _checked_answer(row["messages"], ask, language, **answering)
     row["messages"] += [{"role": "assistant", "content": answer}]
     if problem: drop(f"response: {problem}")
     if len(answer) < min_length: drop(f"response: too short ({len(answer)} characters, kept from {min_length})")
@@ -401,29 +415,32 @@ async def magpie(
     min_score: float = 0,    # the least score that is kept, 1 to 5; 0, as in the paper: no judge is asked
     min_margin: float = 0,   # of a preference pair, 0 to 4
     english_rubrics: bool = False, # judge by English rubrics; else by ones in the language, where it has a pack
+    skip_checks: tuple = (), # of requests and answers, as in `instruct`
 ) -> dict:
     "Let a model write a request and answer it"
-    check_options(steering, categories, n_turns, answers, min_quality, min_difficulty, min_score, min_margin, near)
+    check_options(steering, categories, n_turns, answers, min_quality, min_difficulty,
+                  min_score, min_margin, near, skip_checks)
     row = await instruct(row, ask, language, steering, temperature, top_p, max_tokens, categories,
-                         near=near, template=template)
+                         near=near, template=template, skip_checks=skip_checks)
     request = row["messages"][0]["content"]
     if tags or min_quality or min_difficulty: await _keep_by_tags(row, ask, request, min_quality, min_difficulty)
 
     if response_temperature is None: response_temperature = 0.8 if answers > 1 else 0.2
     sampling = dict(temperature=response_temperature, max_tokens=response_max_tokens)
-    model, system = endpoint_of(ask, "responder").name, answer_message(language)
+    model, system = ask.endpoint("responder").name, answer_message(language)
     row["response_from"] = dict(model=model, system=system, seed=ask.seed, **sampling)
+    answering = sampling | {"skip_checks": skip_checks}
     row["detected_language"], row["detected_confidence"] = detect_language(request)
     if answers > 1:
-        await _several_answers(row, ask, language, answers, sampling, min_length)
+        await _several_answers(row, ask, language, answers, answering, min_length)
         limits = dict(min_score=max(min_score, 1), min_margin=min_margin)
         return await rerank_preferences(row, ask, language, english_rubrics=english_rubrics, **limits)
 
-    answer = await _one_answer(row, ask, language, sampling, min_length)
+    answer = await _one_answer(row, ask, language, answering, min_length)
     if n_turns > 1:
         system = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
         chat_template = await _fitting_template(ask, template)
-        await _more_turns(row, ask, language, chat_template, system, n_turns, near, sampling)
+        await _more_turns(row, ask, language, chat_template, system, n_turns, near, answering)
     await _drop_unsafe(row, ask, row["messages"])
     if min_score:
         response_rubric = rubric("response", language, english_rubrics)
@@ -439,6 +456,7 @@ def _without_bias(code, steering, error):
     nothing = dict(in_language=share(0, 0), kept=share(0, 0), repeated=0, tokens=None, seconds=None, usd=None)
     return dict(language=code, steering=steering, rows=0, **nothing, examples=[str(error)])
 
+# %% ../nbs/12_magpie.ipynb #b4c558e4
 def _per_kept(outcome, *columns):
     "The sum of these `columns` of the ledger for each row that was kept; None where it is not known, or none was kept"
     values = [line[column] for line in outcome.ledger for column in columns]
@@ -448,6 +466,7 @@ def _per_kept(outcome, *columns):
 # %% ../nbs/12_magpie.ipynb #5d3f1813
 def _repeats_earlier(row): return "near-duplicate" in row["reason"] or "means the same" in row["reason"]
 
+# %% ../nbs/12_magpie.ipynb #fcc54188
 def _steering_line(model, language, steering, rows, options):
     "What `compare_steering` tells of one language and one steering"
     code = find_language(language).code
@@ -474,8 +493,8 @@ def compare_steering(
     **options,             # as for `run` and `instruct`
 ) -> list:                 # a dict for each language and steering, the best steering of a language first
     "Instructions only, made side by side in several ways: the share in the right language, the share kept, and what a kept one takes"
-    categories, near = options.get("categories", False), options.get("near", 0.7)
-    for steering in steerings: check_options(steering, categories, near=near)
+    checked = {name: options[name] for name in ("categories", "near", "skip_checks") if name in options}
+    for steering in steerings: check_options(steering, **checked)
     lines = []
     for language in languages:
         own = [_steering_line(model, language, steering, rows, options) for steering in steerings]
