@@ -150,6 +150,10 @@ PACK_PARTS = {  # "table.part", or the table where its parts explain themselves 
     "magpie.asks": "words that stand before a question, as in “Question: …”",
     "magpie.answers": "words that stand before an answer, as in “Answer: …”",
     "magpie.categories": "a sentence for each kind of thing that users ask for",
+}
+
+# %% ../nbs/00_languages.ipynb #5a1c1103
+PACK_PARTS |= {
     "checks.refusals": "how a refusal opens (I am sorry, but I cannot help with that; as an AI)",
     "checks.preambles": "what comes before a translation and is no part of it (here is the translation, translation:)",
     "checks.agreements": "how an answer opens that a translation does not (sure!)",
