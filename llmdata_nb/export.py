@@ -107,7 +107,7 @@ def markdown_table(
     "A Markdown table"
     sides = [":--"] * words + ["--:"] * (len(head) - words)
     lines = [head, sides, *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 # %% ../nbs/21_export.ipynb #2723d7e4
 def size_category(
@@ -276,7 +276,8 @@ def _method_steps(manifest, kept, dropped):
 # %% ../nbs/21_export.ipynb #8b06461b
 def _verdicts_by_column(rows):
     "The verdicts of each score column, and under `score` those of all answers in both orders"
-    columns = {column: [row.get(column) for row in rows] for column in score_scales()}
+    columns = {}
+    for column in score_scales(): columns[column] = [row.get(column) for row in rows]
     orders = [order for row in rows for order in row.get("scores_by_order") or []]
     return columns | {"score": [score for order in orders for score in order]}
 
@@ -420,7 +421,8 @@ def _outcomes_table(rows):
 def _rows_kept(kept, dropped):
     "The section on the rows that were kept"
     if not kept: return ["## The rows", *_outcomes_table(dropped), "No row was kept."]
-    judged = [column for column in score_scales() if any(row.get(column) is not None for row in kept)]
+    found = {column for row in kept for column, value in row.items() if value is not None}
+    judged = [column for column in score_scales() if column in found]
     lines = ["## The rows", *_outcomes_table([*kept, *dropped])]
     if judged: lines.append("What the judge said of the rows that were kept:")
     lines += [verdict_table(kept, column) for column in judged]

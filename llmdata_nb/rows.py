@@ -88,12 +88,13 @@ SHAPES = [*_PREFERENCES, *_CONVERSATIONS, *_PAIRS, *_SEVERAL, ("text",)]
 # %% ../nbs/02a_rows.ipynb #76eaa077
 def _shape_of(record):
     "The columns of `record` that make one of `SHAPES`"
-    shapes = [shape for shape in SHAPES if all(column in record for column in shape)]
+    shapes = [shape for shape in SHAPES if record.keys() >= {*shape}]
     if not shapes:
         columns = ", ".join(map(str, record)) or "none"
         known = " | ".join(" + ".join(shape) for shape in SHAPES)
         raise Unreadable(f"no known shape: the columns found are {columns}; expected one of: {known}")
-    with_values = [shape for shape in shapes if all(record[column] is not None for column in shape)]
+    nulls = {column for column, value in record.items() if value is None}
+    with_values = [shape for shape in shapes if not nulls & {*shape}]
     return (with_values or shapes)[0]
 
 # %% ../nbs/02a_rows.ipynb #ecdaf1fc
