@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from test_export import NASTY, make_manifest, make_row, write_run
 
-from llmdata_nb import report
+from llmdata_nb import figures, report
 from llmdata_nb.backinstruct import STYLES, TASKS
 from llmdata_nb.export import read_folder, write_card
 from llmdata_nb.report import (COLORS, HATCHES, OUTCOMES, label, plot_calls, plot_categories, plot_funnel, plot_labels, plot_languages, plot_lengths, plot_margins, plot_min_scores, plot_models, plot_outcomes,
@@ -184,9 +184,9 @@ def test_states_side_by_side_differ_in_grey_too(states):
 def test_what_no_font_has_is_a_box_and_said(monkeypatch):
     from matplotlib.font_manager import fontManager
     monkeypatch.setattr(fontManager, "ttflist", [])
-    report._family.cache_clear()
+    figures.font_for.cache_clear()
     figure = draw(plot_funnel(make_manifest(1, [dict(state="dropped", reason="response: refusal: データ", rows=1)])))
-    report._family.cache_clear()
+    figures.font_for.cache_clear()
     assert figure.axes[0].get_yticklabels()[1].get_text() == "response: refusal: □□□" and figure.get_supxlabel() == "□ a character that no font found here has"
 
 
@@ -194,8 +194,8 @@ def test_what_no_font_has_is_a_box_and_said(monkeypatch):
 def test_other_scripts_are_drawn_with_the_font_that_has_them(text):
     "Whatever fonts there are: no glyph is missing, and □ only where no font has the character"
     (name,) = [t for t in draw(plot_funnel(make_manifest(1, [dict(state="dropped", reason=f"x: {text}", rows=1)]))).axes[0].get_yticklabels() if t.get_text().startswith("x: ")]
-    assert name.get_text() == f"x: {text}" or any(report._family(c) is None for c in text)
-    assert set(filter(None, map(report._family, text))) <= set(name.get_fontfamily())
+    assert name.get_text() == f"x: {text}" or any(figures.font_for(c) is None for c in text)
+    assert set(filter(None, map(figures.font_for, text))) <= set(name.get_fontfamily())
 
 
 def test_a_table_goes_in_the_direction_of_each_text():
