@@ -150,7 +150,7 @@ async def back_instruct(
     if spoken != code: row["response_en"] = shown
     instruction = await _write(row, ask, shown, spoken, tasks, temperature, task_prompt(language))
     row["instruction" if spoken == code else "instruction_en"] = instruction
-    keep_from(min_score, row, "alignment", await rate(_with_examples(rubric("alignment", language if direct else spoken, english_rubrics), examples, shown), [instruction, shown], ask, step="judge alignment"))
+    keep_from(row, "alignment", await rate(_with_examples(rubric("alignment", language if direct else spoken, english_rubrics), examples, shown), [instruction, shown], ask, step="judge alignment"), min_score)
     if spoken != code:
         row["instruction"] = instruction = await _translated(instruction, ask, row, "instruction", "en", find_language(language), translate_with)
         if problem := request_problem(instruction, response, code): drop(f"instruction: {problem}")

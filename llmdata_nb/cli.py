@@ -12,14 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from .languages import language as find_language
 from .progress import Progress, duration, money
+from .recipes import RECIPES
 from .store import outputs_folder, store_path
 
 # %% ../nbs/40_cli.ipynb #96d159d3
 def pipelines() -> dict:
-    "Name of each recipe → path of its pipeline notebook"
+    "Name of each recipe → path of its pipeline notebook; and the notebooks beside them that are for no one recipe"
     here = Path(__file__).parent
     folder = next(d for d in (here/"pipelines", here.parent/"nbs"/"pipelines") if d.is_dir())
-    return {p.stem: p for p in sorted(folder.glob("*.ipynb"))}
+    recorded = {record.name: folder/record.pipeline for record in RECIPES.values() if record.pipeline}
+    return dict(sorted(({path.stem: path for path in folder.glob("*.ipynb")} | recorded).items()))
 
 def purpose(notebook) -> str:
     "What a notebook is for, in one line: what stands behind `>` below its title"

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['STEERINGS', 'CATEGORIES', 'seeds', 'read_steering', 'choose_category', 'system_message', 'prefix', 'english_tokens',
-           'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem', 'check_options', 'instruct',
-           'answer_message', 'respond', 'magpie', 'compare_steering', 'advice', 'pre_query']
+           'check_options', 'instruct', 'magpie', 'compare_steering', 'advice', 'pre_query', 'check_raw',
+           'assistant_voice', 'sanitise', 'instruction_problem', 'answer_message', 'respond']
 
 # %% ../nbs/12_magpie.ipynb #1cd0b0d0
 import asyncio, random, re
+from dataclasses import dataclass, field
 from itertools import count
 from .agreement import share
-from .checks import detect_language, generation_problem, language_problem, weight
+from .checks import detect_language, generation_problem, language_problem
 from .dedup import Seen, jaccard, normalise, shingles
-from .judge import rate, rubric, together
+from .generation import (RAW_ENDPOINTS, answer_message, assistant_voice, check_raw, endpoint_of,
+                                   instruction_problem, once, respond, sanitise)
+from .judge import check_number, check_score, rate, rubric, together
 from .languages import language as find_language, pack
-from .models import CallFailed, EndpointError, after_thinking
+from .models import CallFailed, EndpointError
 from .rerank import rerank_preferences
 from .run import Dropped, drop, run
 from .tags import DIFFICULTIES, QUALITIES, at_least, nearest, safety, tag
@@ -23,7 +26,7 @@ from .templates import fetch, find_template, pre_query
 from .translate import keep_from, translate
 
 # %% ../nbs/12_magpie.ipynb #356ed134
-_all_ = ["pre_query"]
+_all_ = ["pre_query", "check_raw", "assistant_voice", "sanitise", "instruction_problem", "answer_message", "respond"]
 
 # %% ../nbs/12_magpie.ipynb #fa16d259
 def seeds(
@@ -40,41 +43,42 @@ def read_steering(
 ) -> tuple:
     "The ways in `text`; ValueError for one that there is not"
     parts = () if text == "plain" else tuple(text.split("+"))
-    if unknown := [p for p in parts if p not in STEERINGS]: raise ValueError(f"steering {unknown[0]!r}: expected plain, or one or several of {', '.join(STEERINGS)} joined with +")
+    unknown = [part for part in parts if part not in STEERINGS]
+    if unknown: raise ValueError(f"steering {unknown[0]!r}: expected plain, or one or several of {', '.join(STEERINGS)} joined with +")
     return parts
 
 # %% ../nbs/12_magpie.ipynb #5571e6e3
-CATEGORIES = dict(information=0.05, reasoning=0.125, planning=0.05, editing=0.1, coding=0.125, math=0.125, role_play=0.1, data_analysis=0.125,
-                  creative_writing=0.1, advice=0.05, brainstorming=0.05)
+CATEGORIES = dict(information=0.05, reasoning=0.125, planning=0.05, editing=0.1, coding=0.125, math=0.125,
+                  role_play=0.1, data_analysis=0.125, creative_writing=0.1, advice=0.05, brainstorming=0.05)
 
 def choose_category(
     seed: int,   # of the run
     number: int, # of the row
 ) -> str:
     "One of `CATEGORIES`, by their weights; the same for the same numbers"
-    return random.Random(f"{seed} {number}").choices([*CATEGORIES], CATEGORIES.values())[0]
+    draw = random.Random(f"{seed} {number}")
+    return draw.choices([*CATEGORIES], CATEGORIES.values())[0]
 
 # %% ../nbs/12_magpie.ipynb #df87d88d
+def _user_message(texts, language, category):
+    "The system message in the `texts` of a pack"
+    lines = [texts["magpie"]["user"]]
+    if category: lines.append(texts["magpie"]["categories"][category])
+    return "\n".join(lines).replace("{language}", language.name)
+
 async def system_message(
     language: str,
-    ask,
+    ask,                         # for a language without a pack, a model in the role `translator`
     category: str | None = None, # one of `CATEGORIES`
 ) -> str:
     "The system message under which a user turn in `language` is opened"
     target = find_language(language)
-    def message(texts): return "\n".join([texts["magpie"]["user"], texts["magpie"]["categories"][category]] if category else [texts["magpie"]["user"]]).replace("{language}", target.name)
-    text = message(target.texts or pack("en"))
-    if target.code == "en" or text != message(pack("en")): return text
-    try: return await _once(ask, ("system message", text), lambda: translate(text, ask, language, part="system message", role="system"))
+    text = _user_message(target.texts or pack("en"), target, category)
+    is_own = text != _user_message(pack("en"), target, category)
+    if is_own or target.code == "en": return text
+    def translated(): return translate(text, ask, language, part="system message", role="system")
+    try: return await once(ask, ("system message", text), translated)
     except Dropped: return text
-
-async def _once(ask, name, make):
-    "What `make()` gives: worked out for the first row of a run that asks, and shared by all"
-    if name not in ask.shared: ask.shared[name] = asyncio.ensure_future(make())
-    try: return await asyncio.shield(ask.shared[name])
-    except CallFailed:
-        ask.shared.pop(name, None)  # the next row tries again
-        raise
 
 # %% ../nbs/12_magpie.ipynb #16a97770
 def prefix(
@@ -84,131 +88,29 @@ def prefix(
     system: str | None = None, # the system message, for steerings with `system`
     history: list = (),        # the conversation so far, for a later turn
 ) -> str:
-    "The raw text that the model goes on from; without the first token, which engines add themselves"
+    "The raw text that the model completes; without the first token, which engines add themselves"
     parts, target = read_steering(steering), find_language(language)
-    text = template.opening(system if "system" in parts else None, history)
-    word = target.name if "word" in parts else target.native if "native" in parts else None
-    return text + (f"{word.lower()}:" if word else "")
+    opening = template.opening(system if "system" in parts else None, history)
+    if "word" in parts: return f"{opening}{target.name.lower()}:"
+    if "native" in parts: return f"{opening}{target.native.lower()}:"
+    return opening
 
 # %% ../nbs/12_magpie.ipynb #cfdca5a3
-_ENGLISH_STARTS = """What How Why Which Where When Who Could Would Should Please Write Create Explain Describe Provide Give Tell Make Develop Implement Generate
+_ENGLISH_STARTS = """
+What How Why Which Where When Who Could Would Should Please Write Create Explain Describe Provide Give Tell Make Develop Implement Generate
 Compare Discuss Suppose Consider You Your There This That These The Does Given Calculate Convert Translate Summarize Suggest Identify Imagine Hello""".split()
 
-def english_tokens(endpoint) -> list:
+def english_tokens(
+    endpoint, # a `models.Endpoint`
+) -> list:
     "The first token of each word that English requests like to begin with; EndpointError where the server does not tell"
-    found = []
+    first_tokens = []
     for word in _ENGLISH_STARTS:
-        told = fetch(endpoint, "/tokenize", dict(model=endpoint.model, content=word, prompt=word, add_special_tokens=False))
-        if not (told or {}).get("tokens"): raise EndpointError(f"model {endpoint.name!r}: its server has no /tokenize, which the steering 'bias' needs; leave that out")
-        found.append(told["tokens"][0])
-    return list(dict.fromkeys(found))
-
-# %% ../nbs/12_magpie.ipynb #fb3eeeb7
-_INSTEAD = "Magpie needs an endpoint that goes on from raw text: embedded, a llama.cpp, vLLM or TGI server (http://host:8000/v1#model), a dedicated Hugging Face endpoint, or ollama:NAME"
-
-async def check_raw(
-    ask,
-    role: str = "generator",
-) -> None:
-    "Raise EndpointError when the model in `role` does not go on from raw text"
-    name = _endpoint(ask, role).name
-    try: reply = await ask.complete("a", max_tokens=1, seed=ask.seed, step="probe", role=role)
-    except CallFailed as e:
-        if e.kind != "refused" or not re.match("40[045]|422", e.message): raise
-        raise EndpointError(f"model {name!r}: its server refuses raw text ({e.message}). {_INSTEAD}") from e
-    if (tokens := reply.usage["prompt_tokens"] or 0) > 4: raise EndpointError(f"model {name!r}: its server puts the prompt into a chat template (one letter became {tokens} tokens). {_INSTEAD}. If this one was put right, give another seed: its answer is in the store")
-
-def _endpoint(ask, role): return ask.models.get(role, ask.models["default"])
-
-# %% ../nbs/12_magpie.ipynb #acf6a127
-_VOICE = re.compile(r"""(?:how (?:can|may) i (?:help|assist) you|what can i do for you|come posso (?:aiutar|assister)(?:ti|vi)|in (?:che|cosa|quale) (?:modo )?posso (?:aiutar|assister)(?:ti|vi)|(?:cómo|en qué) (?:te puedo ayudar|le puedo ayudar|puedo (?:ayudar|asistir)(?:te|le|os))
-    |(?:como|em que) posso (?:(?:te|lhe) ajudar|ajudar você)|(?:comment|en quoi) puis-je (?:vous |t')(?:aider|être utile|assister)|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:be)?hilflich sein|(?:wie|womit|wobei) kann ich (?:dir|(?-i:Ihnen)|euch)(?: heute| dabei| denn)? (?:weiter)?helfen
-    |(?:waarmee|hoe) kan ik (?:je|u|jou)(?: vandaag)? (?:helpen|van dienst zijn)|(?:w czym|jak) mogę (?:(?:ci|panu|pani|wam) )?pomóc(?: ci| panu| pani)?|كيف (?:يمكنني|أستطيع) (?:أن )?(?:أساعدك|مساعدتك)|मैं आपकी (?:कैसे|क्या|किस प्रकार) ?(?:मदद|सहायता)[^?।]{0,20}
-    |(?:మీకు )?(?:ఎలా|ఏ విధంగా) (?:సహాయపడగల|సహాయం చేయగల|సాయం చేయగల)[^?.]{0,12}|(?:どのように|何か)お?手伝い(?:できること|しましょう|できます|いたし)[^。？?]{0,12}|何かお困りのことはありますか|ご用件は何[^。？?]{0,8}|(?:我|有什么我?)(?:能|可以|可)(?:为|帮|帮助)(?:您|你)[^。？?]{0,8})
-    (?: today| with anything| oggi| meglio| hoy| mejor| hoje| melhor| heute| besser| vandaag| beter| dzisiaj| aujourd'hui| mieux| اليوم)?\s*[?？؟.。!]*\W*\Z|\b(?:i am|i'm) an ai (?:assistant|language model)|\b(?:sono|io sono) (?:un |l')assistente (?:ia|ai|virtuale)|\bsoy un asistente (?:de ia|virtual|de inteligencia)|\bje suis un assistant (?:ia|virtuel)|\bich bin (?:ein|der|eine) (?:ki|ai)[- ]?(?:assistent|modell|sprachmodell)|\bik ben een ai[- ]?assistent|\bsou um assistente (?:de ia|virtual)|\bjestem asystentem ai|私は(?:、)?(?:日本語の)?aiアシスタント|お手伝い(?:しますか|できるでしょうか|したいです)|我是(?:一个|一名)?(?:ai|人工智能)(?:助手|助理)|मैं एक (?:ai|एआई) (?:सहायक|असिस्टेंट)|أنا مساعد (?:ذكاء|افتراضي|ذكي)|\A(?:i'm sorry|i apologi[sz]e|mi dispiace|lo siento|désolée?|es tut mir leid|het spijt me|sinto muito|przykro mi)[^.?!\n]{0,60}(?:can't|cannot|non posso|no puedo|ne peux pas|kann[^.]{0,30} nicht|kan[^.]{0,30} niet|não posso|nie mogę)[^.?!\n]{0,40}[.!]?\s*\Z|\A\W*(?:sure|certainly|of course|absolutely|certo|certamente|claro|por supuesto|com certeza|bien sûr|natürlich|natuurlijk|oczywiście|もちろん|承知(?:いた)?しました|当然|बिल्कुल|తప్పకుండా|بالتأكيد)\s*[!！。]""".replace("\n    ", ""), re.I)
-
-def assistant_voice(
-    text: str, # an instruction
-) -> str | None:
-    "Say so when `text` is what an assistant says, and no user"
-    return f"an assistant's words ({' '.join(found[0].split())[:40]})" if (found := _VOICE.search(text)) else None
-
-# %% ../nbs/12_magpie.ipynb #ff02ef02
-def _labels(language):
-    "The words, as patterns, that stand before a request, before an answer, and before another request or its translation; in English and in `language`"
-    packs = [pack("en")["magpie"], *([language.texts["magpie"]] if language.texts else [])]
-    names = [n.lower() for n in {"english", language.name, language.native}]
-    return ("|".join(map(re.escape, words)) for words in (sum((p["asks"] for p in packs), names), sum((p["answers"] for p in packs), []), [*names, "translation", "english translation"]))
-
-def _label(words): return rf"[^\w\n]{{0,4}}({words})(?:\s?\d{{1,2}})?[*_]{{0,2}}\s?[:：][*_]{{0,2}}[ \t]*"
-
-def _unlabelled(text, asks):
-    "`text` without a label before it, and up to where the same one comes again"
-    start = re.match(_label(asks), text, re.I)
-    if not start: return text
-    again = re.search(r"\n" + _label(re.escape(start[1])), text[start.end():], re.I)
-    return text[start.end():][:again.start() if again else None]
-
-# %% ../nbs/12_magpie.ipynb #45316f71
-_ITEM = re.compile(r"(?:\(?1([.):、])|([-*•]))\s*(?=\S)")
-
-def _first_item(text):
-    "The first item, where `text` is a list with a second one"
-    if not (start := _ITEM.match(text)): return text
-    second = re.search(rf"\n[ \t]*\(?2{re.escape(start[1])}" if start[1] else rf"\n[ \t]*{re.escape(start[2])}[ \t]", text[start.end():])
-    return text[start.end():][:second.start()] if second else text
-
-def _before_next(text, names):
-    "`text` up to a line that begins with a language's name"
-    again = re.search(r"\n" + _label(names), text, re.I)
-    return text[:again.start()] if again else text
-
-def _unanswered(text, answers):
-    "`text` up to the label of an answer"
-    found = re.search(rf"(?:\n|(?<=[.?!。？！])[ \t]){_label(answers)}", text, re.I)
-    return text[:found.start()] if found else text
-
-# %% ../nbs/12_magpie.ipynb #48ec929e
-_QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』", "**": "**", "__": "__", "*": "*", "'": "'"}
-
-def _unquoted(text):
-    "`text` without the quotes or stars around all of it"
-    for opening, closing in _QUOTES.items():
-        if text.startswith(opening) and text.endswith(closing) and len(text) > 2 * len(opening) and closing not in text[len(opening):-len(closing)]: return text[len(opening):-len(closing)]
-    return text
-
-# %% ../nbs/12_magpie.ipynb #286f5db0
-_MARK = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:start|end)_of_turn>|\[/?INST\]|</s>\s*\Z|<｜[^<>｜\s]{1,40}｜>")
-_SPEAKER = re.compile(r"\n(?:assistant[ \t]*(?:[:：\n\"“]|\Z)|user[ \t]*(?:\n|\Z))|(?<=[.?!:。？！…\"”»」)])assistant[ \t]*(?:[:：\n]|\Z)", re.I)
-
-def sanitise(
-    text: str,      # as a model wrote it after the opening of a user's turn
-    language: str,  # code or name of the language it should be in
-    word: bool = False, # whether the prefix ended with the language's name, which models then put before each further line
-) -> tuple:         # the instruction, and a list of what was done to get it
-    "The request in `text`, without what does not belong to it"
-    done, asks, answers, names = [], *_labels(find_language(language))
-    for name, pattern in (("template token", _MARK), ("next speaker", _SPEAKER)):
-        if found := pattern.search(text): text, done = text[:found.start()], [*done, f"cut at a {name}"]
-    text = text.strip()
-    for _ in range(3):  # a label in quotes in a list
-        before = text
-        for name, step in (("number", _first_item), ("label", lambda t: _unlabelled(t, asks)), ("next one", lambda t: _before_next(t, names) if word else t),
-                           ("answer", lambda t: _unanswered(t, answers)), ("quotes", _unquoted)):
-            if (clean := step(text).strip()) != text: text, done = clean, [*done, name]
-        if text == before: break
-    return text, done
-
-# %% ../nbs/12_magpie.ipynb #1df7d3fa
-def instruction_problem(
-    text: str,
-    language: str,  # code of the language that it should be in
-    finish_reason: str | None = None,  # as the endpoint gave it
-) -> str | None:
-    "Say why `text` is no instruction in `language`"
-    if text and weight(text) + 2 * sum(map(str.isdigit, text)) < 10: return "too short"
-    if problem := generation_problem(text, language, finish_reason, request=True): return problem
-    return "ends with a colon" if text.rstrip("*_ ").endswith((":", "：")) else assistant_voice(text)
+        request = dict(model=endpoint.model, content=word, prompt=word, add_special_tokens=False)
+        answer = fetch(endpoint, "/tokenize", request) or {}
+        if not answer.get("tokens"): raise EndpointError(f"model {endpoint.name!r}: its server has no /tokenize, which the steering 'bias' needs; leave that out")
+        first_tokens.append(answer["tokens"][0])
+    return list(dict.fromkeys(first_tokens))
 
 # %% ../nbs/12_magpie.ipynb #4489b886
 class _Turns:
@@ -216,259 +118,352 @@ class _Turns:
     def __init__(self): self.last = None
 
     def ticket(self):
-        ticket = self.last, asyncio.get_running_loop().create_future()
-        self.last = ticket[1]
-        return ticket
+        before, own = self.last, asyncio.get_running_loop().create_future()
+        self.last = own
+        return before, own
 
     async def mine(self, ticket):
-        if ticket[0]: await asyncio.wait([ticket[0]])
+        "Wait until all rows with an earlier ticket are done"
+        before, _ = ticket
+        if before: await asyncio.wait([before])
 
     def done(self, ticket):
-        def go(*_):
-            if not ticket[1].done(): ticket[1].set_result(None)
-        go() if not ticket[0] or ticket[0].done() else ticket[0].add_done_callback(go)
+        "Let the next row go on; where an earlier one is not done, as soon as that is"
+        before, own = ticket
+        def let_next_go(*_):
+            if not own.done(): own.set_result(None)
+        if not before or before.done(): let_next_go()
+        else: before.add_done_callback(let_next_go)
+
+# %% ../nbs/12_magpie.ipynb #c96b6065
+@dataclass
+class _Written:
+    "What the rows of a run have written so far"
+    turns: _Turns = field(default_factory=_Turns)
+    first_texts: list = field(default_factory=list)  # up to five, as the model wrote them
+    requests: Seen | None = None                     # all that were kept
+    embeddings: list = field(default_factory=list)   # pairs of a row's id and the vector of its request
+
+def _written(ask): return ask.shared.setdefault("magpie", _Written())
 
 # %% ../nbs/12_magpie.ipynb #cd79a07c
-async def _fit(ask, template):
-    try: found = await asyncio.to_thread(find_template, _endpoint(ask, "generator"), template)
+async def _find_template(ask, template):
+    try: found = await asyncio.to_thread(find_template, endpoint_of(ask, "generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
     if not found.opening(): raise EndpointError(f"template {found.source}: it opens a user's turn with nothing; give another one")
     await check_raw(ask)
     return found
 
-def _stops(template, language):
-    "Four texts at which a request has ended, for some servers take no more: the surest marks of the template, and the label of an answer, which models go on to at our cost"
-    packs = [p["magpie"]["answers"][0] for p in (find_language(language).texts, pack("en")) if p]
-    return list(dict.fromkeys([*template.stops()[:2], *(f"\n{word.capitalize()}:" for word in packs)]))[:4]
+async def _fitting_template(ask, template):
+    "The chat template of the generator, which was seen to complete raw text; found once in a run"
+    return await once(ask, "template", lambda: _find_template(ask, template))
+
+# %% ../nbs/12_magpie.ipynb #0f3e893b
+def _stop_texts(template, language):
+    "At most four texts at which a request has ended, the surest first"
+    packs = [texts["magpie"] for texts in (find_language(language).texts, pack("en")) if texts]
+    labels = [f"\n{texts['answers'][0].capitalize()}:" for texts in packs]
+    stops = dict.fromkeys([*template.stops()[:2], *labels])
+    return list(stops)[:4]
+
+# %% ../nbs/12_magpie.ipynb #3fd25841
+async def _bias_tokens(ask, language):
+    "The tokens that English requests begin with, asked for once in a run"
+    def tokens(): return asyncio.to_thread(english_tokens, endpoint_of(ask, "generator"))
+    return await once(ask, "bias", tokens)
+
+async def _request_sampling(ask, language, template, parts, temperature, top_p, max_tokens, bias):
+    "How a request is drawn: the options of `ask.complete`"
+    if temperature is None: temperature = 0.7 if "system" in parts else 1.0
+    stops = _stop_texts(template, language)
+    sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=stops)
+    if "bias" not in parts or find_language(language).code == "en": return sampling
+    tokens = await _bias_tokens(ask, language)
+    return sampling | {"logit_bias": {str(token): bias for token in tokens}}
 
 # %% ../nbs/12_magpie.ipynb #cdfeaad3
+def _row_seed(row, ask):
+    "The seed of a row's request; with another seed of the run, that of every row is another"
+    return (ask.seed * 1_000_003 + row["number"]) % 2**31
+
+def _sent(sampling, endpoint):
+    "The options as servers take them: TGI refuses a top_p that changes nothing; vLLM hides the mark that ends a turn, and does not stop at it"
+    sent = dict(sampling)
+    if sent["top_p"] == 1.0: del sent["top_p"]
+    if endpoint.name.startswith("http"): sent["skip_special_tokens"] = False
+    return sent
+
 async def _user_turn(row, ask, language, text, sampling):
     "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
-    endpoint, seed = _endpoint(ask, "generator"), (ask.seed * 1_000_003 + row["number"]) % 2**31  # another seed of the run, and all rows are others
-    plain = dict(skip_special_tokens=False) if endpoint.name.startswith("http") else {}  # else vLLM hides the mark that ends a turn, and does not stop at it
-    sent = {k: v for k, v in sampling.items() if (k, v) != ("top_p", 1.0)}  # TGI refuses a top_p that changes nothing
-    reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **sent, **plain)
+    endpoint, seed = endpoint_of(ask, "generator"), _row_seed(row, ask)
+    reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **_sent(sampling, endpoint))
     instruction, done = sanitise(reply.text, language, text.endswith(":"))
-    row["user_turns"].append(dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction,
-                                  **{k: v for k, v in sampling.items() if k != "logit_bias"}, logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"]))
-    cut = reply.finish_reason if reply.text.rstrip().endswith(instruction) else None  # it is not the request that was cut off
-    return instruction_problem(instruction, find_language(language).code, cut)
+    turn = dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction)
+    turn |= {name: value for name, value in sampling.items() if name != "logit_bias"}
+    turn |= dict(logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"])
+    row["user_turns"].append(turn)
+    whole = not reply.text.rstrip().endswith(instruction)  # what was cut off came after the request
+    return instruction_problem(instruction, find_language(language).code, None if whole else reply.finish_reason)
 
 # %% ../nbs/12_magpie.ipynb #489d9591
-def _first_texts(ask, turn):
+def _check_first_texts(ask, turn):
     "Raise EndpointError when the first five texts show that the endpoint is not fit"
-    texts = ask.shared.setdefault("texts", [])
+    texts = _written(ask).first_texts
     if len(texts) == 5: return
     texts.append(turn["raw"].strip())
     if len(texts) < 5: return
-    name = turn["model"]
-    if texts[0] and len(set(texts)) == 1: raise EndpointError(f"model {name!r}: five seeds gave the same text, {texts[0][:60]!r}: its server does not heed the seed, or answers from a cache (or the temperature, {turn['temperature']:g}, is too low). Turn the cache off and give another seed, for these texts are in the store; or use another endpoint")
-    if turn["prompt_tokens"] is None and sum(bool(_VOICE.search(t)) for t in texts) >= 3: raise EndpointError(f"model {name!r}: it greets, as {texts[0][:60]!r}: its server puts the prompt into a chat template. {_INSTEAD}")
+    name, first = turn["model"], texts[0]
+    if first and len(set(texts)) == 1: raise EndpointError(f"model {name!r}: five seeds gave the same text, {first[:60]!r}: its server does not heed the seed, or answers from a cache (or the temperature, {turn['temperature']:g}, is too low). Turn the cache off and give another seed, for these texts are in the store; or use another endpoint")
+    greetings = sum(bool(assistant_voice(text)) for text in texts)
+    if turn["prompt_tokens"] is None and greetings >= 3: raise EndpointError(f"model {name!r}: it greets, as {first[:60]!r}: its server puts the prompt into a chat template. {RAW_ENDPOINTS}")
 
 # %% ../nbs/12_magpie.ipynb #7bc00c2f
-def _copied(text, system):
+def _copies_system(text, system):
     "Whether most of `text` stands in the system message"
     own = shingles(normalise(text))
     return len(own & shingles(normalise(system))) > 0.6 * len(own)
 
-def _not_again(row, shared, text, near, vector, near_meaning):
-    "Drop the row when its instruction repeats an earlier one; else remember it"
-    seen, vectors = shared.setdefault("seen", (Seen(near), []))
-    if copy := seen.repeats(text, row["id"]): drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
-    if vector is None: return
+def _drop_same_letters(row, ask, text, near):
+    "Drop the row when its request is nearly an earlier one; else remember it"
+    written = _written(ask)
+    if written.requests is None: written.requests = Seen(near)
+    copy = written.requests.repeats(text, row["id"])
+    if copy: drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
+
+def _drop_same_meaning(row, ask, vector, near_meaning):
+    "Drop the row when the `vector` of its request is nearly an earlier one; else remember it"
     import numpy as np
-    found, row["nearest_similarity"] = nearest([v for _, v in vectors], vector)
-    row["nearest"] = vectors[found][0] if found is not None else None
-    if found is not None and row["nearest_similarity"] >= near_meaning: drop(f"instruction: means the same as {row['nearest']} ({row['nearest_similarity']:.2f})")
-    vectors.append((row["id"], np.asarray(vector, dtype="float32")))
+    earlier = _written(ask).embeddings
+    index, row["nearest_similarity"] = nearest([v for _, v in earlier], vector)
+    row["nearest"] = earlier[index][0] if index is not None else None
+    if index is not None and row["nearest_similarity"] >= near_meaning:
+        drop(f"instruction: means the same as {row['nearest']} ({row['nearest_similarity']:.2f})")
+    earlier.append((row["id"], np.asarray(vector, dtype="float32")))
 
 # %% ../nbs/12_magpie.ipynb #dfe3c56f
-def check_options(steering="system", categories=False, n_turns=1, answers=1, min_quality="", min_difficulty="", min_score=0, min_margin=0, near=0.7) -> None:
+def check_options(
+    steering: str = "system",  # all as in `magpie`
+    categories: bool = False,
+    n_turns: int = 1,
+    answers: int = 1,
+    min_quality: str = "",
+    min_difficulty: str = "",
+    min_score: float = 0,
+    min_margin: float = 0,
+    near: float = 0.7,
+) -> None:
     "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
     if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
-    for name, value, low, high in (("n_turns", n_turns, 1, 20), ("answers", answers, 1, 20), ("min_score", min_score, 0, 5), ("min_margin", min_margin, 0, 4), ("near", near, 0.01, 1)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
+    check_number("n_turns", n_turns, 1, 20)
+    check_number("answers", answers, 1, 20)
+    check_score(min_score, (0, 5))
+    check_number("min_margin", min_margin, 0, 4)
+    check_number("near", near, 0.01, 1)
     if answers > 1 and n_turns > 1: raise ValueError(f"n_turns {n_turns} and answers {answers}: a preference pair has one turn")
     if min_margin and answers < 2: raise ValueError(f"min_margin {min_margin:g}: there is a margin only between several answers")
-    for name, value, scale in (("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)):
+    levels = ("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)
+    for name, value, scale in levels:
         if value and value not in scale: raise ValueError(f"{name} {value!r}: expected {', '.join(scale)}")
 
 # %% ../nbs/12_magpie.ipynb #b17bc6f9
 async def instruct(
     row: dict,               # from `seeds`
-    ask,                     # models in the roles `generator` and, for languages without a pack, `translator`; `embedder` where there is one
+    ask,                     # roles: `generator`; `translator`, for languages without a pack; `embedder`, if any
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
-    temperature: float | None = None, # default: 0.7 with a system message, 1.0 without, as in the article
+    temperature: float | None = None, # of the instruction; None: 0.7 with a system message, else 1.0, as in the article
     top_p: float = 1.0,      # tokens are drawn from the likeliest with this much probability together, above 0 to 1
-    max_tokens: int = 500,   # of an instruction
+    max_tokens: int = 500,   # of the instruction, which is shorter than an answer
     categories: bool = False, # a category for each row, by weight; needs the steering `system`
     bias: float = -5.0,      # added to the log-probability of English beginnings, for the steering `bias`
     near: float = 0.7,       # Jaccard similarity from which an instruction repeats an earlier one
     near_meaning: float = 0.95, # cosine similarity from which it does, where a model in the role `embedder` is given
-    template: str = "",      # where the chat template is, as in `templates.read_template`; else the endpoint is asked, and then the Hub
+    template: str = "",      # as in `templates.read_template`; else the endpoint is asked, and then the Hub
 ) -> dict:
     "Let a model write an instruction; dropped when it is none, not in the language, or like an earlier one"
-    ticket = ask.shared.setdefault("turns", _Turns()).ticket()
+    turns = _written(ask).turns
+    ticket = turns.ticket()
     try:
         parts = read_steering(steering)
         check_options(steering, categories, near=near)
-        row["steering"], row["category"] = steering, choose_category(ask.seed, row["number"]) if categories else None
+        row["steering"] = steering
+        row["category"] = choose_category(ask.seed, row["number"]) if categories else None
         system = await system_message(language, ask, row["category"]) if "system" in parts else None
-        found = await _once(ask, "template", lambda: _fit(ask, template))
-        tokens = await _once(ask, "bias", lambda: asyncio.to_thread(english_tokens, _endpoint(ask, "generator"))) if "bias" in parts and find_language(language).code != "en" else []
-        temperature = temperature if temperature is not None else 0.7 if "system" in parts else 1.0
-        sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=_stops(found, language)) | ({"logit_bias": {str(t): bias for t in tokens}} if tokens else {})
+        chat_template = await _fitting_template(ask, template)
+        sampling = await _request_sampling(ask, language, chat_template, parts,
+                                           temperature, top_p, max_tokens, bias)
+
         row["user_turns"] = []
-        problem = await _user_turn(row, ask, language, prefix(found, language, steering, system), sampling)
+        problem = await _user_turn(row, ask, language, prefix(chat_template, language, steering, system), sampling)
         text = row["user_turns"][0]["instruction"]
-        if not problem and system and _copied(text, system): problem = "copies the system message"
+        if not problem and system and _copies_system(text, system): problem = "copies the system message"
         row["in_language"] = bool(text) and not language_problem(text, find_language(language).code)
         vector = await ask.embed(text) if not problem and "embedder" in ask.models else None
-        await ask.shared["turns"].mine(ticket)
-        _first_texts(ask, row["user_turns"][0])
+
+        await turns.mine(ticket)
+        _check_first_texts(ask, row["user_turns"][0])
         if problem: drop(f"instruction: {problem}")
-        _not_again(row, ask.shared, text, near, vector, near_meaning)
-    finally: ask.shared["turns"].done(ticket)
+        _drop_same_letters(row, ask, text, near)
+        if vector is not None: _drop_same_meaning(row, ask, vector, near_meaning)
+    finally: turns.done(ticket)
     row["messages"] = [{"role": "user", "content": text}]
     return row
 
-# %% ../nbs/12_magpie.ipynb #9b863ad3
-def answer_message(language: str) -> str:
-    "The system message under which requests in `language` are answered; in English for a language without a pack"
-    target = find_language(language)
-    return (target.texts or pack("en"))["magpie"]["answer"].replace("{language}", target.name)
-
-# %% ../nbs/12_magpie.ipynb #35878253
-async def respond(
-    messages: list, # up to a user's turn
-    ask,
-    language: str,
-    temperature: float = 0.2,
-    max_tokens: int = 1024, # of the answer
-    sample: int = 0, # another number, another answer
-    role: str = "responder",
-) -> tuple:          # the answer, without thinking, and the finish_reason
-    "Let the model in `role` answer the last turn of `messages`, in `language` unless that asks for another"
-    said = dict(temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role=role)
-    system, first, rest = {"role": "system", "content": answer_message(language)}, messages[0], messages[1:]
-    folded = [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
-    try: reply = await ask(folded if ask.shared.get(("no system", role)) else [system, *messages], **said)
-    except CallFailed as e:
-        if e.kind != "refused" or not re.search(r"system[ '\"`]*(?:role|message|prompt)|role.{0,20}system|alternate", e.message, re.I): raise
-        reply = await ask(folded, **said)
-        ask.shared["no system", role] = True  # the template of this model takes none, as that of Gemma 2
-    return after_thinking(reply.text).strip(), reply.finish_reason
-
 # %% ../nbs/12_magpie.ipynb #d90efd8c
-async def _checked_answer(messages, ask, language, *options, **more):
+async def _checked_answer(messages, ask, language, **sampling):
     "An answer, and what is wrong with it or None"
-    text, reason = await respond(messages, ask, language, *options, **more)
-    return text, generation_problem(text, find_language(language).code, reason)
+    text, finish_reason = await respond(messages, ask, language, **sampling)
+    return text, generation_problem(text, find_language(language).code, finish_reason)
 
 # %% ../nbs/12_magpie.ipynb #7248da34
-async def _next_turn(row, ask, language, text, sampling, near, *answering):
+async def _next_turn(row, ask, language, text, sampling, near, answer_sampling):
     "The answer to a further turn of the user, which is added to `user_turns`, and what is wrong with either"
-    if problem := await _user_turn(row, ask, language, text, sampling): return None, f"instruction: {problem}"
-    new = row["user_turns"][-1]["instruction"]
-    if any(m["role"] == "user" and jaccard(m["content"], new) >= near for m in row["messages"]): return None, "instruction: asked before"
-    answer, problem = await _checked_answer([*row["messages"], {"role": "user", "content": new}], ask, language, *answering)
+    problem = await _user_turn(row, ask, language, text, sampling)
+    if problem: return None, f"instruction: {problem}"
+    request = row["user_turns"][-1]["instruction"]
+    asked = [m["content"] for m in row["messages"] if m["role"] == "user"]
+    if any(jaccard(earlier, request) >= near for earlier in asked): return None, "instruction: asked before"
+    messages = [*row["messages"], {"role": "user", "content": request}]
+    answer, problem = await _checked_answer(messages, ask, language, **answer_sampling)
     return answer, problem and f"response: {problem}"
 
 # %% ../nbs/12_magpie.ipynb #0af58aa2
-async def _more_turns(row, ask, language, system, n_turns, near, temperature, max_tokens):
-    found = await ask.shared["template"]
-    sampling = {k: row["user_turns"][0][k] for k in ("temperature", "top_p", "max_tokens", "stop")}
+async def _more_turns(row, ask, language, template, system, n_turns, near, answer_sampling):
+    "Go on with the conversation up to `n_turns` user turns, or up to a fault, which `ended` tells"
+    first = row["user_turns"][0]
+    sampling = {name: first[name] for name in ("temperature", "top_p", "max_tokens", "stop")}
     for n in range(2, n_turns + 1):
-        try: answer, problem = await _next_turn(row, ask, language, prefix(found, language, row["steering"], system, row["messages"]), sampling, near, temperature, max_tokens)
+        text = prefix(template, language, row["steering"], system, row["messages"])
+        try: answer, problem = await _next_turn(row, ask, language, text, sampling, near, answer_sampling)
         except CallFailed as e:
             if e.kind != "refused": raise
             problem = str(e)  # most likely the conversation has grown too long for the model
         if problem:
             row["ended"] = f"turn {n}: {problem}"
             return
-        turn = {"role": "user", "content": row["user_turns"][-1]["instruction"]}
-        row["messages"] += [turn, {"role": "assistant", "content": answer}]
+        request = row["user_turns"][-1]["instruction"]
+        row["messages"] += [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
 
 # %% ../nbs/12_magpie.ipynb #cf5977e3
-async def _tagged(row, ask, request, min_quality, min_difficulty):
-    row["tags"] = found = await tag(request, ask)
+async def _keep_by_tags(row, ask, request, min_quality, min_difficulty):
+    "Tag the request, and drop the row when it is below the least quality or difficulty"
+    row["tags"] = tags = await tag(request, ask)
     for name, least, scale in (("quality", min_quality, QUALITIES), ("difficulty", min_difficulty, DIFFICULTIES)):
-        if least and not at_least(found[name], least, scale): drop(f"instruction: {name} {found[name]}, kept from {least}")
+        if not least or at_least(tags[name], least, scale): continue
+        drop(f"instruction: {name} {tags[name]}, kept from {least}")
 
-async def _safe(row, messages, ask):
+async def _drop_unsafe(row, ask, messages):
+    "Drop the row when the model in the role `guard`, if there is one, finds `messages` unsafe"
     if "guard" not in ask.models: return
     row["safety"] = await safety(messages, ask)
     if not row["safety"]["safe"]: drop(f"unsafe ({', '.join(row['safety']['hazards'])})")
 
 # %% ../nbs/12_magpie.ipynb #7b14f740
-async def _pair(row, ask, language, answers, temperature, max_tokens, min_length, min_score, min_margin, english_rubrics):
-    found = await together(_checked_answer(row["messages"], ask, language, temperature, max_tokens, sample=i) for i in range(answers))
-    row["responses"] = [text for text, problem in found if not problem and len(text) >= min_length]
+async def _several_answers(row, ask, language, answers, sampling, min_length):
+    "Ask for so many `answers`; those without a fault, and long enough, become the `responses`"
+    calls = (_checked_answer(row["messages"], ask, language, sample=i, **sampling) for i in range(answers))
+    written = await together(calls)
+    row["responses"] = [text for text, problem in written if not problem and len(text) >= min_length]
     row["models"] = [row["response_from"]["model"]] * len(row["responses"])
     if len(set(row["responses"])) < 2: drop("response: fewer than two different answers without a fault")
-    for text in row["responses"] if "guard" in ask.models else []: await _safe(row, [*row["messages"], {"role": "assistant", "content": text}], ask)
-    return await rerank_preferences(row, ask, language, min_score=max(min_score, 1), min_margin=min_margin, english_rubrics=english_rubrics)
+    for text in row["responses"]:
+        answer = {"role": "assistant", "content": text}
+        await _drop_unsafe(row, ask, [*row["messages"], answer])
+
+async def _one_answer(row, ask, language, sampling, min_length):
+    "Add an answer to the `messages`; the row is dropped when it has a fault or is too short"
+    answer, problem = await _checked_answer(row["messages"], ask, language, **sampling)
+    row["messages"] += [{"role": "assistant", "content": answer}]
+    if problem: drop(f"response: {problem}")
+    if len(answer) < min_length: drop(f"response: too short ({len(answer)} characters, kept from {min_length})")
+    return answer
 
 # %% ../nbs/12_magpie.ipynb #e5b0570f
 async def magpie(
     row: dict,               # from `seeds`
-    ask,                     # models in the roles `generator`, `responder`, `tagger`, `judge`, `guard`, `embedder`; those not named are the default one, or, of the last two, not asked
+    ask,                     # roles: `generator`, `responder`, `tagger` and `judge`; `guard` and `embedder`, if any
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
-    temperature: float | None = None, # of the instruction; as in `instruct`
+    temperature: float | None = None, # of the instruction, as in `instruct`; for answers: `response_temperature`
     top_p: float = 1.0,      # as in `instruct`
-    max_tokens: int = 500,   # of the instruction
+    max_tokens: int = 500,   # of the instruction; for answers: `response_max_tokens`
     categories: bool = False, # as in `instruct`
     near: float = 0.7,       # as in `instruct`
     template: str = "",      # as in `instruct`
     n_turns: int = 1,        # user turns of a conversation
-    answers: int = 1,        # 2 or more: a preference pair of the best and the worst
+    answers: int = 1,        # by the responder; 2 or more: a preference pair of the best and the worst
     response_temperature: float | None = None, # default: 0.2, or 0.8 for several answers
     response_max_tokens: int = 1024, # of an answer
     tags: bool = False,      # ask the role `tagger` for tags
     min_quality: str = "",   # the least quality that is kept, one of `tags.QUALITIES`
     min_difficulty: str = "", # the least difficulty, one of `tags.DIFFICULTIES`
     min_length: int = 0,     # characters of the (first) answer
-    min_score: float = 0,    # the least score of the judge, 1 to 5; 0: no judge is asked
+    min_score: float = 0,    # the least score that is kept, 1 to 5; 0, as in the paper: no judge is asked
     min_margin: float = 0,   # of a preference pair, 0 to 4
     english_rubrics: bool = False, # judge by English rubrics; else by ones in the language, where it has a pack
 ) -> dict:
     "Let a model write a request and answer it"
     check_options(steering, categories, n_turns, answers, min_quality, min_difficulty, min_score, min_margin, near)
-    row = await instruct(row, ask, language, steering, temperature, top_p, max_tokens, categories, near=near, template=template)
+    row = await instruct(row, ask, language, steering, temperature, top_p, max_tokens, categories,
+                         near=near, template=template)
     request = row["messages"][0]["content"]
-    if tags or min_quality or min_difficulty: await _tagged(row, ask, request, min_quality, min_difficulty)
-    warmth = response_temperature if response_temperature is not None else 0.8 if answers > 1 else 0.2
-    row["response_from"] = dict(model=_endpoint(ask, "responder").name, system=answer_message(language), seed=ask.seed, temperature=warmth, max_tokens=response_max_tokens)
+    if tags or min_quality or min_difficulty: await _keep_by_tags(row, ask, request, min_quality, min_difficulty)
+
+    if response_temperature is None: response_temperature = 0.8 if answers > 1 else 0.2
+    sampling = dict(temperature=response_temperature, max_tokens=response_max_tokens)
+    model, system = endpoint_of(ask, "responder").name, answer_message(language)
+    row["response_from"] = dict(model=model, system=system, seed=ask.seed, **sampling)
     row["detected_language"], row["detected_confidence"] = detect_language(request)
-    if answers > 1: return await _pair(row, ask, language, answers, warmth, response_max_tokens, min_length, min_score, min_margin, english_rubrics)
-    answer, problem = await _checked_answer(row["messages"], ask, language, warmth, response_max_tokens)
-    row["messages"] += [{"role": "assistant", "content": answer}]
-    if problem: drop(f"response: {problem}")
-    if len(answer) < min_length: drop(f"response: too short ({len(answer)} characters, kept from {min_length})")
+    if answers > 1:
+        await _several_answers(row, ask, language, answers, sampling, min_length)
+        limits = dict(min_score=max(min_score, 1), min_margin=min_margin)
+        return await rerank_preferences(row, ask, language, english_rubrics=english_rubrics, **limits)
+
+    answer = await _one_answer(row, ask, language, sampling, min_length)
     if n_turns > 1:
         system = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
-        await _more_turns(row, ask, language, system, n_turns, near, warmth, response_max_tokens)
-    await _safe(row, row["messages"], ask)
-    if min_score: keep_from(min_score, row, "response", await rate(rubric("response", language, english_rubrics), [request, answer], ask, step="judge response"))
-    row["detected_language"], row["detected_confidence"] = detect_language("\n\n".join(m["content"] for m in row["messages"]))
+        chat_template = await _fitting_template(ask, template)
+        await _more_turns(row, ask, language, chat_template, system, n_turns, near, sampling)
+    await _drop_unsafe(row, ask, row["messages"])
+    if min_score:
+        response_rubric = rubric("response", language, english_rubrics)
+        verdict = await rate(response_rubric, [request, answer], ask, step="judge response")
+        keep_from(row, "response", verdict, min_score)
+    conversation = "\n\n".join(m["content"] for m in row["messages"])
+    row["detected_language"], row["detected_confidence"] = detect_language(conversation)
     return row
 
 # %% ../nbs/12_magpie.ipynb #c843ef8e
-def _steered(model, language, steering, rows, options):
+def _without_bias(code, steering, error):
+    "The line of a steering that the server cannot do"
+    nothing = dict(in_language=share(0, 0), kept=share(0, 0), repeated=0, tokens=None, seconds=None, usd=None)
+    return dict(language=code, steering=steering, rows=0, **nothing, examples=[str(error)])
+
+def _per_kept(outcome, *columns):
+    "The sum of these `columns` of the ledger for each row that was kept; None where it is not known, or none was kept"
+    values = [line[column] for line in outcome.ledger for column in columns]
+    if None in values or not outcome.kept: return None
+    return sum(values) / len(outcome.kept)
+
+# %% ../nbs/12_magpie.ipynb #5d3f1813
+def _repeats_earlier(row): return "near-duplicate" in row["reason"] or "means the same" in row["reason"]
+
+def _steering_line(model, language, steering, rows, options):
+    "What `compare_steering` tells of one language and one steering"
     code = find_language(language).code
     try: outcome = run(list(seeds(rows)), instruct, model=model, language=language, steering=steering, **options)
     except EndpointError as e:
         if "bias" not in read_steering(steering): raise
-        return dict(language=code, steering=steering, rows=0, in_language=share(0, 0), kept=share(0, 0), repeated=0, tokens=None, seconds=None, usd=None, examples=[str(e)])
-    made, kept = [*outcome.kept, *outcome.dropped], len(outcome.kept)
-    def each(*columns):
-        values = [line[c] for line in outcome.ledger for c in columns]
-        return None if None in values or not kept else sum(values) / kept
-    return dict(language=code, steering=steering, rows=rows, in_language=share(sum(r["in_language"] for r in made), len(made)), kept=share(kept, rows),
-                repeated=sum("near-duplicate" in r["reason"] or "means the same" in r["reason"] for r in outcome.dropped),
-                tokens=each("prompt_tokens", "completion_tokens"), seconds=each("seconds"), usd=each("usd"), examples=[r["messages"][0]["content"] for r in outcome.kept[:3]])
+        return _without_bias(code, steering, e)
+    written = [*outcome.kept, *outcome.dropped]
+    in_language = share(sum(row["in_language"] for row in written), len(written))
+    repeated = sum(map(_repeats_earlier, outcome.dropped))
+    costs = dict(tokens=_per_kept(outcome, "prompt_tokens", "completion_tokens"),
+                 seconds=_per_kept(outcome, "seconds"), usd=_per_kept(outcome, "usd"))
+    examples = [row["messages"][0]["content"] for row in outcome.kept[:3]]
+    kept = share(len(outcome.kept), rows)
+    return dict(language=code, steering=steering, rows=rows, in_language=in_language, kept=kept, repeated=repeated,
+                **costs, examples=examples)
 
 # %% ../nbs/12_magpie.ipynb #82794fc5
 def compare_steering(
@@ -479,24 +474,34 @@ def compare_steering(
     **options,             # as for `run` and `instruct`
 ) -> list:                 # a dict for each language and steering, the best steering of a language first
     "Instructions only, made side by side in several ways: the share in the right language, the share kept, and what a kept one takes"
-    for steering in steerings: check_options(steering, options.get("categories", False), near=options.get("near", 0.7))
-    return [line for language in languages for line in
-            sorted((_steered(model, language, s, rows, options) for s in steerings), key=lambda line: -(line["kept"]["value"] or 0))]
+    categories, near = options.get("categories", False), options.get("near", 0.7)
+    for steering in steerings: check_options(steering, categories, near=near)
+    lines = []
+    for language in languages:
+        own = [_steering_line(model, language, steering, rows, options) for steering in steerings]
+        lines += sorted(own, key=lambda line: -(line["kept"]["value"] or 0))
+    return lines
 
 # %% ../nbs/12_magpie.ipynb #e292f155
-_ADVICE = [(r"wrong language|wrong script|doubtful language|other language|another language", "are in another language: see with compare_steering which steering this model follows, or take a model that knows the language"),
-           (r"near-duplicate|means the same", "repeat an earlier one: raise the temperature, or give categories"),
-           (r"an assistant's words|refusal", "are said by an assistant, not by a user: see in user_turns whether the prefix is the model's own; a system message (steering system) helps some models"),
-           (r"instruction: (?:empty|too short|ends with|truncated|template token|repeats|copies)", "are no whole requests: lower the temperature, try another steering, or take a larger model"),
-           (r"response: ", "had a faulty answer: give response_max_tokens more room, or another responder"),
-           (r"judged too low|kept from", "fell to a filter: read some of them, and the judge's reasons, before lowering it"),
-           (r"over budget", "were not made, for the budget was spent")]
+_ADVICE = [  # pattern of a reason, and what to say of the rows that have it
+    (r"wrong language|wrong script|doubtful language|other language|another language", "are in another language: see with compare_steering which steering this model follows, or take a model that knows the language"),
+    (r"near-duplicate|means the same", "repeat an earlier one: raise the temperature, or give categories"),
+    (r"an assistant's words|refusal", "are said by an assistant, not by a user: see in user_turns whether the prefix is the model's own; a system message (steering system) helps some models"),
+    (r"instruction: (?:empty|too short|ends with|truncated|template token|repeats|copies)",
+     "are no whole requests: lower the temperature, try another steering, or take a larger model"),
+    (r"response: ", "had a faulty answer: give response_max_tokens more room, or another responder"),
+    (r"judged too low|kept from", "fell to a filter: read some of them, and the judge's reasons, before lowering it"),
+    (r"over budget", "were not made, for the budget was spent")]
 
 def advice(
     outcome, # of a run of `magpie` or `instruct`
 ) -> list:
     "What to try, a sentence for each cause that took at least a fifth of the rows, the commonest first; none where half of the rows were kept"
-    lost = [r["reason"] for r in [*outcome.dropped, *outcome.failed]]
-    n = len(lost) + len(outcome.kept)
-    counts = [(sum(bool(re.search(pattern, reason)) for reason in lost), text) for pattern, text in _ADVICE]
-    return [f"{found} of {n} rows {text}." for found, text in sorted(counts, reverse=True) if found * 5 >= n and len(lost) * 2 > n]
+    lost = [row["reason"] for row in [*outcome.dropped, *outcome.failed]]
+    total = len(lost) + len(outcome.kept)
+    if len(lost) * 2 <= total: return []
+    causes = []
+    for pattern, text in _ADVICE:
+        n = sum(bool(re.search(pattern, reason)) for reason in lost)
+        if n * 5 >= total: causes.append((n, text))
+    return [f"{n} of {total} rows {text}." for n, text in sorted(causes, reverse=True)]

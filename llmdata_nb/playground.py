@@ -16,6 +16,7 @@ from pathlib import Path
 from .languages import Language, language as find_language, pack
 from .models import CallFailed, Ledger, row_ledger
 from .progress import in_notebook, money, visible
+from .recipes import RECIPES, import_from, recipe_record
 from .run import Dropped, run
 from .show import widget_box
 
@@ -73,9 +74,12 @@ def _flat(texts, before=""):
     return {name: text for k, v in texts.items() for name, text in (_flat(v, f"{before}{k}.").items() if isinstance(v, dict) else [(before + k, v)])}
 
 def _texts(target):
-    from llmdata_nb import backinstruct, translate
-    shared = {"translate": {"task": translate.TASK, "again": translate.AGAIN}, "backinstruct": {"task": backinstruct.TASK}}  # the same for all languages
-    return _flat(shared | pack("en") | target.texts)
+    return _shared_prompts() | _flat(pack("en") | target.texts)
+
+def _shared_prompts():
+    "The prompts that are the same for all languages, by their names"
+    places = {name: place for record in RECIPES.values() for name, place in record.prompts.items()}
+    return {name: import_from(place) for name, place in places.items()}
 
 def save_prompts(
     path, # a TOML file; written over
@@ -120,7 +124,8 @@ def with_prompts(
     if not prompts: return target
     edited = prompts if isinstance(prompts, dict) else read_prompts(prompts)
     if not edited.get(target.code): raise ValueError(f"prompts {'' if isinstance(prompts, dict) else prompts}: none are for {target.name} ({target.code}), only for {', '.join(edited) or 'no language'}")
-    texts = copy.deepcopy(pack("en") | target.texts | {"translate": {}, "backinstruct": {}})
+    sections = {name.split(".")[0]: {} for name in _shared_prompts()}
+    texts = copy.deepcopy(pack("en") | target.texts | sections)
     for name, text in edited[target.code].items():
         _check(_texts(target), name, text, "prompts")
         *path, key = name.split(".")
@@ -285,14 +290,6 @@ def _with_id(row, i):
                 raise ValueError(f"row {i + 1}: message {n} of {name} should have a role and a content, both texts (load_rows gives such rows): {str(m)[:80]}")
     return row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"])}  # as `run` would call it among all rows
 
-def _recipes():
-    from llmdata_nb.aya import aya_preferences
-    from llmdata_nb.backinstruct import back_instruct
-    from llmdata_nb.magpie import magpie
-    from llmdata_nb.rerank import rerank_preferences
-    from llmdata_nb.translate import translate_and_judge
-    return {recipe.__name__: recipe for recipe in (translate_and_judge, rerank_preferences, magpie, aya_preferences, back_instruct)}
-
 def _lines_to(show):
     "Let `show` have what this thread would display in the notebook"
     if not in_notebook(): return
@@ -400,8 +397,9 @@ def playground(
 ): # a widget; the `calls` and the `outcome` of its last run are attributes of it
     "Run a recipe on a few rows and see each step; edit its prompts, and save them for a run of all rows"
     import ipywidgets as w
-    rows, roles, name = rows if hasattr(rows, "__len__") else list(islice(rows, 1000)), dict(model) if isinstance(model, dict) else {"default": model}, getattr(recipe, "__name__", None) or recipe.func.__name__
-    recipes, edited = _recipes() | {name: recipe}, read_prompts(prompts) if Path(prompts).exists() else {}
+    rows, roles, name = rows if hasattr(rows, "__len__") else list(islice(rows, 1000)), dict(model) if isinstance(model, dict) else {"default": model}, recipe_record(getattr(recipe, "__name__", None) or recipe.func.__name__).name
+    recipes = {record.name: import_from(record.function) for record in RECIPES.values() if record.pipeline} | {name: recipe}
+    edited = read_prompts(prompts) if Path(prompts).exists() else {}
     now, style, line = {"answers": {}}, {"description_width": "initial"}, w.Layout(flex_flow="row wrap", align_items="center")
 
     def field(kind, description, value, width, **more): return kind(description=description, value=value, layout=w.Layout(width=width, margin="2px 12px 2px 2px"), style=style, **more)
@@ -436,7 +434,7 @@ def playground(
         time.sleep(0.2)  # what was typed last is on its way from the browser
         say("Starting …")
         total.value, table.children, box.calls, box.outcome = "", [], [], None
-        target, source = find_language(spoken.value), _seeds() if chosen.value == "magpie" else rows
+        target, source = find_language(spoken.value), _rows_for(chosen.value, rows)
         target = with_prompts(target, edited if edited.get(target.code) else "")
         picked = [_with_id(source[i], i) for i in read_numbers(numbers.value, len(source))]
         lines, asked, answered, ended = _table(picked, now["answers"])
@@ -471,6 +469,7 @@ def playground(
     say("Run it (or Ctrl+Enter), and open a line to see what was asked.")
     return box
 
-def _seeds():
-    from llmdata_nb.magpie import seeds
-    return list(seeds(1000))
+def _rows_for(name, rows):
+    "The user's `rows`, or those that the recipe of that `name` makes to start from"
+    first_rows = recipe_record(name).first_rows
+    return list(import_from(first_rows)(1000)) if first_rows else rows

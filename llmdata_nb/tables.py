@@ -8,7 +8,7 @@ __all__ = ['table', 'to_markdown', 'to_latex']
 # %% ../nbs/21b_tables.ipynb #062a050f
 from unicodedata import bidirectional
 
-from .export import _table, escaped
+from .export import escaped, markdown_table as _table
 from .progress import visible
 
 # %% ../nbs/21b_tables.ipynb #42ea87fc

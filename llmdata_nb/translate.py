@@ -7,7 +7,7 @@ __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translat
 
 # %% ../nbs/10_translate.ipynb #8bb703e7
 from .checks import detect_language, prose, translation_problem
-from .judge import rate, rubric
+from .judge import check_score, rate, rubric
 from .languages import language as find_language
 from .models import CallFailed, object_schema
 from .rows import single_turn
@@ -22,14 +22,16 @@ Reply with a JSON object with one key, "translation"."""
 
 AGAIN = """That translation has a fault: {problem}. Translate the message into {language} again, without the fault. Reply with the JSON object only."""
 
-def _text_for(name, text, language):
-    "`text`, or what was edited in its place (`playground.with_prompts`), with the name of the language in it"
+# %% ../nbs/10_translate.ipynb #05478181
+def _prompt_text(name, text, language):
+    "The edited prompt `name` of this `language`, else `text`; with the name of the language in it"
     target = find_language(language)
-    return target.texts.get("translate", {}).get(name, text).replace("{language}", target.name)
+    edited = target.texts.get("translate", {})
+    return edited.get(name, text).replace("{language}", target.name)
 
 def translation_prompt(text: str, language: str) -> str:
     "The prompt that asks for `text` in `language` (a code or name)"
-    return _text_for("task", TASK, language) + f"\n\n<message>\n{text}\n</message>"
+    return _prompt_text("task", TASK, language) + f"\n\n<message>\n{text}\n</message>"
 
 # %% ../nbs/10_translate.ipynb #2e2e444c
 def needs_translation(text: str) -> bool:
@@ -41,12 +43,18 @@ def _unmarked(text):
     "`text` without the marks around the message in our prompt, which weak models copy"
     return text.strip().removeprefix("<message>").removesuffix("</message>").strip()
 
+# %% ../nbs/10_translate.ipynb #b1542dbf
+def _token_limit(text, language):
+    "Tokens that a translation of `text` may take"
+    tokens_per_letter = 1 if language.script == "Latn" else 3
+    return min(256 + len(text) * tokens_per_letter, 8192)
+
 # %% ../nbs/10_translate.ipynb #5b6080c0
 _SCHEMA = object_schema(translation={"type": "string"})
 
 async def translate(
     text: str,
-    ask,
+    ask,                        # a model in the role `translator`
     language: str,              # code or name of the language to translate into
     *, part: str = "text",      # what the text is, for the reason of a drop and for the ledger: instruction, response
     role: str = "user",         # who says the text: user, assistant or system
@@ -55,16 +63,18 @@ async def translate(
     "`text` in `language`, checked; asked for once more when a check finds a fault, and then dropped with the reason"
     if not needs_translation(text): return text
     target = find_language(language)
-    limit = min(256 + len(text) * (1 if target.script == "Latn" else 3), 8192)
-    messages = [{"role": "user", "content": translation_prompt(text, language)}]
+    sampling = dict(max_tokens=_token_limit(text, target), temperature=0.2)
+    request = {"role": "user", "content": translation_prompt(text, language)}
+    messages = [request]
     for attempt in range(2):
-        reply = await ask(messages, schema=_SCHEMA, max_tokens=limit, temperature=0.2, step=f"translate {part}", role="translator")
-        found = _unmarked(reply.parsed["translation"]) if reply.parsed else ""
-        problem = translation_problem(text, found, target.code, reply.finish_reason, role)
-        if not problem: return found
-        if reply.finish_reason == "length": break  # it would be cut off again
-        messages = messages[:1] + [{"role": "assistant", "content": reply.text}, {"role": "user", "content": _text_for("again", AGAIN, target).replace("{problem}", problem)}]
-    if row is not None: row["bad_translation"] = found
+        reply = await ask(messages, schema=_SCHEMA, step=f"translate {part}", role="translator", **sampling)
+        translation = _unmarked(reply.parsed["translation"]) if reply.parsed else ""
+        problem = translation_problem(text, translation, target.code, reply.finish_reason, role)
+        if not problem: return translation
+        if reply.finish_reason == "length": break
+        again = _prompt_text("again", AGAIN, target).replace("{problem}", problem)
+        messages = [request, {"role": "assistant", "content": reply.text}, {"role": "user", "content": again}]
+    if row is not None: row["bad_translation"] = translation
     drop(f"{part}: {problem}")
 
 # %% ../nbs/10_translate.ipynb #5b12566f
@@ -72,28 +82,39 @@ def _conversation(messages, multi_turn):
     "The turns to translate: from the first message to the last response; ValueError when there is no request or no response"
     messages = messages if multi_turn else single_turn(messages)
     while messages and messages[0]["role"] == "assistant": messages = messages[1:]  # a greeting
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
-    if not last or not any(m["role"] == "user" for m in messages[:last]):
-        raise ValueError(f"a conversation needs a user message and a response after it; this one has {', '.join(m['role'] for m in messages) or 'nothing'}")
+    roles = [m["role"] for m in messages]
+    responses = [i for i, role in enumerate(roles) if role == "assistant"]
+    last = responses[-1] if responses else 0
+    if "user" not in roles[:last]:
+        raise ValueError(f"a conversation needs a user message and a response after it; this one has {', '.join(roles) or 'nothing'}")
     return messages[:last + 1]
 
 # %% ../nbs/10_translate.ipynb #a6fde8ac
-def _text(messages): return "\n\n".join(m["content"] for m in messages)
+def _joined_text(messages): return "\n\n".join(m["content"] for m in messages)
 
-async def _translate_into(row, messages, ask, language, part):
-    for m in messages: row["messages"].append(m | {"content": await translate(m["content"], ask, language, part=part, role=m["role"], row=row)})
+async def _translate_into(row, ask, messages, language, part):
+    "Add the `messages`, translated, to those of the row"
+    for message in messages:
+        text = await translate(message["content"], ask, language, part=part, role=message["role"], row=row)
+        row["messages"].append(message | {"content": text})
 
 # %% ../nbs/10_translate.ipynb #d2673f19
-def _take(row, part, verdict):
-    "Write `verdict` to the columns of `part`; CallFailed when there is none"
+def _record_verdict(row, part, verdict):
+    "Write `verdict` to the columns of `part`; its label or score, or CallFailed when there is none"
     kind = "label" if verdict.label is not None else "score"
-    row[f"{part}_{kind}"], row[f"{part}_rationale"] = getattr(verdict, kind), verdict.rationale
+    found = getattr(verdict, kind)
+    row[f"{part}_{kind}"], row[f"{part}_rationale"] = found, verdict.rationale
     if verdict.status != "ok": raise CallFailed("unjudged", f"twice no verdict: {verdict.raw[:200]}", f"judge {part}")
-    return getattr(verdict, kind)
+    return found
 
-def keep_from(min_score: float, row: dict, part: str, verdict) -> None:
-    "Write `verdict` into `row`, as the score of its `part`; the row is dropped when that is below `min_score`, and CallFailed raised when there is none"
-    score = _take(row, part, verdict)
+def keep_from(
+    row: dict,
+    part: str,        # what was judged, as the columns and the reason name it: response, fidelity, alignment
+    verdict,          # as `judge.rate` gives it, with a score
+    min_score: float, # the least score that is kept
+) -> None:
+    "Write `verdict` into `row`; drop the row when the score is below `min_score`; CallFailed where there is no verdict"
+    score = _record_verdict(row, part, verdict)
     if score < min_score: drop(f"{part}: judged too low ({score}, kept from {min_score})")
 
 # %% ../nbs/10_translate.ipynb #92beb88e
@@ -101,26 +122,31 @@ async def translate_and_judge(
     row: dict,                   # `messages`: a request, with or without a system message, and a response
     ask,                         # models in the roles `translator` and `judge`
     language: str,               # code or name of the language to translate into
-    min_score: int = 3,          # lowest score of a response that is kept, 1 to 5
+    min_score: float = 3,        # the least score of a response that is kept, 1 to 5; 3 as in the method
     multi_turn: bool = False,    # translate all turns; else the first request and its response
     english_rubrics: bool = False, # write the rubrics in English even where `language` has a pack
     fidelity: bool = False,      # also judge each whole translation against its source, and keep it from `min_score` up
 ) -> dict:
     "Translate a conversation and keep it when the judge finds it good; adds `source_messages`, the verdicts and the language found"
-    if not 1 <= min_score <= 5: raise ValueError(f"min_score {min_score}: expected 1 to 5")
+    check_score(min_score)
     source = _conversation(row.get("messages", []), multi_turn)
     row["source_messages"], row["messages"] = source, []
     rubrics = {name: rubric(name, language, english_rubrics) for name in ("instruction", "response", "fidelity")}
-    start = next(i for i, m in enumerate(source) if m["role"] == "assistant")
+    first_response = [m["role"] for m in source].index("assistant")
 
-    await _translate_into(row, source[:start], ask, language, "instruction")
-    request = [m["content"] for m in row["messages"]]
-    if _take(row, "instruction", await rate(rubrics["instruction"], request[-1:], ask, step="judge instruction")) == "low": drop("instruction: judged low")
+    await _translate_into(row, ask, source[:first_response], language, "instruction")
+    request = row["messages"][-1]["content"]
+    verdict = await rate(rubrics["instruction"], [request], ask, step="judge instruction")
+    if _record_verdict(row, "instruction", verdict) == "low": drop("instruction: judged low")
 
-    await _translate_into(row, source[start:], ask, language, "response")
-    before, response = "\n\n".join(m["content"] for m in row["messages"][:-1]), row["messages"][-1]["content"]
-    keep_from(min_score, row, "response", await rate(rubrics["response"], [before, response], ask, step="judge response"))
+    await _translate_into(row, ask, source[first_response:], language, "response")
+    *before, response = row["messages"]
+    verdict = await rate(rubrics["response"], [_joined_text(before), response["content"]], ask, step="judge response")
+    keep_from(row, "response", verdict, min_score)
 
-    if fidelity: keep_from(min_score, row, "fidelity", await rate(rubrics["fidelity"], [_text(source), _text(row["messages"])], ask, step="judge fidelity"))
-    row["detected_language"], row["detected_confidence"] = detect_language(_text(row["messages"]))
+    translation = _joined_text(row["messages"])
+    if fidelity:
+        verdict = await rate(rubrics["fidelity"], [_joined_text(source), translation], ask, step="judge fidelity")
+        keep_from(row, "fidelity", verdict, min_score)
+    row["detected_language"], row["detected_confidence"] = detect_language(translation)
     return row
