@@ -11,41 +11,48 @@ from collections import Counter
 from statistics import mean, median
 from .agreement import bootstrap, share
 from .checks import detect_language, language_problem, truncated
+from .generation import endpoint_of, respond
 from .judge import together
 from .languages import language as find_language
-from .magpie import respond
 from .rerank import as_pair, check_choices, rerank_preferences
 from .run import drop
 
 # %% ../nbs/13_aya.ipynb #630dee06
+def _language_code(name):
+    "The code of the language called `name`; None where that is no language"
+    if not name: return None
+    try: return find_language(str(name)).code
+    except ValueError: return None
+
 def of_language(
     rows,          # as from `rows.load_rows` or `rows.stream_rows`, with `language_code` or `language`
     language: str, # code or name
 ) -> list:
     "Those of `rows` that are in `language`, and those that could not be read; ValueError, with the languages there are, when there is none"
-    code, found, seen = find_language(language).code, [], Counter()
+    target = find_language(language)
+    found, names = [], Counter()
     for row in rows:
-        said = row.get("language_code") or row.get("language")
-        seen[said] += not row.get("failed")
-        if row.get("failed") or said and _code(str(said)) == code: found.append(row)
-    if not any(not row.get("failed") for row in found):
-        raise ValueError(f"no row is in {find_language(language).name}; language_code or language says {', '.join(f'{name} ({n:,})' for name, n in seen.most_common(12))}")
+        name = row.get("language_code") or row.get("language")
+        if not row.get("failed"): names[name] += 1
+        if row.get("failed") or _language_code(name) == target.code: found.append(row)
+    if all(row.get("failed") for row in found):
+        counts = ", ".join(f"{name} ({n:,})" for name, n in names.most_common(12))
+        raise ValueError(f"no row is in {target.name}; language_code or language says {counts}")
     return found
-
-def _code(name):
-    try: return find_language(name).code
-    except ValueError: return None
 
 # %% ../nbs/13_aya.ipynb #99fc78cc
 def overview(
-    rows, # with `messages`, the last one the human answer
+    rows: list, # with `messages`, the last one the human answer
 ) -> dict:
     "How many rows there are, how many people wrote them, original or edited, and how many characters requests and answers have"
     rows = [row for row in rows if not row.get("failed")]
-    asked, answered = ([len(row["messages"][i]["content"]) for row in rows] for i in (-2, -1))
-    kinds = Counter(row.get("annotation_type") or "not told" for row in rows)
-    return {"rows": len(rows), "annotators": len({row["user_id"] for row in rows if row.get("user_id")}), **kinds,
-            **{f"{name} ({what})": round(of(lengths)) for name, lengths in (("request", asked), ("answer", answered)) for what, of in (("median", median), ("longest", max))}}
+    annotators = {row["user_id"] for row in rows if row.get("user_id")}
+    kinds = Counter(row.get("annotation_type") or "not given" for row in rows)
+    figures = {"rows": len(rows), "annotators": len(annotators), **kinds}
+    for name, place in (("request", -2), ("answer", -1)):
+        lengths = [len(row["messages"][place]["content"]) for row in rows]
+        figures |= {f"{name} (median)": round(median(lengths)), f"{name} (longest)": max(lengths)}
+    return figures
 
 # %% ../nbs/13_aya.ipynb #21006d39
 def split_test(
@@ -59,20 +66,40 @@ def split_test(
     return sorted(marked, key=lambda row: row["split"] != "test")
 
 # %% ../nbs/13_aya.ipynb #1248c0d0
-async def _answered(row, ask, language, generators, answers, temperature, max_tokens, in_language):
+def _candidate_problem(text, finish_reason, responses, code=None):
+    "Why `text` is no candidate beside the `responses`, or None; with `code`, it must be in this language"
+    if not text: return "empty"
+    problem = truncated(text, finish_reason)
+    if not problem and code: problem = language_problem(text, code)
+    if not problem and text in responses: problem = "as another answer"
+    return problem
+
+# %% ../nbs/13_aya.ipynb #714fcf71
+async def _add_answers(row, ask, language, generators, answers, sampling, in_language):
     "Put the human answer and those of the `generators` into `responses` and `models`; what is no candidate, into `left_out`"
-    prompt, human, code = row["messages"][:-1], row["messages"][-1]["content"], find_language(language).code
-    named = [role for role in generators for _ in range(answers)]
-    replies = await together(respond(prompt, ask, language, temperature, max_tokens, sample=i % answers, role=role) for i, role in enumerate(named))
-    row["messages"], row["responses"], row["models"], row["left_out"] = prompt, [human], ["human"], []
-    for role, (text, reason) in zip(named, replies):
-        model = ask.models.get(role, ask.models["default"]).name
-        problem = "empty" if not text else truncated(text, reason) or (in_language and language_problem(text, code)) or ("as another answer" if text in row["responses"] else None)
-        if problem: row["left_out"] = [*row["left_out"], {"model": model, "reason": problem}]
-        else: row["responses"], row["models"] = [*row["responses"], text], [*row["models"], model]
-    row["response_languages"] = [dict(zip(("language", "confidence"), detect_language(text))) for text in row["responses"]]
-    row["detected_language"], row["detected_confidence"] = row["response_languages"][-1].values()  # of the last model's answer
-    if len(row["responses"]) < 2: drop(f"response: no other answer than the human one ({'; '.join(o['reason'] for o in row['left_out'])})")
+    *prompt, human = row["messages"]
+    roles = [role for role in generators for _ in range(answers)]
+    calls = (respond(prompt, ask, language, sample=i % answers, role=role, **sampling) for i, role in enumerate(roles))
+    replies = await together(calls)
+
+    responses, models, left_out = [human["content"]], ["human"], []
+    code = find_language(language).code if in_language else None
+    for role, (text, finish_reason) in zip(roles, replies):
+        model = endpoint_of(ask, role).name
+        problem = _candidate_problem(text, finish_reason, responses, code)
+        if problem:
+            left_out.append({"model": model, "reason": problem})
+            continue
+        responses.append(text)
+        models.append(model)
+    row |= {"messages": prompt, "responses": responses, "models": models, "left_out": left_out}
+
+# %% ../nbs/13_aya.ipynb #f9b85f1a
+def _detect_languages(row):
+    "Write down the language of each response, and that of the last one as the row's"
+    found = [detect_language(text) for text in row["responses"]]
+    row["response_languages"] = [{"language": language, "confidence": confidence} for language, confidence in found]
+    row["detected_language"], row["detected_confidence"] = found[-1]
 
 # %% ../nbs/13_aya.ipynb #54f37b30
 async def aya_preferences(
@@ -81,43 +108,85 @@ async def aya_preferences(
     language: str,              # code or name
     generators: tuple = ("generator",), # the roles that answer
     answers: int = 1,           # answers by each of them
-    temperature: float = 0.7,   # of the answers
-    max_tokens: int = 1500,     # of an answer
+    temperature: float = 0.7,   # of an answer; higher than in `respond`: answers that are compared should differ
+    max_tokens: int = 1500,     # of an answer; more than elsewhere, for people's answers may be long
     in_language: bool = False,  # take out answers that are surely in another language
     prefer_human: bool = False, # choose the human answer, without a judge; the first other one is rejected
     aspects: bool = False,      # judge by UltraFeedback's four aspects; else overall
     tie: str = "drop",          # what becomes of ties: drop or shorter
-    min_score: float = 1,       # the chosen answer has at least this score, 1 to 5
-    min_margin: float = 0,      # and is better than the rejected one by this much, 0 to 4
+    min_score: float = 1,       # the least score of the chosen answer, 1 to 5; 1, for the margin makes the pair
+    min_margin: float = 0,      # and it is better than the rejected one by this much, 0 to 4
     orders: int = 2,            # 1: half the price, and the place of an answer may decide
-    english_rubrics: bool = False,
+    english_rubrics: bool = False, # judge by English rubrics; else by ones in the language, where it has a pack
 ) -> dict:
     "Make a preference pair of a person's answer and those of models"
     check_choices(tie, min_score, min_margin, orders)
     if tie == "original" or answers < 1 or isinstance(generators, str) or not generators: raise ValueError(f"tie {tie!r}, answers {answers}, generators {generators!r}: expected drop or shorter, one answer or more, and a list of roles")
-    if [m["role"] for m in row.get("messages") or []][-2:] != ["user", "assistant"]: raise ValueError("expected messages that end with a request and a person's answer (load_rows reads Aya's inputs and targets so)")
-    await _answered(row, ask, language, generators, answers, temperature, max_tokens, in_language)
-    if not prefer_human: return await rerank_preferences(row, ask, language, tie, min_score, min_margin, orders, english_rubrics, aspects=aspects)
-    row |= {"scores": [None] * len(row["responses"]), "feedbacks": [None] * len(row["responses"]), "outcome": "human"}
+    said_by = [m["role"] for m in row.get("messages") or []]
+    if said_by[-2:] != ["user", "assistant"]: raise ValueError("expected messages that end with a request and a person's answer (load_rows reads Aya's inputs and targets so)")
+
+    sampling = dict(temperature=temperature, max_tokens=max_tokens)
+    await _add_answers(row, ask, language, generators, answers, sampling, in_language)
+    _detect_languages(row)
+    n = len(row["responses"])
+    if n < 2:
+        reasons = "; ".join(left["reason"] for left in row["left_out"])
+        drop(f"response: no other answer than the human one ({reasons})")
+    if not prefer_human:
+        return await rerank_preferences(row, ask, language, tie, min_score, min_margin, orders,
+                                        english_rubrics, aspects=aspects)
+    row |= {"scores": [None] * n, "feedbacks": [None] * n, "outcome": "human"}
     return as_pair(row, 0, 1)
 
 # %% ../nbs/13_aya.ipynb #bead9a81
+def _rated_rows(rows):
+    "Copies of the rows that a judge has rated, with its `scores`"
+    rated = []
+    for row in rows:
+        scores = row.get("scores") or row.get("judge_scores")
+        if scores and None not in scores: rated.append(row | {"scores": scores})
+    return rated
+
+def _authors_scores(row): return list(zip(row["models"], row["scores"]))
+
+def _rated_higher(rows, model, others):
+    "For each answer of `model` beside one of the `others`, whether it is rated higher; equal ratings are left out"
+    wins = []
+    for row in rows:
+        own = [score for author, score in _authors_scores(row) if author == model]
+        theirs = [score for author, score in _authors_scores(row) if author in others]
+        wins += [a > b for a in own for b in theirs if a != b]
+    return wins
+
+# %% ../nbs/13_aya.ipynb #3fefe7de
+def _answered_in(rows, model, code):
+    "For each answer of `model`, whether it is in the language `code`"
+    answers = []
+    for row in rows:
+        found = row.get("response_languages") or []
+        for (author, _), detected in zip(_authors_scores(row), found):
+            if author == model: answers.append(detected["language"] == code)
+    return answers
+
+def _share_of(flags): return share(sum(flags), len(flags))
+
+def _model_line(rows, model, authors, code):
+    "What `compare_models` tells of one model"
+    scores = [score for row in rows for author, score in _authors_scores(row) if author == model]
+    low, high = bootstrap(mean, scores) or (None, None)
+    over_human = _rated_higher(rows, model, {"human"} - {model})
+    over_others = _rated_higher(rows, model, authors - {model})
+    return dict(model=model, answers=len(scores), rating=dict(value=mean(scores), low=low, high=high, n=len(scores)),
+                better_than_human=_share_of(over_human), better_than_others=_share_of(over_others),
+                in_language=_share_of(_answered_in(rows, model, code)))
+
 def compare_models(
-    rows, # judged by `aya_preferences`, kept or dropped
-    language: str,
+    rows: list,    # judged by `aya_preferences`, kept or dropped
+    language: str, # code or name
 ) -> list: # a dict for each model, the best rated first
     "Mean rating, win rates and share of answers in the language of each author, `human` among them, with intervals of 95 %"
-    judged = [row | {"scores": scores} for row in rows if (scores := row.get("scores") or row.get("judge_scores")) and None not in scores]
+    judged, code = _rated_rows(rows), find_language(language).code
     if not judged: raise ValueError("no row has scores: compare_models wants rows that a judge has rated")
-    models = dict.fromkeys(m for row in judged for m, _ in zip(row["models"], row["scores"]))
-    return sorted((_of_model(judged, m, find_language(language).code) for m in models), key=lambda line: -line["rating"]["value"])
-
-def _of_model(rows, model, code):
-    own = [(row, i) for row in rows for i, (m, _) in enumerate(zip(row["models"], row["scores"])) if m == model]  # an improved answer has no score
-    scores = [row["scores"][i] for row, i in own]
-    def beaten(others): return [row["scores"][i] > s for row, i in own for m, s in zip(row["models"], row["scores"]) if others(m) and s != row["scores"][i]]
-    human, all_ = beaten(lambda m: m == "human" != model), beaten(lambda m: m != model)
-    low, high = bootstrap(mean, scores) or (None, None)
-    spoken = [row["response_languages"][i]["language"] == code for row, i in own if row.get("response_languages")]
-    return dict(model=model, answers=len(own), rating=dict(value=mean(scores), low=low, high=high, n=len(scores)), better_than_human=share(sum(human), len(human)),
-                better_than_others=share(sum(all_), len(all_)), in_language=share(sum(spoken), len(spoken)))
+    authors = dict.fromkeys(author for row in judged for author, _ in _authors_scores(row))
+    lines = [_model_line(judged, model, authors.keys(), code) for model in authors]
+    return sorted(lines, key=lambda line: -line["rating"]["value"])

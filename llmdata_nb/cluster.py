@@ -6,67 +6,86 @@
 __all__ = ['GIVE_UP', 'run', 'near_duplicates']
 
 # %% ../nbs/30_cluster.ipynb #b6e9cbf3
-import asyncio, gzip, hashlib, inspect, json, os, pickle, re, sys, tempfile, time
+import asyncio, gzip, hashlib, inspect, json, math, os, pickle, re, sys, tempfile, time
 from collections import Counter, defaultdict, deque
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from . import __version__
 from .dedup_at_scale import near_duplicates
 from .embedded import cache_folder, connect, weights_path
+from .engine import Outcome, Record, RunProgress, about_run, check_options, check_recipe, in_thread, ledger_lines
+from .engine import make_outcome, models_by_role, row_files, send_all, state_on_arrival, with_ids, write_manifest
 from .models import Ask, Budget, Ledger, check_endpoint, endpoint, read_budget
-from .progress import Progress
 from .rowfile import RowFile, json_line
 from .rows import stream_rows
-from .run import Outcome, write_manifest, _about, _arrived, _check, _check_options, _in_thread, _paths, _status, _with_ids, _work
-from .shares import Share, SharedBudget, Shares, connected, _named
+from .shares import Share, SharedBudget, Shares, connected, name_for_all
 from .store import Store, StoreError, store_path
 
 # %% ../nbs/30_cluster.ipynb #7d96b1c3
 _all_ = ["near_duplicates"]
 
 # %% ../nbs/30_cluster.ipynb #7fde9653
-def _told(value, seen=frozenset()):
-    "`value` as plain data that is the same tomorrow, and another when anything in it is; what cannot be told is another each time"
-    if value is None or isinstance(value, (str, int, float)) or id(value) in seen: return value if isinstance(value, (str, int, float)) else ""
+def _as_plain_data(value, seen=frozenset()):
+    "`value` as plain data that is the same tomorrow, and another when anything in it is; what cannot be written so is another each time"
+    if isinstance(value, (str, int, float)): return value
+    if value is None or id(value) in seen: return ""
     seen = seen | {id(value)}
-    if isinstance(value, partial): return [_told(part, seen) for part in (value.func, value.args, value.keywords)]
-    if isinstance(value, dict): return [[_told(k, seen), _told(v, seen)] for k, v in value.items()]
-    if isinstance(value, (list, tuple)): return [_told(v, seen) for v in value]
-    if inspect.ismodule(value): return value.__name__ if _installed(value) else [value.__name__, _source(value)]
-    if callable(value) and hasattr(value, "__qualname__"): return _told_code(value, seen)
+    def plain(part): return _as_plain_data(part, seen)
+    if isinstance(value, partial):
+        parts = (value.func, value.args, value.keywords)
+        return [plain(part) for part in parts]
+    if isinstance(value, dict): return [[plain(k), plain(v)] for k, v in value.items()]
+    if isinstance(value, (list, tuple)): return [plain(part) for part in value]
+    if inspect.ismodule(value): return _module_as_plain_data(value)
+    if callable(value) and hasattr(value, "__qualname__"): return _code_as_plain_data(value, seen)
     try: return hashlib.sha256(pickle.dumps(value)).hexdigest()
     except Exception: return os.urandom(8).hex()  # whatever pickle objects to: it is not known to be the same
 
-def _told_code(value, seen):
+def _module_as_plain_data(module):
+    if _is_installed(module): return module.__name__
+    return [module.__name__, _source_of(module)]
+
+def _code_as_plain_data(value, seen):
     "A function or class, and all that it uses which is not installed"
     value = inspect.unwrap(value)
-    name, module = f"{value.__module__}.{value.__qualname__}", inspect.getmodule(value)
-    if module and _installed(module): return name
-    if module and module.__name__.startswith("llmdata_nb."): return [name, _source(module)]
-    uses = inspect.getclosurevars(value) if inspect.isfunction(value) else None
-    return [name, _source(value), _told({**uses.globals, **uses.nonlocals}, seen) if uses else ""]
+    name = f"{value.__module__}.{value.__qualname__}"
+    module = inspect.getmodule(value)
+    if module and _is_installed(module): return name
+    if module and module.__name__.startswith("llmdata_nb."): return [name, _source_of(module)]
+    if not inspect.isfunction(value): return [name, _source_of(value), ""]
+    names = inspect.getclosurevars(value)
+    used = {**names.globals, **names.nonlocals}
+    used = _as_plain_data(used, seen)
+    return [name, _source_of(value), used]
 
-def _source(value):
+# %% ../nbs/30_cluster.ipynb #30000001
+def _source_of(value):
+    "The source of a module, function or class; where there is none, something else each time"
     try: return inspect.getsource(value)
     except (OSError, TypeError): return os.urandom(8).hex()
 
-def _installed(module):
+def _is_installed(module):
     "Whether it is part of Python or an installed package, whose source no user edits"
+    if module.__name__ == "__main__": return False
     file = getattr(module, "__file__", None)
-    return module.__name__ != "__main__" and (not file or bool(re.search(r"(site|dist)-packages", file)) or file.startswith(os.path.dirname(os.__file__)))
+    if not file or re.search(r"(site|dist)-packages", file): return True
+    of_python = os.path.dirname(os.__file__)
+    return file.startswith(of_python)
 
 # %% ../nbs/30_cluster.ipynb #2795b724
-def _key(rows, recipe, args, models, seed):
+def _shard_key(rows, recipe, args, models, seed):
     "What a shard is known by"
-    digest = hashlib.sha256(json.dumps(_told([__version__, recipe, args, models, seed])).encode())
+    shaped_by = _as_plain_data([__version__, recipe, args, models, seed])
+    digest = hashlib.sha256(json.dumps(shaped_by).encode())
     for row in rows: digest.update(json_line(row))
     return digest.hexdigest()[:16]
 
 # %% ../nbs/30_cluster.ipynb #04cbfaee
-class _Part:
+class _PartFile:
     "Writes the part of a shard, aside until it is whole"
-    def __init__(self): self.aside, self.failed = tempfile.NamedTemporaryFile(suffix=".part"), 0
+    def __init__(self):
+        self.aside = tempfile.NamedTemporaryFile(suffix=".part")
+        self.failed = 0  # rows that the next run should try again
 
     def __enter__(self):
         self.lines = gzip.open(self.aside, "wt", encoding="utf-8", compresslevel=3)
@@ -85,127 +104,254 @@ class _Part:
         self.lines.write(json.dumps(about) + "\n")
         self.lines.close()
         self.aside.flush()
-        name, (fs, path) = f"part-{number:05}-{key}-{self.failed}.jsonl.gz", fsspec.core.url_to_fs(folder)
+        name = f"part-{number:05}-{key}-{self.failed}.jsonl.gz"
+        fs, path = fsspec.core.url_to_fs(folder)
         aside = f"{path}/{name}.{os.getpid()}.new"
         fs.makedirs(path, exist_ok=True)
         fs.put_file(self.aside.name, aside)
         fs.mv(aside, f"{path}/{name}")
         return name
 
-def _parts(folder):
+# %% ../nbs/30_cluster.ipynb #30000005
+def _list_parts(folder):
     "The parts in `folder`: number of the shard → [(key, rows that failed, name)]"
     import fsspec
-    (fs, path), found = fsspec.core.url_to_fs(folder), defaultdict(list)
+    fs, path = fsspec.core.url_to_fs(folder)
     fs.invalidate_cache()  # workers write there too
-    for file in fs.ls(path, detail=False) if fs.exists(path) else []:
-        if m := re.fullmatch(r"part-(\d+)-([0-9a-f]{16})-(\d+)\.jsonl\.gz", file.rsplit("/", 1)[-1]): found[int(m[1])].append((m[2], int(m[3]), m[0]))
-    return found
+    files = fs.ls(path, detail=False) if fs.exists(path) else []
+    parts = defaultdict(list)
+    for file in files:
+        name = file.rsplit("/", 1)[-1]
+        match = re.fullmatch(r"part-(\d+)-([0-9a-f]{16})-(\d+)\.jsonl\.gz", name)
+        if not match: continue
+        number, key, failed = match.groups()
+        parts[int(number)].append((key, int(failed), name))
+    return parts
+
+def _finished_parts(folder, keys):
+    "Number of the shard → name of its part, for the parts in `folder` that need not be made again"
+    finished = {}
+    for number, parts in _list_parts(folder).items():
+        if number >= len(keys): continue
+        for key, failed, name in parts:
+            if key == keys[number] and not failed: finished[number] = name
+    return finished
 
 def _read_part(folder, name):
-    "Its lines: `[state, row]` for each row, and at last what is told of them"
+    "Its lines: `[state, row]` for each row, and at last the ledgers"
     import fsspec
     fsspec.core.url_to_fs(folder)[0].invalidate_cache()
     with fsspec.open(f"{folder}/{name}", "rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as lines:
         for line in lines: yield json.loads(line)
 
-# %% ../nbs/30_cluster.ipynb #9f9d7ce7
-def _connect(model):
-    "The endpoint of each role, started where it is embedded"
-    return {role: connect(reference) for role, reference in model.items()}
+def _remove_other_parts(folder, names):
+    "Remove the parts in `folder` that are not among `names`: those of other rows, or of another recipe"
+    import fsspec
+    fs, path = fsspec.core.url_to_fs(folder)
+    for parts in _list_parts(folder).values():
+        others = [name for *_, name in parts if name not in names]
+        for name in others: fs.rm_file(f"{path}/{name}")
 
-def _do_shard(number, key, rows, recipe_and_args, job, actor, worker):
+# %% ../nbs/30_cluster.ipynb #30000006
+def _ask_of_worker(number, job, actor, worker):
+    "The `Ask` of a worker that runs the shard `number`: with a store of its own, and its part of the limits and the budget"
+    import ray
+    host = ray.util.get_node_ip_address()
+    references = job["model"].items()
+    endpoints = {role: connect(reference) for role, reference in references}
+    folder = Path(os.path.expandvars(job["stores"])).expanduser()
+    store = Store(folder/f"store-{number:05}.sqlite", alone=True)
+    ask = Ask(endpoints, store, seed=job["seed"])
+    for url in ask.limiters:
+        name = name_for_all(url, host, job["home"])
+        most = min(job["concurrency"], _slots_at(endpoints, url))
+        ask.limiters[url] = Share(url, name, most, actor, worker, **job["limits"])
+    if job["budget"]: ask.budget = SharedBudget(actor, worker)
+    return ask
+
+def _slots_at(endpoints, url):
+    "How many calls the server at `url` answers at once"
+    slots = []
+    for each in endpoints.values():
+        servers = each.servers or (each,)
+        urls = [each.url] + [server.url for server in servers]
+        if url in urls: slots.append(each.slots or 10_000)
+    return min(slots)
+
+class _Reporter:
+    "Reports to the actor, twice a second, how far a worker is"
+    def __init__(self, ask, record, actor, worker):
+        self.ask, self.record = ask, record
+        self.actor, self.worker = actor, worker
+        self.last = 0.0  # when it reported
+
+    def report(self):
+        now = time.monotonic()
+        due = self.last + 0.5
+        if now < due: return
+        self.last = now
+        limiters = self.ask.limiters.values()
+        silent = [limiter for limiter in limiters if limiter.breaker.since]
+        dead = [limiter.status() for limiter in silent]
+        tally, lines = dict(self.record.tally), ledger_lines(self.ask.ledger)
+        self.actor.report.remote(self.worker, tally, lines, dead)
+
+# %% ../nbs/30_cluster.ipynb #9f9d7ce7
+def _run_shard(number, key, rows, recipe_and_args, job, actor, worker):
     "Run a shard and write its part: the part's name, how many rows ended in which state, and its ledger"
     import ray
     recipe, args = recipe_and_args
-    host, models, started = ray.util.get_node_ip_address(), _connect(job["model"]), time.monotonic()
-    store = Store(Path(os.path.expandvars(job["stores"])).expanduser()/f"store-{number:05}.sqlite", alone=True)
-    ask = Ask(models, store, seed=job["seed"])
-    ask.limiters = {url: Share(url, _named(url, host, job["home"]), min(job["concurrency"], _slots(models, url)), actor, worker, **job["limits"]) for url in ask.limiters}
-    if job["budget"]: ask.budget = SharedBudget(actor, worker)
-    tally, states, told, broken = Counter(), defaultdict(Ledger), [0.0], {row["id"] for row in rows if row.get("failed")}
-    with _Part() as part:
-        def settled(state): tally[state] += 1
-        def write(state, row, ledger):
-            part.write(state, row, state == "failed" and row["id"] not in broken)
-            states[state].merge(ledger)
-            tally["arrived"] += not ledger.lines and state != "kept"
-        def tick():
-            if time.monotonic() < told[0] + 0.5: return
-            told[0] = time.monotonic()
-            actor.tell.remote(worker, dict(tally), list(ask.ledger.lines.values()), [limiter.status() for limiter in ask.limiters.values() if limiter.breaker.since])
-        try: _in_thread(lambda: _work(iter(rows), recipe, ask, args, job["concurrency"], job["timeout"], settled, write, None), tick)
-        finally: ray.get(actor.leave.remote(worker, {limiter.name: limiter.untold() for limiter in ask.limiters.values()}))
-        lines = list(ask.ledger.lines.values())
-        about = dict(seconds=round(time.monotonic() - started, 1), tally=tally, ledger=lines, states={state: list(ledger.lines.values()) for state, ledger in states.items()})
-        return part.finish(job["parts"], number, key, about), tally, lines
-
-def _slots(models, url): return min(e.slots or 10_000 for e in models.values() if url in [e.url, *(server.url for server in e.servers)])
+    recipe = partial(recipe, **args)
+    ask = _ask_of_worker(number, job, actor, worker)
+    started = time.monotonic()
+    broken = {row["id"] for row in rows if row.get("failed")}  # when they came in: no use to try them again
+    with _PartFile() as part:
+        def write_row(state, row):
+            again = state == "failed" and row["id"] not in broken
+            part.write(state, row, again)
+        record = Record(write_row)
+        reporter = _Reporter(ask, record, actor, worker)
+        def work(): return send_all(iter(rows), ask, recipe, record, job["concurrency"], job["timeout"])
+        try: in_thread(work, tick=reporter.report)
+        finally:
+            limiters = ask.limiters.values()
+            unreported = {limiter.name: limiter.unreported() for limiter in limiters}
+            ray.get(actor.leave.remote(worker, unreported))
+        lines, ledgers = ledger_lines(ask.ledger), record.states.items()
+        states = {state: ledger_lines(ledger) for state, ledger in ledgers}
+        seconds = round(time.monotonic() - started, 1)
+        about = dict(seconds=seconds, tally=record.tally, ledger=lines, states=states)
+        return part.finish(job["parts"], number, key, about), record.tally, lines
 
 # %% ../nbs/30_cluster.ipynb #0ddeeca2
-def _look_around(job, token, recipe_and_args):
+def _find_fault(job, token, recipe_and_args):
     "What is wrong with this machine, or None; that it begins shows that the recipe can be loaded here"
     import fsspec
-    if job["version"] != __version__: return f"llmdata_nb is {__version__} here, and {job['version']} where the run was begun: install the same on all machines"
+    if job["version"] != __version__:
+        return f"llmdata_nb is {__version__} here, and {job['version']} where the run was begun: install the same on all machines"
     fs, path = fsspec.core.url_to_fs(job["parts"])
-    if not fs.exists(f"{path}/{token}"): return f"{job['parts']} is not the folder that the driver sees: give `shared`, a folder that all machines have, or a URL such as s3://bucket/folder"
-    try: asyncio.run(_reach(job["model"].values()))
+    if not fs.exists(f"{path}/{token}"):
+        return f"{job['parts']} is not the folder that the driver sees: give `shared`, a folder that all machines have, or a URL such as s3://bucket/folder"
+    try: asyncio.run(_check_models(job["model"].values()))
     except (ValueError, OSError) as e: return str(e)
+    return None
 
-async def _reach(references):
+async def _check_models(references):
     "Raise ValueError when one of the models cannot be used from here"
     import aiohttp
     async with aiohttp.ClientSession() as session:
         for reference in references:
-            if reference.partition(":")[0] == "embedded": weights_path(*filter(None, [reference.partition(":")[2]]))
-            else:
-                servers = (e := endpoint(reference)).servers or (e,)
-                found = await asyncio.gather(*(check_endpoint(session, server) for server in servers), return_exceptions=True)
-                if all(isinstance(result, Exception) for result in found): raise found[0]
+            provider, _, name = reference.partition(":")
+            if provider == "embedded": weights_path(*filter(None, [name]))
+            else: await _check_servers(session, endpoint(reference))
 
+async def _check_servers(session, endpoint):
+    "Raise the error of the first server of `endpoint`, where none can be used"
+    servers = endpoint.servers or (endpoint,)
+    checks = [check_endpoint(session, server) for server in servers]
+    results = await asyncio.gather(*checks, return_exceptions=True)
+    if all(isinstance(result, Exception) for result in results): raise results[0]
+
+# %% ../nbs/30_cluster.ipynb #30000008
 def _check_machines(job, recipe_and_args):
     "Raise ValueError when a machine of the cluster cannot do its part"
-    import fsspec, ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as on
-    (fs, path), token = fsspec.core.url_to_fs(job["parts"]), f".seen-{os.urandom(6).hex()}"
+    import fsspec
+    fs, path = fsspec.core.url_to_fs(job["parts"])
+    token = f".seen-{os.urandom(6).hex()}"
     fs.makedirs(path, exist_ok=True)
     fs.pipe_file(f"{path}/{token}", b"")
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    try:
-        looks = [ray.remote(_look_around).options(num_cpus=0, scheduling_strategy=on(node["NodeID"], soft=False)).remote(job, token, recipe_and_args) for node in nodes]
-        for node, look in list(zip(nodes, looks)):
-            wrong = None
-            try: wrong = ray.get(look)
-            except ray.exceptions.RayTaskError as e: wrong = f"the recipe cannot be loaded there: {str(e).strip().splitlines()[-1]}"
-            except ray.exceptions.RayError: nodes.remove(node)  # it has just died
-            if wrong: raise ValueError(f"machine {node['NodeManagerAddress']} of the cluster: {wrong}")
+    try: working = _check_each_machine(job, token, recipe_and_args)
     finally: fs.rm_file(f"{path}/{token}")
-    if not nodes: raise ValueError("the cluster has no machine with a CPU to work on: start one with `ray start --address=…`")
+    if not working: raise ValueError("the cluster has no machine with a CPU to work on: start one with `ray start --address=…`")
+
+def _check_each_machine(job, token, recipe_and_args):
+    "How many machines can work; ValueError where one is there and cannot"
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as on
+    look, faults = ray.remote(_find_fault), []
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in alive if node["Resources"].get("CPU")]
+    for node in nodes:
+        here = look.options(num_cpus=0, scheduling_strategy=on(node["NodeID"], soft=False))
+        faults.append(here.remote(job, token, recipe_and_args))
+    working = 0
+    for node, fault in zip(nodes, faults):
+        try: fault = ray.get(fault)
+        except ray.exceptions.RayTaskError as e: fault = _loading_fault(e)
+        except ray.exceptions.RayError: continue  # it has just died
+        if fault: raise ValueError(f"machine {node['NodeManagerAddress']} of the cluster: {fault}")
+        working += 1
+    return working
+
+def _loading_fault(error):
+    last_line = str(error).strip().splitlines()[-1]
+    return f"the recipe cannot be loaded there: {last_line}"
 
 # %% ../nbs/30_cluster.ipynb #3beb9542
-def _earlier(line): return line | dict(calls=0, failed=0, replayed=line["replayed"] + line["calls"], retries=line["retries"] + line["failed"])
+def _as_replayed(line):
+    "A `line` of an earlier ledger, as it counts in this one"
+    replayed = line["replayed"] + line["calls"]
+    retries = line["retries"] + line["failed"]
+    return line | dict(calls=0, failed=0, replayed=replayed, retries=retries)
 
-class _Files:
-    "The files of the dataset, and what is told of them, made of parts"
+def _book_lines(ledger, lines, earlier=False):
+    "Book `lines` in `ledger`, as they count where they are of an `earlier` run"
+    for line in lines:
+        if earlier: line = _as_replayed(line)
+        ledger.add(**line)
+
+class _Assembly:
+    "The files of the dataset, and its ledgers, made of parts"
     def __init__(self, out):
-        self.rows = {state: RowFile(path) for state, path in _paths(out).items()}
-        self.ledger, self.states, self.tally, self.next = Ledger(), defaultdict(Ledger), Counter(), 0
+        self.files = row_files(out)
+        self.ledger, self.states = Ledger(), defaultdict(Ledger)
+        self.next = 0  # the number of the shard that is to be added next
 
-    def take(self, folder, name, earlier):
-        "Take over the part `name`, which is one of an earlier run or of this one"
+    def add_part(self, folder, name, earlier):
+        "Add the part `name`, which is one of an earlier run or of this one"
         for line in _read_part(folder, name):
-            if isinstance(line, list): self.rows[line[0]].append(line[1])
-        for lines, ledger in [(line["ledger"], self.ledger), *((lines, self.states[state]) for state, lines in line["states"].items())]:
-            for each in lines: ledger.add(**(_earlier(each) if earlier else each))
-        self.tally.update(line["tally"])
+            if isinstance(line, list): self.files[line[0]].append(line[1])
+            else: about = line
+        _book_lines(self.ledger, about["ledger"], earlier)
+        for state, lines in about["states"].items(): _book_lines(self.states[state], lines, earlier)
         self.next += 1
 
-    def give_up(self, rows, why):
-        "Take over `rows` whose shard could not be run"
+    def add_failed(self, rows, reason):
+        "Add `rows` whose shard could not be run"
         for row in rows:
-            state, row = _arrived(row) or ("failed", row | {"reason": why})
-            self.rows[state].append(row)
-            self.tally[state] += 1
+            state, row = state_on_arrival(row) or ("failed", row | {"reason": reason})
+            self.files[state].append(row)
         self.next += 1
+
+# %% ../nbs/30_cluster.ipynb #30000011
+class _Shards:
+    "The rows, in memory or in a file, as shards of `size` rows"
+    def __init__(self, rows, size):
+        self.rows = rows
+        starts = range(0, len(rows), max(size, 1))
+        self.slices = [slice(start, start + size) for start in starts]
+
+    def __len__(self): return len(self.slices)
+
+    def __getitem__(self, number):
+        return self.rows[self.slices[number]]
+
+    def size(self, number):
+        "How many rows are in the shard `number`"
+        places = range(len(self.rows))
+        return len(places[self.slices[number]])
+
+def _cut_into_shards(rows, count):
+    "`rows` with their ids, cut into `count` shards; or, where that is None, into shards of a thousand"
+    rows = with_ids(rows)
+    if not hasattr(rows, "__len__"): rows = _to_file(rows)
+    size = math.ceil(len(rows) / count) if count else 1000
+    return _Shards(rows, size)
+
+def _to_file(rows):
+    file = RowFile()
+    for row in rows: file.append(row)
+    return file
 
 # %% ../nbs/30_cluster.ipynb #801e1966
 GIVE_UP = 3 # workers lost on one shard
@@ -214,155 +360,204 @@ _GAVE_UP = "its shard took {} workers with it ({}): does a row need more memory 
 # %% ../nbs/30_cluster.ipynb #0f3f6d4c
 class _Driver:
     "Has the shards run that have no part yet, and puts the parts together"
-    def __init__(self, ray, shards, keys, job, actor, files, recipe_and_args):
-        self.shards, self.keys, self.job, self.actor, self.files = shards, keys, job, actor, files
-        self.ray, self.task, self.recipe_and_args = ray, ray.remote(_do_shard), recipe_and_args
-        self.old = {number: name for number, found in _parts(job["parts"]).items() for key, failed, name in found if number < len(keys) and key == keys[number] and not failed}
-        self.parts, self.running, self.losses, self.lost = dict(self.old), {}, Counter(), []
-        self.done, self.ledger = Counter(), Ledger()  # of the parts of this run
+    def __init__(self, ray, shards, keys, job, actor, assembly, recipe_and_args):
+        self.ray, self.actor, self.task = ray, actor, ray.remote(_run_shard)
+        self.shards, self.keys, self.assembly = shards, keys, assembly
+        self.job, self.recipe_and_args = job, recipe_and_args
+        self.earlier = _finished_parts(job["parts"], keys)  # parts of earlier runs: number of the shard → name
+        self.parts = dict(self.earlier)               # all parts so far; of a shard that was given up, why
+        self.running = {}                             # reference → (number of the shard, worker)
+        self.losses, self.lost = Counter(), []        # workers lost: on each shard; what is said of each
+        self.done, self.ledger = Counter(), Ledger()  # of this run
 
-    def work(self, show):
-        "Run what must be run, calling `show()` now and then"
-        todo = deque(number for number in range(len(self.keys)) if number not in self.old)
+    def work(self, tick):
+        "Run what must be run, calling `tick()` now and then"
+        todo = deque(number for number in range(len(self.keys)) if number not in self.earlier)
         try:
             while todo or self.running:
-                places = min(int(self.ray.cluster_resources().get("CPU", 0)), self.job["concurrency"])
-                while todo and len(self.running) < places + 1: self._start(todo.popleft())
-                for ref in self.ray.wait(list(self.running), timeout=0.5)[0]: self._end(ref, todo)
-                self._gather()
-                show()
-            self._gather()
-        finally: self._stop()
+                cpus = int(self.ray.cluster_resources().get("CPU", 0))
+                most = min(cpus, self.job["concurrency"]) + 1
+                while todo and len(self.running) < most: self._start_shard(todo.popleft())
+                ended, _ = self.ray.wait(list(self.running), timeout=0.5)
+                for ref in ended: self._end_shard(ref, todo)
+                self._add_parts()
+                tick()
+            self._add_parts()
+        finally: _cancel_tasks(self.ray, list(self.running))
 
-    def _start(self, number):
+    def _start_shard(self, number):
         worker = f"{number}-{len(self.lost)}"
-        ref = self.task.options(max_retries=0).remote(number, self.keys[number], self.shards(number), self.recipe_and_args, self.job, self.actor, worker)
+        key, rows = self.keys[number], self.shards[number]
+        task = self.task.options(max_retries=0)
+        ref = task.remote(number, key, rows, self.recipe_and_args, self.job, self.actor, worker)
         self.running[ref] = (number, worker)
 
-    def _end(self, ref, todo):
+    def _end_shard(self, ref, todo):
         number, worker = self.running.pop(ref)
-        try:
-            self.parts[number], tally, lines = self.ray.get(ref)
+        try: self.parts[number], tally, lines = self.ray.get(ref)
+        except self.ray.exceptions.RayError as e:
+            loss = _loss_or_end(self.ray, e)
+            self._lose_worker(number, worker, loss, todo)
+        else:
             self.done.update(tally)
-            for line in lines: self.ledger.add(**line)
-        except self.ray.exceptions.RayTaskError as e:
-            if not (isinstance(e.cause, StoreError) and "locked" in str(e.cause)): raise (e.cause if isinstance(e.cause, (StoreError, ValueError)) else e) from None
-            self._lose(number, worker, e.cause, todo)  # a machine that died may hold its lock for a while
-        except self.ray.exceptions.RayError as e: self._lose(number, worker, e, todo)
+            _book_lines(self.ledger, lines)
 
-    def _lose(self, number, worker, error, todo):
+    def _lose_worker(self, number, worker, loss, todo):
         self.ray.get(self.actor.leave.remote(worker, {}))
-        self.lost.append(f"shard {number}: {type(error).__name__}")
-        self.losses[number] += not isinstance(error, self.ray.exceptions.NodeDiedError)  # that is no fault of the shard
+        kind = type(loss).__name__
+        self.lost.append(f"shard {number}: {kind}")
+        node_died = isinstance(loss, self.ray.exceptions.NodeDiedError)  # that is no fault of the shard
+        self.losses[number] += not node_died
         if self.losses[number] < GIVE_UP: todo.append(number)
-        else: self.parts[number] = _GAVE_UP.format(GIVE_UP, type(error).__name__)
+        else: self.parts[number] = _GAVE_UP.format(GIVE_UP, kind)
 
-    def _gather(self):
-        "Take over the parts that come next"
-        while (number := self.files.next) in self.parts:
-            if (name := self.parts[number]).startswith("part-"): self.files.take(self.job["parts"], name, number in self.old)
-            else: self.files.give_up(self.shards(number), name)
+    def _add_parts(self):
+        "Add to the dataset the parts that come next"
+        while (number := self.assembly.next) in self.parts:
+            part, earlier = self.parts[number], number in self.earlier
+            if part.startswith("part-"): self.assembly.add_part(self.job["parts"], part, earlier)
+            else: self.assembly.add_failed(self.shards[number], part)
 
-    def _stop(self):
-        "Interrupt what is still under way, and wait for it to end, for ten seconds"
-        for ref in self.running: self.ray.cancel(ref)
-        if self.running: self.ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
+# %% ../nbs/30_cluster.ipynb #30000014
+def _cancel_tasks(ray, refs):
+    "Interrupt the tasks, and wait for them to end, for ten seconds"
+    for ref in refs: ray.cancel(ref)
+    if refs: ray.wait(refs, num_returns=len(refs), timeout=10)
+
+def _loss_or_end(ray, error):
+    "What a worker was lost by; where `error` is the end of the run, it is raised"
+    if not isinstance(error, ray.exceptions.RayTaskError): return error
+    cause = error.cause
+    if isinstance(cause, StoreError) and "locked" in str(cause): return cause
+    if isinstance(cause, (StoreError, ValueError)): raise cause from None
+    raise error from None
 
 # %% ../nbs/30_cluster.ipynb #242cfb2d
-def _progress_line(name, driver, total, started, concurrency, last=False):
-    "The line of progress, of the whole: of what has ended, and of what the workers told"
-    told, waiting = ([], []) if last else driver.ray.get(driver.actor.told_by_all.remote())
-    tally, ledger = Counter(), Ledger()
-    for each, lines, _ in [(driver.done, driver.ledger.lines.values(), ()), *told]:
-        tally.update(each)
-        for line in lines: ledger.add(**line)
-    if driver.old: waiting.append(f"{len(driver.old):,} of {len(driver.keys):,} shards were there")
-    if driver.lost: waiting.append(f"workers lost: {len(driver.lost)}")
-    limiters = {text: SimpleNamespace(status=lambda text=text: text) for text in waiting}
-    return _status(name, tally, total, SimpleNamespace(ledger=ledger, limiters=limiters), started, concurrency, last=last)
+def _show_progress(progress, driver, last=False):
+    "Show how far the whole is: of what has ended, and of what the workers reported"
+    if not last and not progress.due(): return
+    reports, waiting = ([], []) if last else driver.ray.get(driver.actor.reports.remote())
+    tally, ledger = Counter(driver.done), Ledger()
+    ledger.merge(driver.ledger)
+    for reported, lines, _ in reports:
+        tally.update(reported)
+        _book_lines(ledger, lines)
+    there, shards = len(driver.earlier), len(driver.keys)
+    if there and not last: waiting.append(f"{there:,} of {shards:,} shards were there")
+    lost = len(driver.lost)
+    if lost and not last: waiting.append(f"workers lost: {lost}")
+    progress.show(tally, ledger, _rows_to_run(driver), waiting, last)
+
+def _rows_to_run(driver):
+    "How many rows are in shards that have no part of an earlier run"
+    shards, there = driver.shards, driver.earlier
+    numbers = range(len(shards))
+    todo = [number for number in numbers if number not in there]
+    return sum(shards.size(number) for number in todo)
+
+# %% ../nbs/30_cluster.ipynb #d0e90aaf
+def _locate_parts(out, shared, stores):
+    "Where parts and stores are; absolute, for the workers' current folders are others"
+    out = Path(out).absolute()
+    name = "/".join(out.parts[-2:])
+    if shared: parts = str(shared).rstrip("/") + "/" + name
+    else: parts = f"{out}.shards"
+    if "://" in parts:
+        digest = hashlib.sha256(parts.encode()).hexdigest()
+        own = cache_folder()/"stores"/digest[:12]
+        return dict(parts=parts, stores=stores or str(own))
+    parts = str(Path(parts).expanduser().absolute())
+    stores = str(stores or parts)
+    if stores[0] not in "~$": stores = str(Path(stores).absolute())  # else each machine has its own
+    return dict(parts=parts, stores=stores)
+
+def _left_to_spend(budget):
+    "What the run may spend: (amount, unit), or None"
+    if not isinstance(budget, Budget): return read_budget(budget)
+    return max(budget.limit - budget.spent, 0), budget.unit
+
+# %% ../nbs/30_cluster.ipynb #30000016
+def _start_actor(ray, concurrency, budget, limits):
+    "The actor, on the machine of the driver, with the store of this project: what it learns of a base URL, `run` knows too"
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as on
+    here = on(ray.get_runtime_context().get_node_id(), soft=False)
+    options = dict(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+    actor = ray.remote(Shares).options(**options)
+    return actor.remote(store_path().absolute(), concurrency, budget, limits)
+
+def _send_recipe(ray, recipe, args):
+    "Recipe and arguments, for all machines; what is written in files of one's own, rather than in installed packages, travels with them"
+    from ray.cloudpickle import register_pickle_by_value
+    for module in list(sys.modules.values()):
+        if not inspect.ismodule(module): continue
+        if _is_own_code(module): register_pickle_by_value(module)
+    try: return ray.put((recipe, args))
+    except TypeError as e:
+        why = str(e).strip().splitlines()[0]
+        raise ValueError(f"the recipe or its arguments cannot be sent to other machines: {why}") from None
+
+def _is_own_code(module):
+    "Whether it is neither this package, nor an installed one, nor the script itself"
+    package = module.__name__.partition(".")[0]
+    return package not in ("__main__", "llmdata_nb") and not _is_installed(module)
 
 # %% ../nbs/30_cluster.ipynb #4c714e28
 def run(
     rows,                   # row dicts, as for `run.run`; or what `load_rows` takes, as a string or path
     recipe,                 # async function `recipe(row, ask, **recipe_args)`: the same as on one machine
     *,
-    model,                  # a reference, or one per role, as for `run.run`; the keys are those of each machine's environment
+    model: str | dict,      # a reference, or one per role; keys are those of each machine's environment
     out,                    # folder to write the dataset to, on the machine of the driver
-    address: str = None,    # of the Ray cluster; default: the one this process is connected to, that of RAY_ADDRESS, one that runs here, or else a new one of this machine
-    shards: int = None,     # how many; default: one for each thousand rows, so that rows that are added change the last one only. Another number cuts the rows anew, and pays again what is then in another shard's store
-    shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`); the parts are in it under the name of `out` and of its folder; default: `out` with `.shards`
-    stores: str = None,     # folder for the stores, one file a shard; default: `shared`, or, where that is a URL, a folder of each machine. `~` and `$NAME` are those of the machine
-    concurrency: int = 64,  # most requests to one address, over all machines; and rows under way in a shard
+    address: str = None,    # of the Ray cluster; default: one that is found, or a new one of this machine
+    shards: int = None,     # how many; default: one for each thousand rows
+    shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`); default: `out` with `.shards`
+    stores: str = None,     # folder for the stores, one file a shard; default: `shared`, or a folder of each machine
+    concurrency: int = 64,  # most requests to one base URL, over all machines; and rows under way in a shard
     budget=None,            # over all machines; as for `run.run`
-    seed: int = 0, source=None, per_minute: int = None, per_day: int = None, wait: bool = False, timeout: float = 900.0, # as for `run.run`
+    seed: int = 0, source=None, per_minute: int = None, per_day: int = None, # as for `run.run`, as are
+    wait: bool = False, timeout: float = 900.0,                              # these
     **recipe_args,
 ) -> Outcome:
     "Send `rows` through `recipe` on a Ray cluster: the outcome, the folder and the ledger of `run.run`; ValueError, before any call is paid, when an argument or a machine is wrong"
-    if isinstance(rows, (str, Path)): rows, source = stream_rows(rows), source or str(rows)
-    models, started, progress = model if isinstance(model, dict) else {"default": model}, time.monotonic(), Progress()
-    _check(recipe, recipe_args, concurrency, budget)
-    if shards is not None and not isinstance(shards, int): raise ValueError(f"shards {shards!r}: expected a whole number, or None for one of each thousand rows")
-    _check_options(out, source, models, per_minute=per_minute, per_day=per_day, timeout=timeout, shards=shards)
-    about, (rows, slices) = _about(recipe, recipe_args, {role: SimpleNamespace(name=name) for role, name in models.items()}, seed, source), _cut(rows, shards)
-    job = _job(out, shared, stores) | dict(model=models, seed=seed, concurrency=concurrency, timeout=timeout, budget=budget is not None and budget != "", version=__version__, limits=dict(per_minute=per_minute, per_day=per_day, wait=wait))
-    keys, shared_budget = [_key(rows[cut], recipe, recipe_args, models, seed) for cut in slices], budget if isinstance(budget, Budget) else None
+    if isinstance(rows, (str, Path)):
+        source = source or str(rows)
+        rows = stream_rows(rows)
+    models = models_by_role(model)
+    check_recipe(recipe, recipe_args)
+    _check_shards(shards)
+    limits = dict(per_minute=per_minute, per_day=per_day)
+    check_options(out, source, models, budget, concurrency, **limits, timeout=timeout, shards=shards)
+
+    about = about_run(recipe, recipe_args, models, seed, source)
+    progress = RunProgress(about, concurrency)
+    shards = _cut_into_shards(rows, shards)
+    keys = [_shard_key(shard, recipe, recipe_args, models, seed) for shard in shards]
+    limits |= dict(wait=wait)
+    job = dict(model=models, seed=seed, concurrency=concurrency, timeout=timeout, limits=limits)
+    job |= dict(budget=budget not in (None, ""), version=__version__)
+    job |= _locate_parts(out, shared, stores)
+
     with connected(address) as ray:
         job["home"] = ray.util.get_node_ip_address()
-        _check_machines(job, recipe_and_args := _carry(ray, recipe, recipe_args))
+        recipe_and_args = _send_recipe(ray, recipe, recipe_args)
+        _check_machines(job, recipe_and_args)
         Store(store_path()).close()  # says in a line what is wrong with it
-        actor = _shares(ray, concurrency, (max(budget.limit - budget.spent, 0), budget.unit) if shared_budget else read_budget(budget), job["limits"])
-        driver = _Driver(ray, lambda number: rows[slices[number]], keys, job, actor, files := _Files(out), recipe_and_args)
-        old = sum(len(range(len(rows))[slices[number]]) for number in driver.old)
-        def show(**last):
-            if last or progress.due(): progress.show(_progress_line(f"{about['recipe']} {about.get('language', '')}".strip(), driver, len(rows) - old, started, concurrency, **last), **last)
-        try: driver.work(show)
+        actor = _start_actor(ray, concurrency, _left_to_spend(budget), limits)
+        assembly = _Assembly(out)
+        driver = _Driver(ray, shards, keys, job, actor, assembly, recipe_and_args)
+        try: driver.work(tick=partial(_show_progress, progress, driver))
         finally:
-            if shared_budget: budget.spent += ray.get(actor.spent.remote())
+            if isinstance(budget, Budget): budget.spent += ray.get(actor.spent.remote())
             ray.kill(actor)
-        show(last=True)
-    for file in files.rows.values(): file.close()
-    _sweep(job["parts"], driver.parts.values())
-    about |= {"shards": len(keys), "workers_lost": driver.lost, "seconds": round(time.monotonic() - started, 1)}
-    outcome = Outcome(**{state: file.rows() for state, file in files.rows.items()}, ledger=list(files.ledger.lines.values()), about=about, states={state: list(ledger.lines.values()) for state, ledger in files.states.items()})
+        _show_progress(progress, driver, last=True)
+
+    for file in assembly.files.values(): file.close()
+    _remove_other_parts(job["parts"], driver.parts.values())
+    about |= {"shards": len(keys), "workers_lost": driver.lost, "seconds": round(progress.seconds(), 1)}
+    outcome = make_outcome(assembly.files, assembly.ledger, assembly.states, about)
     write_manifest(outcome, out)
     return outcome
 
-# %% ../nbs/30_cluster.ipynb #d0e90aaf
-def _cut(rows, shards):
-    "The rows, in memory or in a file, and the slice of each shard"
-    rows = _with_ids(rows)
-    if not hasattr(rows, "__len__"):
-        rows, stream = RowFile(), rows
-        for row in stream: rows.append(row)
-    size = -(-len(rows) // shards) if shards else 1000
-    return rows, [slice(start, start + size) for start in range(0, len(rows), max(size, 1))]
-
-def _job(out, shared, stores):
-    "Where parts and stores are; absolute, for the workers' current folders are others"
-    name = "/".join(Path(out).absolute().parts[-2:])
-    parts = f"{str(shared).rstrip('/')}/{name}" if shared else f"{Path(out).absolute()}.shards"
-    if "://" in parts: return dict(parts=parts, stores=stores or str(cache_folder()/"stores"/hashlib.sha256(parts.encode()).hexdigest()[:12]))
-    parts = str(Path(parts).expanduser().absolute())
-    return dict(parts=parts, stores=str(stores or parts) if str(stores or "")[:1] in ("~", "$") else str(Path(stores or parts).absolute()))
-
-def _shares(ray, concurrency, budget, limits):
-    "The actor, on the machine of the driver, with the store of this project: what it learns of an address, a run without a cluster knows too"
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as on
-    here = on(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Shares).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote(store_path().absolute(), concurrency, budget, limits)
-
-def _carry(ray, recipe, args):
-    "Recipe and arguments, for all machines; what is written in files of one's own, rather than in installed packages, travels with them"
-    from ray.cloudpickle import register_pickle_by_value
-    for module in list(sys.modules.values()):
-        if inspect.ismodule(module) and module.__name__.partition(".")[0] not in ("__main__", "llmdata_nb") and not _installed(module): register_pickle_by_value(module)
-    try: return ray.put((recipe, args))
-    except TypeError as e: raise ValueError(f"the recipe or its arguments cannot be sent to other machines: {str(e).strip().splitlines()[0]}") from None
-
-def _sweep(folder, names):
-    "Remove the parts in `folder` that are not among `names`: those of other rows, or of another recipe"
-    import fsspec
-    fs, path = fsspec.core.url_to_fs(folder)
-    for found in _parts(folder).values():
-        for *_, name in found:
-            if name not in names: fs.rm_file(f"{path}/{name}")
+def _check_shards(shards):
+    if shards is None or isinstance(shards, int): return
+    raise ValueError(f"shards {shards!r}: expected a whole number, or None for one of each thousand rows")

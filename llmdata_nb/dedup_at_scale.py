@@ -9,156 +9,262 @@ __all__ = ['BLOCK', 'CROWD', 'near_duplicates']
 import hashlib, logging
 from collections import deque
 from functools import partial
-from .dedup import Seen, lsh_bands, normalise, shingles, _engines
+from .dedup import ENGINES, SLACK, Seen, lsh_bands, normalise, shingles
 from .dedup import near_duplicates as near_duplicates_here
 from .shares import connected
 
 # %% ../nbs/29_dedup_at_scale.ipynb #21bb3ac4
 BLOCK = 5000  # texts signed by a task
 CROWD = 100   # texts that share a band, from which on they are linked without a look
+
+def _text_digest(group, text):
+    "What a normalised text has in common with its exact copies in the same group; that of an empty one is \"empty\""
+    if not text: return b"empty"
+    both = f"{group!r}\0{text}".encode("utf-8", "backslashreplace")
+    return hashlib.sha256(both).digest()[:16]
+
+def _text_signatures(texts, threshold, engine):
+    "The MinHash signature of each of `texts`, normalised: an array with a row for each"
+    import numpy as np
+    bands, size = lsh_bands(threshold)
+    _, sketch = ENGINES[engine](bands, size)
+    signatures = []
+    for start in range(0, len(texts), 100):  # shingle sets are large, so only a few are held at once
+        some = texts[start:start + 100]
+        sets = [shingles(text) for text in some]
+        signatures += [minhash.digest() for minhash in sketch(sets)]
+    signatures = np.array(signatures).astype(np.uint32)
+    return signatures.reshape(-1, bands * size)
+
+# %% ../nbs/29_dedup_at_scale.ipynb #29000002
 _MIX = 0x9E3779B97F4A7C15
 
-def _sign(start, texts, groups, threshold, engine, buckets=1):
-    "For each of `texts`, of which the first has the number `start`: a digest of its group and itself, its signature; and its bands: key, place, and in which of `buckets` they are sorted"
-    import numpy as np, pyarrow as pa
-    (bands, size), plain = lsh_bands(threshold), [normalise(t) for t in texts]
-    digests = np.array([hashlib.sha256(f"{group!r}\0{text}".encode("utf-8", "backslashreplace")).digest()[:16] if text else b"empty" for group, text in zip(groups, plain)], dtype="S16")
-    sketch = _engines[engine](bands, size)[1]
-    signatures = np.array([m.digest() for i in range(0, len(plain), 100) for m in sketch([shingles(t) for t in plain[i:i + 100]])]).astype(np.uint32).reshape(-1, bands * size)
-    full = np.flatnonzero([bool(t) for t in plain])
-    keys = _band_keys(signatures, groups, bands)[full].ravel()
-    return digests, signatures, pa.table({"key": keys, "place": np.repeat(full + start, bands), "bucket": keys % buckets})
+def _group_numbers(groups):
+    "A number for each of `groups`: the same where the group is"
+    import numpy as np
+    digests = [hashlib.sha256(repr(group).encode()).digest() for group in groups]
+    numbers = [int.from_bytes(digest[:8], "big") for digest in digests]
+    return np.array(numbers, dtype=np.uint64)
+
 def _band_keys(signatures, groups, bands):
     "A number for each band of each signature: the same where band, group and values are"
     import numpy as np
     mix = np.uint64(_MIX)
-    keys = np.arange(1, bands + 1, dtype=np.uint64) * mix + np.array([int.from_bytes(hashlib.sha256(repr(g).encode()).digest()[:8], "big") for g in groups], dtype=np.uint64)[:, None]
-    for values in np.moveaxis(signatures.reshape(len(signatures), bands, -1), 2, 0):
+    of_bands = np.arange(1, bands + 1, dtype=np.uint64) * mix
+    keys = of_bands + _group_numbers(groups)[:, None]
+    by_band = signatures.reshape(len(signatures), bands, -1)
+    for values in np.moveaxis(by_band, 2, 0):
         keys = (keys ^ values) * mix
         keys ^= keys >> np.uint64(32)
     return keys.view(np.int64)
 
+# %% ../nbs/29_dedup_at_scale.ipynb #29000003
+def _sign_block(start, texts, groups, threshold, engine, buckets=1):
+    "Digests and signatures of `texts`, whose first place is `start`; and their bands: key, place, and the one of `buckets` they are sorted in"
+    import numpy as np, pyarrow as pa
+    bands, _ = lsh_bands(threshold)
+    plain = [normalise(text) for text in texts]
+    digests = [_text_digest(group, text) for group, text in zip(groups, plain)]
+    signatures = _text_signatures(plain, threshold, engine)
+    keys = _band_keys(signatures, groups, bands)
+    full = np.flatnonzero([bool(text) for text in plain])  # an empty text is no copy of another
+    keys = keys[full].ravel()
+    places = np.repeat(full + start, bands)
+    table = pa.table({"key": keys, "place": places, "bucket": keys % buckets})
+    digests = np.array(digests, dtype="S16")
+    return digests, signatures, table
+
 # %% ../nbs/29_dedup_at_scale.ipynb #ac84a55f
-def _pairs(keys, places):
-    "Pairs of `places` that have a key in common: all of them where few do, else a chain; as an array of two columns"
+def _pairs_with_key(keys, places):
+    "Pairs of `places` that have a key in common, as an array of two columns; and those of crowds, as another"
     import numpy as np
     order = np.lexsort((places, keys))
     keys, places = keys[order], places[order]
-    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.array([], int)
-    sizes, found, crowds = np.diff(np.r_[starts, len(keys)]), [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)]
-    for distance in range(1, int(min(sizes.max(initial=0), CROWD))):
-        first = np.repeat(starts, np.maximum(sizes - distance, 0) * (sizes <= CROWD)) + _counts(np.maximum(sizes - distance, 0) * (sizes <= CROWD))
-        found.append(np.stack([places[first], places[first + distance]], 1))
-    first = np.repeat(starts, (sizes - 1) * (sizes > CROWD)) + _counts((sizes - 1) * (sizes > CROWD))
-    crowds.append(np.stack([places[first], places[first + 1]], 1))
-    return np.concatenate(found), np.concatenate(crowds)
+    starts = _run_starts(keys)
+    sizes = np.diff(np.r_[starts, len(keys)])  # how many places have each key
+    few = sizes <= CROWD
+    farthest = min(sizes.max(initial=0), CROWD)
+    pairs = [np.empty((0, 2), np.int64)]
+    for distance in range(1, int(farthest)):
+        pairs.append(_pairs_apart(places, starts, sizes * few, distance))
+    chains = _pairs_apart(places, starts, sizes * ~few, 1)
+    return np.concatenate(pairs), chains
 
-def _counts(sizes):
-    "0, 1 … for each of `sizes`, one after the other"
+def _run_starts(keys):
+    "Where in the sorted `keys` another one begins"
     import numpy as np
-    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    if not len(keys): return np.array([], int)
+    other = keys[1:] != keys[:-1]
+    return np.flatnonzero(np.r_[True, other])
+
+def _pairs_apart(places, starts, sizes, distance):
+    "Pairs of the places that are so far apart in their run; the runs have these `starts` and `sizes`"
+    import numpy as np
+    counts = np.maximum(sizes - distance, 0)
+    begun = np.cumsum(counts) - counts
+    within = np.arange(counts.sum()) - np.repeat(begun, counts)  # 0, 1 … in each run
+    first = np.repeat(starts, counts) + within
+    second = first + distance
+    return np.stack([places[first], places[second]], 1)
 
 # %% ../nbs/29_dedup_at_scale.ipynb #5a0d2cb6
-def _link(bucket, signed, first, threshold):
+def _link_bucket(bucket, signed, first, threshold):
     "The links among the bands of a bucket: pairs of places whose signatures could be those of copies"
     import numpy as np, ray
-    own = ray.get(first)[bucket["place"]] == bucket["place"]  # of exact copies, the first stands for all
-    near, crowds = _pairs(bucket["key"][own], bucket["place"][own])
-    near, blocks = np.unique(near, axis=0), {}
-    def values(places):
-        for number in np.unique(places // BLOCK): blocks.setdefault(number, ray.get(signed[number]))
-        out = np.empty((len(places), next(iter(blocks.values())).shape[1]), np.uint32)
-        for number in np.unique(places // BLOCK): out[places // BLOCK == number] = blocks[number][places[places // BLOCK == number] % BLOCK]
-        return out
-    alike = [np.empty(0, bool)] + [(values(some[:, 0]) == values(some[:, 1])).mean(1) > threshold - 0.15 - 1e-6 for i in range(0, len(near), 10_000) if len(some := near[i:i + 10_000])]
-    links = np.concatenate([near[np.concatenate(alike)], crowds])
+    keys, places = bucket["key"], bucket["place"]
+    own = ray.get(first)[places] == places  # of exact copies, the first stands for all
+    pairs, crowds = _pairs_with_key(keys[own], places[own])
+    pairs = np.unique(pairs, axis=0)
+    blocks, near = {}, []
+    for start in range(0, len(pairs), 10_000):
+        some = pairs[start:start + 10_000]
+        left = _signatures_at(some[:, 0], signed, blocks)
+        right = _signatures_at(some[:, 1], signed, blocks)
+        estimated = (left == right).mean(1)
+        near.append(some[estimated > threshold - SLACK - 1e-6])
+    links = np.concatenate([*near, crowds])
     return {"a": links[:, 0], "b": links[:, 1]}
 
+def _signatures_at(places, signed, blocks):
+    "The signatures of the texts at `places`; `signed` refers to those of each block, and `blocks` keeps what was fetched"
+    import numpy as np, ray
+    needed = np.unique(places // BLOCK)
+    for number in needed:
+        if number not in blocks: blocks[number] = ray.get(signed[number])
+    width = blocks[needed[0]].shape[1]
+    signatures = np.empty((len(places), width), np.uint32)
+    for number in needed:
+        here = places // BLOCK == number
+        in_block = places[here] % BLOCK
+        signatures[here] = blocks[number][in_block]
+    return signatures
+
 # %% ../nbs/29_dedup_at_scale.ipynb #6b8b140d
-def _linked(ray, bands, signed, first, threshold, n):
-    "All links, as an array of two columns"
+def _bucket_count(n):
+    "Into how many buckets the bands of `n` texts are sorted"
+    return max(n // 20_000, 1)
+
+def _link_all(ray, bands, signed, first, threshold, n):
+    "All links, as an array of two columns; `bands`, `signed` and `first` are references"
     import numpy as np
     from ray.data import DataContext, from_arrow_refs
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    links = from_arrow_refs(bands).groupby("bucket", num_partitions=min(_buckets(n), 200)).map_groups(partial(_link, signed=signed, first=first, threshold=threshold), batch_format="numpy")
-    return np.concatenate([np.empty((0, 2), int), *(np.stack([batch["a"], batch["b"]], 1) for batch in links.iter_batches(batch_format="numpy", batch_size=None))])
+    partitions = min(_bucket_count(n), 200)
+    buckets = from_arrow_refs(bands).groupby("bucket", num_partitions=partitions)
+    link = partial(_link_bucket, signed=signed, first=first, threshold=threshold)
+    found = buckets.map_groups(link, batch_format="numpy")
+    links = [np.empty((0, 2), int)]
+    for batch in found.iter_batches(batch_format="numpy", batch_size=None):
+        columns = [batch["a"], batch["b"]]
+        links.append(np.stack(columns, 1))
+    return np.concatenate(links)
 
 # %% ../nbs/29_dedup_at_scale.ipynb #f8772813
-def _clusters(links, n):
+def _linked_places(links, n):
     "The places that are linked, directly or through others: a sorted array for each cluster"
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
-    _, labels = connected_components(coo_array((np.ones(len(links), bool), (links[:, 0], links[:, 1])), (n, n)), directed=False)
+    edges = np.ones(len(links), bool), (links[:, 0], links[:, 1])
+    graph = coo_array(edges, (n, n))
+    _, labels = connected_components(graph, directed=False)
     order = np.argsort(labels, kind="stable")
-    return [places for places in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(places) > 1]
+    borders = np.flatnonzero(np.diff(labels[order])) + 1
+    clusters = np.split(order, borders)
+    return [places for places in clusters if len(places) > 1]
 
 # %% ../nbs/29_dedup_at_scale.ipynb #159b15bb
-def _resolve(texts, sizes, threshold, engine):
+def _resolve_clusters(texts, sizes, threshold, engine):
     "For clusters of so many of `texts`, one after the other: for each text the number, in its cluster, of the one that it repeats, or its own"
     found, start = [], 0
     for size in sizes:
-        found.append([i if copy is None else copy for i, copy in enumerate(near_duplicates_here(texts[start:start + size], threshold, engine))])
+        own = texts[start:start + size]
+        copies = near_duplicates_here(own, threshold, engine)
+        found.append([i if copy is None else copy for i, copy in enumerate(copies)])
         start += size
     return found
 
-def _resolved(ray, clusters, texts, threshold, engine):
-    "For each cluster its places, and those of the texts that they repeat"
-    resolve, batches, size = ray.remote(_resolve), [[]], 0
+# %% ../nbs/29_dedup_at_scale.ipynb #29000005
+def _batches(clusters):
+    "The `clusters`, some of them at a time: as many as have about a block of texts"
+    batch, size = [], 0
     for places in clusters:
-        if size > BLOCK: batches, size = [*batches, []], 0
-        batches[-1].append(places)
+        if size > BLOCK:
+            yield batch
+            batch, size = [], 0
+        batch.append(places)
         size += len(places)
-    calls = (lambda some=some: resolve.remote([texts[i] for places in some for i in places], [len(places) for places in some], threshold, engine) for some in batches if some)
-    for some, results in zip(batches, _in_turn(ray, calls, 2 * _cpus(ray))):
-        for places, found in zip(some, results): yield places, places[found]
+    if batch: yield batch
 
 # %% ../nbs/29_dedup_at_scale.ipynb #d23dc71e
-def _buckets(n): return max(n // 20_000, 1)
-
-def _in_turn(ray, calls, most):
-    "The results of remote `calls` (functions that start them), in order, with `most` under way"
-    refs, calls = deque(), iter(calls)
+def _results_in_turn(ray, starts):
+    "The results of remote calls, in order; `starts` are functions that start them, of which two for each CPU are under way"
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    most = 2 * max(cpus, 1)
+    under_way, starts = deque(), iter(starts)
     while True:
-        while len(refs) < most and (call := next(calls, None)): refs.append(call())
-        if not refs: return
-        yield ray.get(refs.popleft())
+        while len(under_way) < most and (start := next(starts, None)): under_way.append(start())
+        if not under_way: return
+        yield ray.get(under_way.popleft())
 
-def _cpus(ray): return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+def _resolve_all(ray, clusters, texts, threshold, engine):
+    "For each cluster its places, and those of the texts that they repeat"
+    resolve = ray.remote(_resolve_clusters)
+    batches = list(_batches(clusters))
+    def start(batch):
+        sizes = [len(places) for places in batch]
+        own = [texts[place] for places in batch for place in places]
+        return resolve.remote(own, sizes, threshold, engine)
+    starts = (partial(start, batch) for batch in batches)
+    for batch, found in zip(batches, _results_in_turn(ray, starts)):
+        for places, copies in zip(batch, found): yield places, places[copies]
 
-def _signed(ray, texts, groups, threshold, engine):
+def _sign_all(ray, texts, groups, threshold, engine):
+    "The digests of all `texts`; references to the signatures and to the bands of each block"
     import numpy as np
-    sign, signed, bands, digests = ray.remote(_sign), [], [], [np.array([], "S16")]
-    def calls():
-        for i in range(0, len(texts), BLOCK):
-            def call(i=i):
-                digest, signatures, table = sign.options(num_returns=3).remote(i, texts[i:i + BLOCK], groups[i:i + BLOCK], threshold, engine, _buckets(len(texts)))
-                signed.append(signatures)
-                bands.append(table)
-                return digest
-            yield call
-    digests += _in_turn(ray, calls(), 2 * _cpus(ray))
+    sign = ray.remote(_sign_block).options(num_returns=3)
+    buckets = _bucket_count(len(texts))
+    signed, bands = [], []
+    def start(place):
+        block = slice(place, place + BLOCK)
+        parts = sign.remote(place, texts[block], groups[block], threshold, engine, buckets)
+        digests, signatures, table = parts
+        signed.append(signatures)
+        bands.append(table)
+        return digests
+    starts = (partial(start, place) for place in range(0, len(texts), BLOCK))
+    digests = list(_results_in_turn(ray, starts))
     return np.concatenate(digests), signed, bands
 
 # %% ../nbs/29_dedup_at_scale.ipynb #c155572e
 def near_duplicates(
-    texts,                # strings, in any language
-    threshold=0.8, engine="rensa", # as in `dedup.near_duplicates`
-    groups=None,          # for each of them a string, or what is the same as another by its `repr`: only texts of the same group are compared
-    address: str = None,  # of the Ray cluster, as in `run`
+    texts,                 # strings, in any language
+    threshold: float = 0.8, # as in `dedup.near_duplicates`, as is
+    engine: str = "rensa", # this
+    groups: list = None,   # for each of them a string, or what has a `repr`: only texts of one group are compared
+    address: str = None,   # of the Ray cluster, as in `run`
 ) -> list:
     "As `dedup.near_duplicates`, and with the same result: for each of `texts` the index of the earlier one that it repeats, or None"
     import numpy as np
     Seen(threshold, engine)  # says at once what is wrong with these
     texts = list(texts)
-    if len(texts) <= BLOCK: return near_duplicates_here(texts, threshold, engine, groups)
-    groups = [""] * len(texts) if groups is None else groups
+    n = len(texts)
+    if n <= BLOCK: return near_duplicates_here(texts, threshold, engine, groups)
+    groups = [""] * n if groups is None else groups
     with connected(address) as ray:
-        digests, signed, bands = _signed(ray, texts, groups, threshold, engine)
-        _, at, same = np.unique(digests, return_index=True, return_inverse=True)
-        first = np.where(digests == b"empty", np.arange(len(texts)), at[same.ravel()])
-        links = _linked(ray, bands, signed, ray.put(first), threshold, len(texts))
+        digests, signed, bands = _sign_all(ray, texts, groups, threshold, engine)
+        first = _first_places(digests)
+        links = _link_all(ray, bands, signed, ray.put(first), threshold, n)
+        clusters = _linked_places(links, n)
         copies = first.copy()
-        for places, found in _resolved(ray, _clusters(links, len(texts)), texts, threshold, engine): copies[places] = found
+        for places, found in _resolve_all(ray, clusters, texts, threshold, engine): copies[places] = found
     return [None if copy == i else int(copy) for i, copy in enumerate(copies[first])]
+
+def _first_places(digests):
+    "For each text the place of the first one with its digest; an empty text has none but its own"
+    import numpy as np
+    _, at, same = np.unique(digests, return_index=True, return_inverse=True)
+    own = np.arange(len(digests))
+    first = at[same.ravel()]
+    return np.where(digests == b"empty", own, first)

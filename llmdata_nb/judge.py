@@ -38,39 +38,66 @@ class Rubric:
     @property
     def text(self) -> str:
         "The constant part of the prompt"
-        return self._text(self.reply)
+        return self._text_with(self.reply)
 
     @property
     def for_several(self) -> str:
         "The same where several responses are judged in one answer"
-        return self._text(self.reply if self.labels else self.reply_each)
+        return self._text_with(self.reply if self.labels else self.reply_each)
 
-    def _text(self, reply):
-        lines = [self.task, *(f"{i}. {c}" for i, c in enumerate(self.criteria, 1)), "", *(f"- {a}: {meaning}" for a, meaning in self.answers.items()), "", reply]
+    def _text_with(self, reply):
+        "The prompt's constant part that ends with the form `reply` of the answer"
+        criteria = [f"{i}. {criterion}" for i, criterion in enumerate(self.criteria, 1)]
+        answers = [f"- {answer}: {meaning}" for answer, meaning in self.answers.items()]
+        lines = [self.task, *criteria, "", *answers, "", reply]
         return "\n".join(lines).replace("\n\n\n", "\n\n")
 
 # %% ../nbs/07_judge.ipynb #74cc77dd
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 _RESPONSE = ("response", "instruction_heading", "response_heading")
-RUBRICS = {"instruction": ("instruction", "heading"), "response": _RESPONSE, **dict.fromkeys(ASPECTS, _RESPONSE),
-           "fidelity": ("fidelity", "source_heading", "translation_heading"), "alignment": _RESPONSE, "comparison": _RESPONSE}  # where their headings stand in a pack
+RUBRICS = {  # name → the table of a pack where its headings stand, and their names there
+    "instruction": ("instruction", "heading"),
+    "response": _RESPONSE, **dict.fromkeys(ASPECTS, _RESPONSE),
+    "fidelity": ("fidelity", "source_heading", "translation_heading"),
+    "alignment": _RESPONSE,
+    "comparison": _RESPONSE,
+}
 
+def _rubric_labels(name, texts):
+    "Label → the words for it in the `texts` of a pack; None for a rubric with scores"
+    if name == "instruction": return texts["labels"]
+    if name == "comparison": return {"1": [], "2": [], "tie": []}
+    return None
+
+# %% ../nbs/07_judge.ipynb #2ea0a557
+def _answer_meanings(part, labels):
+    "Score or label → what it means, from the table `part` of a pack"
+    if not labels: return dict(enumerate(part["scale"], 1))
+    return {words[0]: part[label] for label, words in labels.items() if words}
+
+def _reply_form(name, texts, labels):
+    "How the judge is asked to answer with one verdict"
+    if name == "comparison": return texts["judge"]["choose"]
+    return texts["judge"]["reply"].replace("{key}", "label" if labels else "score")
+
+# %% ../nbs/07_judge.ipynb #0e5c76b3
 def rubric(
     name: str,             # one of `RUBRICS`
     language: str = "en",  # of the texts to judge: a code or name
     english: bool = False, # write the rubric in English even where `language` has a pack
 ) -> Rubric:
-    "The rubric `name` for texts in `language`, written in that language where there is a pack for it, and in English otherwise"
+    "The rubric `name` for texts in `language`, written in that language where it has a pack, and in English otherwise"
     if name not in RUBRICS: raise ValueError(f"rubric {name!r}: expected {', '.join(RUBRICS)}")
     target = find_language(language)
     texts = pack("en") if english or not target.texts else target.texts
-    part, (place, *headings) = texts[name], RUBRICS[name]
-    labels = {"instruction": texts["labels"], "comparison": {"1": [], "2": [], "tie": []}}.get(name)
-    answers = {words[0]: part[label] for label, words in labels.items() if words} if labels else dict(enumerate(part["scale"], 1))
-    reply = texts["judge"]["choose"] if name == "comparison" else texts["judge"]["reply"].replace("{key}", "label" if labels else "score")
-    found = Rubric(name, target.code, part["task"], tuple(part["criteria"]), answers, tuple(texts[place][h] for h in headings), reply, texts["judge"]["reply_each"], labels)
-    def named(value): return value.replace("{language}", target.name)
-    return replace(found, task=named(found.task), criteria=tuple(map(named, found.criteria)), answers={a: named(m) for a, m in answers.items()})
+    part, (table, *headings) = texts[name], RUBRICS[name]
+    labels = _rubric_labels(name, texts)
+
+    def filled(text): return text.replace("{language}", target.name)
+    answers = {answer: filled(meaning) for answer, meaning in _answer_meanings(part, labels).items()}
+    return Rubric(name, target.code, filled(part["task"]), tuple(map(filled, part["criteria"])), answers,
+                  headings=tuple(texts[table][heading] for heading in headings),
+                  reply=_reply_form(name, texts, labels), reply_each=texts["judge"]["reply_each"], labels=labels)
 
 # %% ../nbs/07_judge.ipynb #1eeb670a
 def judge_prompt(
@@ -78,15 +105,21 @@ def judge_prompt(
     *texts: str, # what is judged, one for each of the rubric's headings
 ) -> str:
     "The prompt that asks for one verdict"
-    return _prompt(rubric.text, zip(rubric.headings, texts, strict=True))
+    return _with_texts(rubric.text, zip(rubric.headings, texts, strict=True))
 
-def _prompt(text, parts): return "\n\n".join([text, *(f"## {heading}\n\n{part}" for heading, part in parts)])
+def _with_texts(task, texts):
+    "The prompt that begins with `task`; `texts` are pairs of a heading and the text below it"
+    return "\n\n".join([task, *(f"## {heading}\n\n{text}" for heading, text in texts)])
 
+# %% ../nbs/07_judge.ipynb #06b38a46
 def verdict_schema(rubric: Rubric) -> dict:
     "The JSON schema of a verdict: the reason first"
-    answer = {"type": "string", "enum": [words[0] if words else label for label, words in rubric.labels.items()]} if rubric.labels \
-        else {"type": "integer", "enum": list(range(rubric.scale[0], rubric.scale[1] + 1))}
-    return object_schema(rationale={"type": "string"}, **{"label" if rubric.labels else "score": answer})
+    rationale = {"type": "string"}
+    if rubric.labels:
+        names = [words[0] if words else label for label, words in rubric.labels.items()]
+        return object_schema(rationale=rationale, label={"type": "string", "enum": names})
+    lowest, highest = rubric.scale
+    return object_schema(rationale=rationale, score={"type": "integer", "enum": list(range(lowest, highest + 1))})
 
 # %% ../nbs/07_judge.ipynb #c87f02aa
 def check_number(
@@ -117,56 +150,72 @@ def check_orders(
 class Combined(Verdict):
     "A verdict made of several `votes`"
     votes: list = field(default_factory=list) # the scores or labels, without those that were unjudged
-    spread: float | None = None               # of scores the standard deviation, of labels the share of votes for another one
+    spread: float | None = None  # of scores the standard deviation, of labels the share of votes for another one
 
 def combine(
     verdicts: list, # the votes
 ) -> Combined:
     "One verdict of several: the mean score, or the label that most gave"
-    good = [v for v in verdicts if v.status == "ok"]
-    raw = "\n\n".join(v.raw for v in verdicts)
+    good = [verdict for verdict in verdicts if verdict.status == "ok"]
+    raw = "\n\n".join(verdict.raw for verdict in verdicts)
     if len(good) * 2 <= len(verdicts): return Combined(raw=raw)
-    votes, rationale = [v.label if v.score is None else v.score for v in good], good[0].rationale
-    if good[0].label is None: return Combined(sum(votes) / len(votes), None, rationale, raw, "ok", votes, statistics.pstdev(votes))
+    votes = [verdict.label if verdict.score is None else verdict.score for verdict in good]
+    if good[0].label is None:
+        mean = sum(votes) / len(votes)
+        spread = statistics.pstdev(votes)
+        return Combined(mean, None, good[0].rationale, raw, "ok", votes, spread)
+
     (label, most), *others = Counter(votes).most_common()
     if others and others[0][1] == most: return Combined(raw=raw, votes=votes)
-    rationale = next(v.rationale for v in good if v.label == label)
-    return Combined(None, label, rationale, raw, "ok", votes, 1 - most / len(votes))
+    rationale = next(verdict.rationale for verdict in good if verdict.label == label)
+    spread = 1 - most / len(votes)
+    return Combined(None, label, rationale, raw, "ok", votes, spread)
 
 # %% ../nbs/07_judge.ipynb #068dcb3b
-_SAID = re.compile(r'"score"\s*:\s*"?(\d)(?!\d)')
+_SCORE_IN_JSON = re.compile(r'"score"\s*:\s*"?(\d)(?!\d)')
 
-def _expected(options, said, scale):
-    "The mean of the scores among the likely `options` of a place, weighed by their probability; `said` where it is not among them"
+def _expected_score(options, reported, scale):
+    "The mean of the scores among the likely `options` of a place, weighed by their probability; `reported` where that is not among them"
     weights = {}
     for option, logprob in options.items():
-        if (digits := option.strip(' \n":')).isdecimal() and scale[0] <= int(digits) <= scale[1]: weights[int(digits)] = weights.get(int(digits), 0) + math.exp(logprob)
-    return round(sum(s * w for s, w in weights.items()) / sum(weights.values()), 2) if said in weights else float(said)
+        digits = option.strip(' \n":')
+        if not digits.isdecimal(): continue
+        score = int(digits)
+        if scale[0] <= score <= scale[1]: weights[score] = weights.get(score, 0) + math.exp(logprob)
+    if reported not in weights: return float(reported)
+    weighed = sum(score * weight for score, weight in weights.items())
+    return round(weighed / sum(weights.values()), 2)
 
 # %% ../nbs/07_judge.ipynb #6a1490cc
-def _as_asked(text):
+def _in_form(text):
     "Whether `text` is one object with rationale and score, or a list of such objects in `ratings`, and nothing else"
     try: value = json.loads(text)
     except ValueError: return False
-    parts = value["ratings"] if isinstance(value, dict) and set(value) == {"ratings"} else [value]
-    return isinstance(parts, list) and all(isinstance(p, dict) and set(p) <= {"rationale", "score"} for p in parts)
+    listed = isinstance(value, dict) and set(value) == {"ratings"}
+    verdicts = value["ratings"] if listed else [value]
+    if not isinstance(verdicts, list): return False
+    return all(isinstance(v, dict) and set(v) <= {"rationale", "score"} for v in verdicts)
 
 # %% ../nbs/07_judge.ipynb #842f1020
 def expected_scores(
     reply,         # with `text`, and `logprobs` as in `models.Reply`
     scale: tuple,  # lowest and highest score
 ) -> list | None:  # one for each score in the text
-    "Each score in an answer of the form that was asked for, as the mean over the scores that were likely in its place, weighed by their probability; None where that cannot be told"
-    if scale[1] > 9 or not _as_asked(reply.text): return None
-    said = [m[1] for m in _SAID.finditer(reply.text)]
-    likely = [options for token, options in reply.logprobs or [] for _ in token]  # for each character
-    found = list(_SAID.finditer("".join(token for token, _ in reply.logprobs or [])))[-len(said):]  # the tokens may begin with thinking, or a fence
-    if not said or [m[1] for m in found] != said: return None
-    return [_expected(likely[m.start(1)], int(m[1]), scale) for m in found]
+    "Each score in an answer of the form that was asked for, as the mean over the scores that were likely in its place, weighed by their probability; None where that is not known"
+    if scale[1] > 9 or not _in_form(reply.text): return None
+    reported = _SCORE_IN_JSON.findall(reply.text)
+    tokens = reply.logprobs or []
+    options_at = [options for token, options in tokens for _ in token]  # for each character
+    text = "".join(token for token, _ in tokens)
+    places = list(_SCORE_IN_JSON.finditer(text))[-len(reported):]  # the tokens may begin with thinking, or a fence
+    if not reported or [place[1] for place in places] != reported: return None
+    return [_expected_score(options_at[place.start(1)], int(place[1]), scale) for place in places]
 
 # %% ../nbs/07_judge.ipynb #7a4e0e16
-async def together(calls) -> list:
-    "The results of all awaitables; an error is raised only when all of them have ended, so that no answer is lost that was under way and paid for"
+async def together(
+    calls, # awaitables
+) -> list:
+    "The results of all `calls`; an error is raised only when all of them have ended"
     results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException): raise result
@@ -174,26 +223,39 @@ async def together(calls) -> list:
 
 # %% ../nbs/07_judge.ipynb #22939a0e
 def _check_texts(texts):
+    "Raise ValueError for what is no text to judge"
     for text in texts:
-        if not isinstance(text, str): raise ValueError(f"expected texts to judge, not {str(text)[:80]!r} (load_rows gives rows with texts)")
+        if isinstance(text, str): continue
+        raise ValueError(f"expected texts to judge, not {str(text)[:80]!r} (load_rows gives rows with texts)")
 
-def _whole(verdict):
+def _whole_verdict(verdict):
     "`verdict`; ValueError when it is none, or a score between those of the scale"
-    if verdict.status != "ok" or isinstance(verdict.score, float): raise ValueError(f"no verdict in {verdict.raw[:200]!r}")
-    return verdict
+    if verdict.status == "ok" and not isinstance(verdict.score, float): return verdict
+    raise ValueError(f"no verdict in {verdict.raw[:200]!r}")
 
 # %% ../nbs/07_judge.ipynb #e9da4411
-async def _votes(ask, prompt, schema, read, samples, roles, expected, step, max_tokens):
-    "The verdicts that `read` finds in what each judge said in each sample; in the place of a list, an unjudged verdict where nothing could be read"
-    if isinstance(roles, str) or not roles or samples < 1: raise ValueError(f"samples {samples}, roles {roles!r}: expected one sample or more, and a list of roles")
+def _with_expected(reply, scale):
+    "The verdicts read from `reply`, with their expected scores where a `scale` is given and the scores are known"
+    verdicts = reply.parsed
+    scores = expected_scores(reply, scale) if scale else None
+    if not scores or len(scores) != len(verdicts): return verdicts
+    return [replace(verdict, score=score) for verdict, score in zip(verdicts, scores)]
+
+async def _all_votes(ask, prompt, schema, read, samples, roles, expected_scale, step, max_tokens):
+    "The verdicts that `read` finds in each judge's answer to each sample: a list, or an unjudged verdict where nothing could be read"
+    if isinstance(roles, str) or not roles or samples < 1:
+        raise ValueError(f"samples {samples}, roles {roles!r}: expected one sample or more, and a list of roles")
+    options = dict(schema=schema, max_tokens=max_tokens, temperature=0.7 if samples > 1 else 0.0, step=step, parse=read)
+    if expected_scale: options["logprobs"] = 20
+
     async def vote(role, sample):
-        more = dict(logprobs=20) if expected else {}
-        try: reply = await ask(prompt, schema=schema, max_tokens=max_tokens, temperature=0.7 if samples > 1 else 0.0, sample=sample, step=step, role=role, parse=read, **more)
-        except CallFailed as e:
-            if e.kind != "unparseable" and not (e.kind == "refused" and len(roles) > 1): raise
-            return Verdict(raw=e.message)
-        scores = expected and expected_scores(reply, expected.scale)
-        return [replace(v, score=s) for v, s in zip(reply.parsed, scores)] if scores and len(scores) == len(reply.parsed) else reply.parsed
+        try: reply = await ask(prompt, role=role, sample=sample, **options)
+        except CallFailed as error:
+            refused_by_one = error.kind == "refused" and len(roles) > 1
+            if error.kind == "unparseable" or refused_by_one: return Verdict(raw=error.message)
+            raise
+        return _with_expected(reply, expected_scale)
+
     return await together(vote(role, sample) for role in roles for sample in range(samples))
 
 # %% ../nbs/07_judge.ipynb #026a8582
@@ -203,36 +265,49 @@ async def rate(
     ask,
     *, samples: int = 1,  # how often each judge is asked
     roles: tuple = ("judge",), # the models that judge
-    expected: bool = False, # the expected score instead of the one that was said, where the endpoint tells log-probabilities
+    expected: bool = False, # the expected score instead of the reported one, where log-probabilities are reported
     step: str = "judge",  # its name in the ledger
     max_tokens: int = 700, # of an answer
 ) -> Verdict:
     "The verdict of the judge, or of all judges together (`combine`); an answer that holds none is asked for once more, then it is `unjudged`"
     _check_texts(texts)
-    def read(text): return _whole(parse_verdict(text, rubric.scale, rubric.labels, rubric.language))
-    votes = await _votes(ask, judge_prompt(rubric, *texts), verdict_schema(rubric), lambda text: [read(text)], samples, roles, expected and rubric, step, max_tokens)
-    votes = [v[0] if isinstance(v, list) else v for v in votes]
-    return votes[0] if len(votes) == 1 else combine(votes)
+    def read(text): return [_whole_verdict(parse_verdict(text, rubric.scale, rubric.labels, rubric.language))]
+    prompt, schema = judge_prompt(rubric, *texts), verdict_schema(rubric)
+    expected_scale = rubric.scale if expected else None
+    votes = await _all_votes(ask, prompt, schema, read, samples, roles, expected_scale, step, max_tokens)
+    verdicts = [vote[0] if isinstance(vote, list) else vote for vote in votes]
+    return verdicts[0] if len(verdicts) == 1 else combine(verdicts)
 
 # %% ../nbs/07_judge.ipynb #fe2c7c99
+def _places_of(value, values):
+    "The indices at which `value` stands among `values`"
+    return [i for i, other in enumerate(values) if other == value]
+
+# %% ../nbs/07_judge.ipynb #490ba086
 @dataclass
 class Comparison:
     "What a judge found of several answers to one request; the lists go by the answers as they were given"
     scores: list | None = None      # of each answer, the average over the orders; None when unjudged
-    rationales: list | None = None  # of each answer, as said where it came first among the orders
+    rationales: list | None = None  # of each answer, from the first of the orders
     orders: list = field(default_factory=list)    # the orders that were asked, as indices by place
     by_order: list = field(default_factory=list)  # for each of them, the scores of the answers
-    position_consistent: bool | None = None       # all orders name the same best answer, or the same tie; None with one order
+    position_consistent: bool | None = None  # all orders name the same best answer, or tie; None with one order
     spread: float = 0.0             # over samples and jurors: the largest standard deviation of a score
     status: str = "unjudged"        # or "ok"
-    raw: list = field(default_factory=list)       # what the judge said, order by order; of an unjudged one, what could not be read
+    raw: list = field(default_factory=list)  # the judge's answers, order by order; of an unjudged one, those not read
 
     def preferences(self) -> list:
         "All pairs of indices of a best and a worst answer, by the average, that no order contradicts: several where answers share the highest or the lowest score"
         if self.status != "ok": return []
-        high, low = ([i for i, s in enumerate(self.scores) if s == end(self.scores)] for end in (max, min))
-        pairs = ((best, worst) for best in high for worst in low if self.scores[best] > self.scores[worst])
-        return [pair for pair in pairs if not any(order[pair[0]] < order[pair[1]] for order in self.by_order)]
+        highest, lowest = max(self.scores), min(self.scores)
+        if highest == lowest: return []
+        best, worst = _places_of(highest, self.scores), _places_of(lowest, self.scores)
+        pairs = [(better, worse) for better in best for worse in worst]
+        return [pair for pair in pairs if not self._is_contradicted(*pair)]
+
+    def _is_contradicted(self, better, worse):
+        "Whether an order has the answer `worse` above the answer `better`"
+        return any(scores[better] < scores[worse] for scores in self.by_order)
 
     def preference(self) -> tuple | None:
         "The indices of the best and the worst answer; None for a tie, where two orders contradict each other, and where nothing was judged"
@@ -244,35 +319,75 @@ def merge_orders(
     by_order: list,  # for each of them, the scores of the answers, by their index
 ) -> Comparison:
     "The comparison that the scores in all orders make together"
-    scores = [round(sum(column) / len(by_order), 6) for column in zip(*by_order)]
-    best = {tuple(i for i, s in enumerate(order) if s == max(order)) for order in by_order}
-    return Comparison(scores, None, orders, by_order, len(best) == 1 if len(orders) > 1 else None, status="ok")
+    averages = [round(sum(scores) / len(by_order), 6) for scores in zip(*by_order)]
+    best_in_each = {tuple(_places_of(max(scores), scores)) for scores in by_order}
+    consistent = len(best_in_each) == 1 if len(orders) > 1 else None
+    return Comparison(averages, None, orders, by_order, consistent, status="ok")
 
 # %% ../nbs/07_judge.ipynb #73c7afd1
-def _placed(order, values):
+def _by_answer(order, values):
     "`values`, which go by the places of `order`, by the indices of the answers"
     return [value for _, value in sorted(zip(order, values), key=lambda pair: pair[0])]
 
-def _chosen(verdict):
-    "The scores of the two answers that the choice `verdict` means"
+def _choice_scores(verdict):
+    "A verdict with a score for each of the two answers between which `verdict` chose"
     first = {"1": 1, "2": 0, "tie": 0.5}[verdict.label]
-    return [replace(verdict, score=s) for s in (first, 1 - first)]
+    return [replace(verdict, score=score) for score in (first, 1 - first)]
+
+# %% ../nbs/07_judge.ipynb #66d9b209
+def _order_prompt(rubric, request, answers):
+    "The prompt that asks for a verdict on each of the `answers`, in this order"
+    for_request, for_answer = rubric.headings[:2]
+    numbered = [(f"{for_answer} {i}", answer) for i, answer in enumerate(answers, 1)]
+    return _with_texts(rubric.for_several, [(for_request, request), *numbered])
+
+def _order_schema(rubric, n):
+    "The JSON schema of the answer to such a prompt, with `n` answers in it"
+    if rubric.labels: return verdict_schema(rubric)
+    ratings = {"type": "array", "minItems": n, "maxItems": n, "items": verdict_schema(rubric)}
+    return object_schema(ratings=ratings)
+
+def _order_verdicts(rubric, text, n):
+    "The verdicts on `n` answers in the judge's `text`; ValueError where one is missing"
+    if not rubric.labels: return [_whole_verdict(v) for v in parse_ratings(text, n, rubric.scale, rubric.language)]
+    choice = parse_verdict(text, labels=rubric.labels, language=rubric.language)
+    return _choice_scores(_whole_verdict(choice))
 
 # %% ../nbs/07_judge.ipynb #f4247bca
-async def _one_order(rubric, request, answers, ask, samples, roles, expected, step, max_tokens):
-    "Mean scores and rationales by place, all that was said, and the spread; None for the scores when half of the votes or more are missing"
+async def _one_order(ask, rubric, request, answers, **options):
+    "A dict of the mean `scores` and the `rationales` by place, the `raw` answers and the `spread`; scores None when half of the votes or more are missing"
     n = len(answers)
-    prompt = _prompt(rubric.for_several, [(rubric.headings[0], request), *((f"{rubric.headings[1]} {i}", a) for i, a in enumerate(answers, 1))])
-    schema = verdict_schema(rubric) if rubric.labels else object_schema(ratings={"type": "array", "minItems": n, "maxItems": n, "items": verdict_schema(rubric)})
-    def read(text):
-        if rubric.labels: return _chosen(_whole(parse_verdict(text, labels=rubric.labels, language=rubric.language)))
-        return [_whole(v) for v in parse_ratings(text, n, rubric.scale, rubric.language)]
-    votes = await _votes(ask, prompt, schema, read, samples, roles, expected, step, max_tokens)
-    good = [v for v in votes if isinstance(v, list)]
-    raw = [v[0].raw if isinstance(v, list) else v.raw for v in votes]
-    if len(good) * 2 <= len(votes): return None, None, [v.raw for v in votes if not isinstance(v, list)], 0.0
-    columns = [[v.score for v in column] for column in zip(*good)]
-    return [sum(c) / len(c) for c in columns], [v.rationale for v in good[0]], raw, max(map(statistics.pstdev, columns))
+    def read(text): return _order_verdicts(rubric, text, n)
+    prompt, schema = _order_prompt(rubric, request, answers), _order_schema(rubric, n)
+    votes = await _all_votes(ask, prompt, schema, read, **options)
+    good = [vote for vote in votes if isinstance(vote, list)]
+    if len(good) * 2 <= len(votes):
+        unread = [vote.raw for vote in votes if not isinstance(vote, list)]
+        return dict(scores=None, raw=unread)
+
+    by_place = [_scores_of(verdicts) for verdicts in zip(*good)]
+    scores = [sum(scores) / len(scores) for scores in by_place]
+    rationales = [verdict.rationale for verdict in good[0]]
+    raw = [vote[0].raw if isinstance(vote, list) else vote.raw for vote in votes]
+    return dict(scores=scores, rationales=rationales, raw=raw, spread=max(map(statistics.pstdev, by_place)))
+
+def _scores_of(verdicts):
+    return [verdict.score for verdict in verdicts]
+
+# %% ../nbs/07_judge.ipynb #209f4aee
+def _orders_to_ask(answers, orders):
+    "The orders in which the `answers` are shown, as indices by place"
+    places = list(range(len(answers)))
+    if orders == 2: return [places, places[::-1]]
+    def digest(i): return hashlib.sha256(answers[i].encode("utf-8", "replace")).digest()
+    return [sorted(places, key=digest)]
+
+def _check_comparable(rubric, answers):
+    "Raise ValueError for fewer than two answers, and for labels that are no choice between two"
+    if len(answers) < 2: raise ValueError(f"{len(answers)} answers: expected two or more to compare")
+    if not rubric.labels: return
+    if len(answers) != 2 or set(rubric.labels) - {"1", "2", "tie"}:
+        raise ValueError(f"rubric {rubric.name}: with labels, expected two answers and the labels 1, 2 and tie")
 
 # %% ../nbs/07_judge.ipynb #aa842e7b
 async def compare(
@@ -280,30 +395,42 @@ async def compare(
     request: str,
     answers: list,        # two texts or more
     ask,
-    *, orders: int = 2,   # 2: as given and reversed; 1: half the price, in an order that depends on the texts alone, and their place may decide
+    *, orders: int = 2,   # 2: as given and reversed; 1: half the price, one order by a hash, and the place may decide
     samples: int = 1,     # how often each judge is asked in each order
     roles: tuple = ("judge",), # the models that judge
-    expected: bool = False, # expected scores instead of those that were said, where the endpoint tells log-probabilities
+    expected: bool = False, # expected scores instead of the reported ones, where the endpoint reports log-probabilities
     step: str = "judge",
-    max_tokens: int = 0,  # of an answer; 0 for 400 and 300 more for each text
+    max_tokens: int = 0,  # of an answer; 0 for 400 and 300 more for each text, since all are rated in one answer
 ) -> Comparison:
     "How the judge rates the `answers` beside each other; unjudged when any order is"
-    if len(answers) < 2: raise ValueError(f"{len(answers)} answers: expected two or more to compare")
-    if rubric.labels and (len(answers) != 2 or set(rubric.labels) - {"1", "2", "tie"}): raise ValueError(f"rubric {rubric.name}: with labels, expected two answers and the labels 1, 2 and tie")
+    _check_comparable(rubric, answers)
     check_orders(orders)
     _check_texts([request, *answers])
-    places = list(range(len(answers)))
-    if orders == 1: places.sort(key=lambda i: hashlib.sha256(answers[i].encode("utf-8", "replace")).digest())
-    asked = [places, places[::-1]][:orders]
-    found = await together(_one_order(rubric, request, [answers[i] for i in order], ask, samples, roles, expected and not rubric.labels and rubric, step, max_tokens or 400 + 300 * len(answers)) for order in asked)
-    for scores, _, said, _ in found:
-        if scores is None: return Comparison(raw=said)
-    raw = [r for _, _, said, _ in found for r in said]
-    comparison = merge_orders(asked, [_placed(order, scores) for order, (scores, *_) in zip(asked, found)])
-    comparison.rationales, comparison.raw, comparison.spread = _placed(asked[0], found[0][1]), raw, max(spread for *_, spread in found)
+    expected_scale = rubric.scale if expected and not rubric.labels else None
+    options = dict(samples=samples, roles=roles, expected_scale=expected_scale, step=step,
+                   max_tokens=max_tokens or 400 + 300 * len(answers))
+    asked = _orders_to_ask(answers, orders)
+    def judge_in(order): return _one_order(ask, rubric, request, [answers[i] for i in order], **options)
+    replies = await together(map(judge_in, asked))
+    for reply in replies:
+        if reply["scores"] is None: return Comparison(raw=reply["raw"])
+
+    by_order = [_by_answer(order, reply["scores"]) for order, reply in zip(asked, replies)]
+    comparison = merge_orders(asked, by_order)
+    comparison.rationales = _by_answer(asked[0], replies[0]["rationales"])
+    comparison.raw = [raw for reply in replies for raw in reply["raw"]]
+    comparison.spread = max(reply["spread"] for reply in replies)
     return comparison
 
 # %% ../nbs/07_judge.ipynb #2e7cf5a6
+def _figure_text(figure):
+    "A figure with its interval and its number of rows, to be read"
+    value, n = figure["value"], figure["n"]
+    if value is None: return f"not defined, {n} rows"
+    low, high = figure["low"], figure["high"]
+    if low is None: return f"{value:.2f}, {n} rows"
+    return f"{value:.2f} ({low:.2f} to {high:.2f}), {n} rows"
+
 @dataclass
 class Calibration:
     "How a judge does beside people"
@@ -318,114 +445,229 @@ class Calibration:
     sentence: str    # what it all means
 
     def __repr__(self):
-        lines = [f"{name:<40}{_in_figures(f)}" for name, f in self.figures.items()]
-        return "\n".join([self.sentence, "", *lines, *(f"{'in ' + f['language']:<40}{_in_figures(f)}" for f in self.languages), *(f"{n} without a verdict: {reason}" for reason, n in self.failed.items())])
-
-def _in_figures(f):
-    if f["value"] is None: return f"not defined, {f['n']} rows"
-    return f"{f['value']:.2f}" + (f" ({f['low']:.2f} to {f['high']:.2f})" if f["low"] is not None else "") + f", {f['n']} rows"
+        lines = [self.sentence, ""]
+        by_language = [(f"in {figure['language']}", figure) for figure in self.languages]
+        for name, figure in [*self.figures.items(), *by_language]:
+            lines.append(f"{name:<40}{_figure_text(figure)}")
+        for reason, n in self.failed.items():
+            lines.append(f"{n} without a verdict: {reason}")
+        return "\n".join(lines)
 
 # %% ../nbs/07_judge.ipynb #acd6e54c
-def _opinion(row, i):
+def _human_opinion(row, i):
     "What a person said of `row`, as a plain value"
     value = row.get("human")
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and value.is_integer(): value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value != value: raise ValueError(f"row {row.get('id', i)}: expected a person's opinion in the column human, found {value!r}")
-    return value
+    is_opinion = isinstance(value, (int, float, str)) and not isinstance(value, bool) and value == value
+    if is_opinion: return value
+    raise ValueError(f"row {row.get('id', i)}: expected a person's opinion in the column human, found {value!r}")
 
 def _check_opinions(rows, first):
-    "Refuse opinions that are not of the kind of the first verdict"
-    if not first or first[0]["found"]["judged"] is None: return
-    kind, answers = first[0]["found"]["kind"], len((first[0]["found"].get("by_order") or [[]])[0])
+    "Refuse opinions that are not of the kind of the first verdict; `first` is the list of one row with it"
+    verdict = first[0]["found"] if first else {"judged": None}
+    if verdict["judged"] is None: return
+    kind = verdict["kind"]
+    first_scores = (verdict.get("by_order") or [[]])[0]
     for row in rows:
-        n = len(row.get("answers") or []) or answers
-        if kind == "score" and isinstance(row["human"], str): raise ValueError(f"row {row['id']}: the judge gives scores, and human is {row['human']!r}")
-        if kind == "preference" and n and row["human"] != "tie" and row["human"] not in range(n): raise ValueError(f"row {row['id']}: expected the index of an answer, 0 to {n - 1}, or \"tie\" in human, found {row['human']!r}")
+        name, human = row["id"], row["human"]
+        if kind == "score" and isinstance(human, str):
+            raise ValueError(f"row {name}: the judge gives scores, and human is {human!r}")
+        answers = row.get("answers") or first_scores
+        if kind != "preference" or not answers or human == "tie": continue
+        if human not in range(len(answers)):
+            raise ValueError(f"row {name}: expected the index of an answer, 0 to {len(answers) - 1}, or \"tie\" in human, found {human!r}")
 
 # %% ../nbs/07_judge.ipynb #6ebcaf9f
-def _plain(verdict):
+def _verdict_columns(verdict):
     "What a verdict or a comparison says, as columns of a row"
-    if isinstance(verdict, Verdict): return {"kind": "score" if verdict.label is None else "label", "judged": verdict.score if verdict.label is None else verdict.label}
-    preferred = verdict.preference()
-    judged = None if verdict.status != "ok" else preferred[0] if preferred else "tie"
-    return {"kind": "preference", "judged": judged, "position_consistent": verdict.position_consistent, "orders": verdict.orders, "by_order": verdict.by_order}
+    if isinstance(verdict, Verdict):
+        if verdict.label is None: return {"kind": "score", "judged": verdict.score}
+        return {"kind": "label", "judged": verdict.label}
+    judged = None
+    if verdict.status == "ok":
+        preferred = verdict.preference()
+        judged = preferred[0] if preferred else "tie"
+    return {"kind": "preference", "judged": judged, "position_consistent": verdict.position_consistent,
+            "orders": verdict.orders, "by_order": verdict.by_order}
 
 # %% ../nbs/07_judge.ipynb #d6e53356
-def _figure(statistic, *columns):
+def _with_interval(statistic, *columns):
     "The value of `statistic` and its interval, over the rows where no column is None"
     rows = [row for row in zip(*columns) if None not in row]
-    columns = list(zip(*rows)) if rows else [[] for _ in columns]
-    value = statistic(*columns) if rows else None
-    low, high = (agreement.bootstrap(statistic, *columns) or (None, None)) if value is not None else (None, None)
+    if not rows: return dict(value=None, low=None, high=None, n=0)
+    columns = list(zip(*rows))
+    value = statistic(*columns)
+    interval = None if value is None else agreement.bootstrap(statistic, *columns)
+    low, high = interval or (None, None)
     return dict(value=value, low=low, high=high, n=len(rows))
 
-def _share(flags):
-    flags = [f for f in flags if f is not None]
-    return agreement.share(sum(flags), len(flags))
+def _share_of(flags):
+    "The share of those that are true among the `flags` that are not None"
+    known = [flag for flag in flags if flag is not None]
+    return agreement.share(sum(known), len(known))
+
+# %% ../nbs/07_judge.ipynb #86dac5fd
+def _main_statistic(kind):
+    "By which it is decided whether a judge is usable"
+    return agreement.spearman if kind == "score" else agreement.kappa
+
+def _quadratic_kappa(human, judged):
+    "The agreement on scores beyond chance, where a mistake of two points counts four times as much as one of one"
+    return agreement.kappa(human, judged, weights="quadratic")
+
+def _agreement_figures(kind, human, judged):
+    "How far the judge agrees with people, of whom `human` and `judged` hold an opinion a row"
+    main = _with_interval(_main_statistic(kind), human, judged)
+    if kind != "score":
+        same = [h == j for h, j in zip(human, judged)]
+        return {"same opinion": _share_of(same), "kappa": main}
+    near = [abs(h - j) <= 1 for h, j in zip(human, judged)]
+    quadratic = _with_interval(_quadratic_kappa, human, judged)
+    return {"rank correlation": main, "quadratic kappa": quadratic, "within one point": _share_of(near)}
 
 # %% ../nbs/07_judge.ipynb #acf95d28
-def _first_preferred(row):
+def _first_place_won(row):
     "Of each order of a comparison, whether the answer in the first place was rated highest; None where it shares that"
     for order, scores in zip(row.get("orders") or [], row.get("by_order") or []):
-        best = [i for i, score in enumerate(scores) if score == max(scores)]
+        best = _places_of(max(scores), scores)
         yield best[0] == order[0] if len(best) == 1 else None
 
 def _longer_preferred(rows, column):
     "How often the opinion in `column` is for the longest answer"
-    return agreement.longer_wins([[len(a) for a in r["answers"]] for r in rows], [None if r[column] == "tie" else r[column] for r in rows])
+    lengths = [list(map(len, row["answers"])) for row in rows]
+    preferred = [None if row[column] == "tie" else row[column] for row in rows]
+    return agreement.longer_wins(lengths, preferred)
 
 def _own_preferred(rows, column, own):
     "How often the opinion in `column` is for the answer of `own`, where one of the answers is"
-    return _share([r[column] == r["models"].index(own) for r in rows if (r.get("models") or []).count(own) == 1 and r[column] != "tie"])
+    preferred = []
+    for row in rows:
+        models = row.get("models") or []
+        if models.count(own) == 1 and row[column] != "tie": preferred.append(row[column] == models.index(own))
+    return _share_of(preferred)
 
 # %% ../nbs/07_judge.ipynb #7a8f085c
+_OPINIONS = {"the judge": "judged", "people": "human"}  # who has an opinion → the column that it stands in
+
 def _length_figures(rows, kind):
-    if kind == "preference": return {f"longer answer preferred by {who}": _longer_preferred(rows, column) for who, column in (("the judge", "judged"), ("people", "human"))}
+    "How far each opinion goes by the length of the answers"
     if kind == "label": return {}
-    return {f"length and score of {who}": _figure(agreement.spearman, [sum(map(len, r["answers"])) for r in rows], [r[column] for r in rows]) for who, column in (("the judge", "judged"), ("people", "human"))}
+    lengths, figures = [sum(map(len, row["answers"])) for row in rows], {}
+    for who, column in _OPINIONS.items():
+        if kind == "preference":
+            figures[f"longer answer preferred by {who}"] = _longer_preferred(rows, column)
+        else:
+            scores = [row[column] for row in rows]
+            figures[f"length and score of {who}"] = _with_interval(agreement.spearman, lengths, scores)
+    return figures
+
+# %% ../nbs/07_judge.ipynb #d16c878f
+def _judge_figures(rows, kind, own):
+    "Name → figure, of the `rows`, of which some may be unjudged; `own` as in `calibrate`"
+    judged = [row for row in rows if row["judged"] is not None]
+    figures = {"rows judged": agreement.share(len(judged), len(rows))}
+    human, verdicts = [row["human"] for row in judged], [row["judged"] for row in judged]
+    figures |= _agreement_figures(kind, human, verdicts)
+    if kind == "preference":
+        first_wins = [won for row in judged for won in _first_place_won(row)]
+        figures["both orders agree"] = _share_of([row["position_consistent"] for row in judged])
+        figures["first place preferred"] = _share_of(first_wins)
+    with_answers = [row for row in judged if row.get("answers")]
+    if with_answers: figures |= _length_figures(with_answers, kind)
+    if own and kind == "preference":
+        for who, column in _OPINIONS.items():
+            figures[f"own answer preferred by {who}"] = _own_preferred(judged, column, own)
+    return figures
+
+# %% ../nbs/07_judge.ipynb #7823901f
+def _language_figures(rows, kind):
+    "The agreement in each language of the judged `rows`, with its code"
+    figures = []
+    for code in sorted({row["language"] for row in rows if row.get("language")}):
+        pairs = [(row["human"], row["judged"]) for row in rows if row.get("language") == code]
+        figures.append({"language": code} | _with_interval(_main_statistic(kind), *zip(*pairs)))
+    return figures
+
+def _threshold_sweeps(rows, good, codes):
+    "Language → what each threshold would keep of its rows, with all rows under \"\""
+    sweeps = {}
+    for code in ["", *codes]:
+        some = [row for row in rows if code in ("", row.get("language"))]
+        sweeps[code] = agreement.sweep([row["judged"] for row in some], [row["human"] >= good for row in some])
+    return sweeps
 
 # %% ../nbs/07_judge.ipynb #69b9883d
-def _sentence(name, figures, one_sided, failed, n):
-    value, low, high = (figures[name][k] for k in ("value", "low", "high"))
-    if value is None: verdict = "Nothing can be told: the judge or the people said the same of all rows."
-    elif low is None: verdict = "Nothing can be told: nearly all opinions are the same."
-    elif low <= 0 <= high: verdict = f"No better than chance: {name} is {value:.2f}, and 0 is within its interval."
-    elif high < 0: verdict = f"Worse than chance: {name} is {value:.2f}. Does the judge, or do the rows, count the other way round?"
-    elif value < 0.4: verdict = f"Better than chance, but weak: {name} is {value:.2f} (usable from 0.4)."
-    else: verdict = f"Usable: {name} is {value:.2f}."
-    if name == "rank correlation" and value and value >= 0.4 and (figures["quadratic kappa"]["value"] or 0) < 0.4: verdict += " The judge ranks as people do, and gives other scores: choose the threshold by `sweep`."
-    few = f"Only {figures[name]['n']} rows: judge a hundred or more to be surer." if figures[name]["n"] < 50 else ""
-    lost = f"{sum(failed.values())} of {n} rows have no verdict." if sum(failed.values()) * 10 > n else ""
-    return " ".join(t for t in (verdict, one_sided, lost, few) if t)
+def _agreement_sentence(name, figure):
+    "What the agreement `figure`, which is called `name`, says of the judge"
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if value is None: return "Nothing can be told: the judge or the people said the same of all rows."
+    if low is None: return "Nothing can be told: nearly all opinions are the same."
+    if low <= 0 <= high: return f"No better than chance: {name} is {value:.2f}, and 0 is within its interval."
+    if high < 0: return f"Worse than chance: {name} is {value:.2f}. Does the judge, or do the rows, count the other way round?"
+    if value < 0.4: return f"Better than chance, but weak: {name} is {value:.2f} (usable from 0.4)."
+    return f"Usable: {name} is {value:.2f}."
+
+def _calibration_sentence(name, figures, one_sided, failed, n):
+    "What the `figures` mean, of which `name` is the main one; `one_sided` is a sentence or empty, `n` the number of rows"
+    parts = [_agreement_sentence(name, figures[name])]
+    ranks_well = name == "rank correlation" and (figures[name]["value"] or 0) >= 0.4
+    if ranks_well and (figures["quadratic kappa"]["value"] or 0) < 0.4:
+        parts.append("The judge ranks as people do, and gives other scores: choose the threshold by `sweep`.")
+    parts.append(one_sided)
+    lost = sum(failed.values())
+    if lost * 10 > n: parts.append(f"{lost} of {n} rows have no verdict.")
+    if figures[name]["n"] < 50: parts.append(f"Only {figures[name]['n']} rows: judge a hundred or more to be surer.")
+    return " ".join(filter(None, parts))
 
 # %% ../nbs/07_judge.ipynb #9c396de7
-def _calibration(rows, failed, good, precision, own):
-    judged = [r for r in rows if r["judged"] is not None]
-    (kind,) = {r["kind"] for r in judged}
-    human, said = [r["human"] for r in judged], [r["judged"] for r in judged]
-    main = agreement.spearman if kind == "score" else agreement.kappa
-    figures = {"rows judged": _share([r["judged"] is not None for r in rows])}
-    if kind == "score": figures |= {"rank correlation": _figure(main, human, said), "quadratic kappa": _figure(_quadratic, human, said), "within one point": _share([abs(h - s) <= 1 for h, s in zip(human, said)])}
-    else: figures |= {"same opinion": _share([h == s for h, s in zip(human, said)]), "kappa": _figure(main, human, said)}
-    if kind == "preference":
-        figures["both orders agree"] = _share([r["position_consistent"] for r in judged])
-        figures["first place preferred"] = _share([f for r in judged for f in _first_preferred(r)])
-    if with_answers := [r for r in judged if r.get("answers")]: figures |= _length_figures(with_answers, kind)
-    if own and kind == "preference": figures |= {f"own answer preferred by {who}": _own_preferred(judged, column, own) for who, column in (("the judge", "judged"), ("people", "human"))}
-    codes = sorted({r["language"] for r in judged if r.get("language")})
-    languages = [{"language": c} | _figure(main, *zip(*((r["human"], r["judged"]) for r in judged if r.get("language") == c))) for c in codes]
-    swept = {} if kind != "score" else {c: agreement.sweep([r["judged"] for r in rows if c in ("", r.get("language"))], [r["human"] >= good for r in rows if c in ("", r.get("language"))]) for c in ["", *codes]}
-    threshold = agreement.threshold_for(swept[""], precision) if swept else None
-    sentence = _sentence("rank correlation" if kind == "score" else "kappa", figures, agreement.one_sided(said), failed, len(rows))
-    return Calibration(kind, rows, figures, languages, dict(Counter(said).most_common()), failed, swept, threshold, sentence)
+def _calibration_of(rows, failed, good, precision, own):
+    "The `Calibration` from rows with `human` and `judged`"
+    judged = [row for row in rows if row["judged"] is not None]
+    (kind,) = {row["kind"] for row in judged}
+    figures = _judge_figures(rows, kind, own)
+    languages = _language_figures(judged, kind)
+    sweeps, threshold = {}, None
+    if kind == "score":
+        sweeps = _threshold_sweeps(rows, good, [figure["language"] for figure in languages])
+        threshold = agreement.threshold_for(sweeps[""], precision)
+    main = "rank correlation" if kind == "score" else "kappa"
+    verdicts = [row["judged"] for row in judged]
+    one_sided = agreement.one_sided(verdicts)
+    sentence = _calibration_sentence(main, figures, one_sided, failed, len(rows))
+    counts = dict(Counter(verdicts).most_common())
+    return Calibration(kind, rows, figures, languages, counts, failed, sweeps, threshold, sentence)
 
-def _quadratic(human, judged): return agreement.kappa(human, judged, weights="quadratic")
+# %% ../nbs/07_judge.ipynb #957caa52
+def _labelled_rows(labelled):
+    "The rows with an id each, and people's opinions as plain values"
+    rows = []
+    for i, row in enumerate(labelled):
+        name = f"row-{i}" if row.get("id") is None else str(row["id"])
+        rows.append(row | {"id": name, "human": _human_opinion(row, i)})
+    for row in rows:
+        if row.get("language"): find_language(row["language"])
+    return rows
+
+def _count_failures(lost, verdicts):
+    "Reason → how many rows have no verdict for it: those `lost` on the way, and those of which the verdict is none"
+    reasons = [reason_group(row["reason"]) for row in lost]
+    reasons += ["no verdict" for verdict in verdicts if verdict["judged"] is None]
+    return dict(Counter(reasons))
+
+def _check_labels(rows):
+    "Raise ValueError where the judge gives labels and people gave others"
+    judged = [row for row in rows if row["judged"] is not None]
+    labels = {row["judged"] for row in judged if row["kind"] == "label"}
+    human = {row["human"] for row in rows}
+    if not labels or labels & human: return
+    expected, given = ", ".join(sorted(labels)), ", ".join(sorted(map(str, human)))
+    raise ValueError(f"human: expected the judge's labels ({expected}), found {given}")
 
 # %% ../nbs/07_judge.ipynb #36b5c1cb
 def calibrate(
-    judge,                   # async function of a row and `ask` that gives a `Verdict` or a `Comparison`, such as `rate` and `compare` do
-    labelled: list,          # rows with `human`: a score, a label, or for a comparison the index of the best answer or "tie"; may have `answers` (texts), `models` (who wrote them), `language`
+    judge,                   # async function of a row and `ask` that gives a `Verdict` or a `Comparison`
+    labelled: list,          # rows with `human`, and perhaps `answers` (texts), `models` (who wrote them), `language`
     *, model,                # as in `run`, and so are the other options (store, budget, concurrency …)
     good: float = 4,         # scores that people gave: from here on a row is good
     precision: float = 0.9,  # wished share of good rows among those kept
@@ -433,16 +675,18 @@ def calibrate(
     **options,
 ) -> Calibration:
     "How far the `judge` agrees with people, and how it errs"
-    labelled = [row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"]), "human": _opinion(row, i)} for i, row in enumerate(labelled)]
+    rows = _labelled_rows(labelled)
     if not 0 <= precision <= 1: raise ValueError(f"precision {precision}: expected a share, 0 to 1")
-    for row in labelled: row.get("language") and find_language(row["language"])
-    async def recipe(row, ask, **args): return {"id": row["id"], "found": _plain(await judge(row, ask, **args))}
-    _check_opinions(labelled, run(labelled[:1], recipe, model=model, **options).kept)  # one call tells of which kind the opinions must be
-    outcome = run(labelled, recipe, model=model, **options)
-    found = {row["id"]: row["found"] for row in outcome.kept}
-    failed = Counter(reason_group(row["reason"]) for row in [*outcome.failed, *outcome.dropped]) + Counter("no verdict" for f in found.values() if f["judged"] is None)
-    if not any(f["judged"] is not None for f in found.values()): raise ValueError(f"no row was judged: {dict(failed) or 'there are no rows'}")
-    rows = [row | {"judged": None} | found.get(row["id"], {}) for row in labelled]
-    labels = {r["judged"] for r in rows if r["judged"] is not None and r["kind"] == "label"}
-    if labels and not labels & {r["human"] for r in rows}: raise ValueError(f"human: expected the judge's labels ({', '.join(sorted(labels))}), found {', '.join(sorted({str(r['human']) for r in rows}))}")
-    return _calibration(rows, dict(failed), good, precision, own)
+    async def recipe(row, ask, **args):
+        verdict = await judge(row, ask, **args)
+        return {"id": row["id"], "found": _verdict_columns(verdict)}
+
+    _check_opinions(rows, run(rows[:1], recipe, model=model, **options).kept)
+    outcome = run(rows, recipe, model=model, **options)
+    verdicts = {row["id"]: row["found"] for row in outcome.kept}
+    failed = _count_failures([*outcome.failed, *outcome.dropped], verdicts.values())
+    if all(verdict["judged"] is None for verdict in verdicts.values()):
+        raise ValueError(f"no row was judged: {failed or 'there are no rows'}")
+    rows = [row | {"judged": None} | verdicts.get(row["id"], {}) for row in rows]
+    _check_labels(rows)
+    return _calibration_of(rows, failed, good, precision, own)

@@ -78,7 +78,7 @@ def packs()->tuple:
     return tuple(sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml")))
 
 # %% ../nbs/00_languages.ipynb #5a1c0d02
-PATTERN_TABLES = ("checks", "generation", "verdict")  # of a pack; the others have texts and words
+PATTERN_TABLES = ("checks", "generation", "verdict", "passages")  # of a pack; the others have texts and words
 
 @cache
 def _read_pack(code):
@@ -186,6 +186,8 @@ PACK_PARTS = {  # "table.part", or the table where its parts explain themselves 
     "verdict.tie_labels": "words for a tie, as a label",
     "verdict.concludes": "how the sentence that counts opens (therefore)",
     "verdict.item": "words for what is rated, before its number (Response 2)",
+    "passages.abbreviations": "words whose full stop ends no sentence, though a capital follows (Dr.)",
+    "passages.archaic": "spellings that nobody uses any more (thou, hath)",
 }
 
 # %% ../nbs/00_languages.ipynb #a06971c4

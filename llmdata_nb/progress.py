@@ -19,27 +19,37 @@ def in_notebook() -> bool:
 # %% ../nbs/03a_progress.ipynb #ab600cc5
 class Progress:
     "A status line, shown in place: `show(text)` as often as you like, `show(text, last=True)` at the end"
-    def __init__(self): self.shown, self.handle, self.file = 0.0, None, os.environ.get("LLMDATA_PROGRESS")
+    def __init__(self):
+        self.shown = 0.0    # when
+        self.handle = None  # of the display in a notebook
+        self.file = os.environ.get("LLMDATA_PROGRESS")
 
     def due(self) -> bool:
         "Whether the line is older than half a second (30 s in a log file)"
-        return time.monotonic() - self.shown >= (0.5 if in_notebook() or self.file or sys.stderr.isatty() else 30)
+        in_place = in_notebook() or self.file or sys.stderr.isatty()
+        return time.monotonic() - self.shown >= (0.5 if in_place else 30)
 
     def show(self, text: str, last: bool = False) -> None:
         "Show `text` when it is `due`; the `last` one is always shown"
         if not last and not self.due(): return
         self.shown = time.monotonic()
         if self.file: Path(self.file).write_text(text, encoding="utf-8")
-        if in_notebook(): self._display(text)
-        elif sys.stderr.isatty(): sys.stderr.write("\r\x1b[2K" + text[:shutil.get_terminal_size().columns - 1] + "\n" * last)
+        if in_notebook(): self._show_in_notebook(text)
+        elif sys.stderr.isatty(): _show_in_terminal(text, last)
         else: sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
-    def _display(self, text):
+    def _show_in_notebook(self, text):
         from IPython.display import display
         data = {"text/plain": text}
         if self.handle: self.handle.update(data, raw=True)
         else: self.handle = display(data, raw=True, display_id=True)
+
+def _show_in_terminal(text, last):
+    "Write over the line that is there; a text that is too long for it is cut"
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write("\r\x1b[2K" + text[:width])
+    if last: sys.stderr.write("\n")
 
 # %% ../nbs/03a_progress.ipynb #7d6acd70
 def duration(
@@ -48,7 +58,8 @@ def duration(
     "`seconds` as a person would say it"
     s = round(seconds)
     if s < 60: return f"{s} s"
-    return f"{s // 60} min {s % 60:02} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02} min"
+    if s < 3600: return f"{s // 60} min {s % 60:02} s"
+    return f"{s // 3600} h {s % 3600 // 60:02} min"
 
 # %% ../nbs/03a_progress.ipynb #e1a7e1f3
 def money(
@@ -56,9 +67,11 @@ def money(
 ) -> str:
     "An amount in US dollars, with cents for dollars, two digits for less; an unknown price stays unknown"
     if usd is None: return "price unknown"
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}" if usd >= 0.0001 else "less than $0.0001"
+    if usd >= 1 or usd == 0: return f"${usd:,.2f}"
+    return f"${usd:.2g}" if usd >= 0.0001 else "less than $0.0001"
 
 # %% ../nbs/03a_progress.ipynb #58eaa261
 def visible(text: str) -> str:
     "`text` with control characters, direction overrides and lone surrogates spelled as `\\uXXXX`"
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", text.replace("\r\n", "\n"))
+    def spelled_out(match): return f"\\u{ord(match[0]):04x}"
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", spelled_out, text.replace("\r\n", "\n"))

@@ -11,7 +11,6 @@ NBS = sorted(p for folder in ("", "pipelines", "tutorials") for p in (ROOT / "nb
 LONGEST = 60  # lines of a code cell
 LONG = {("03b_limits", "class Limiter"): "one limiter, whose few methods share all of its state",
         ("04_models", "class Ask"): "one call's way from the store to the network and back",
-        ("28_shares", "class Share(Limiter)"): "one limiter, as in 03b_limits",
         ("05a_rowfile", "class RowFile"): "one file, with the methods of a list",
         ("23_playground", "def _prompt_panel"): "a widget, whose parts share what is edited",
         ("23_playground", "def playground"): "a widget, whose parts share the rows and the run"}  # notebook and definition → why it stays whole

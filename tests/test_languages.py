@@ -1,17 +1,21 @@
 "Every pack is complete, in its own language and script; every code and name resolves, and nonsense does not."
+import os
 import re
+import shutil
 import string
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 
+from llmdata_nb import languages
 from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse, _read_pack, _registry, _table, _without_pack, language, missing_parts, pack, pack_pattern, pack_words, packs
 
 RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]  # and magpie, which is prose too
 # how the Unicode names of a script's letters begin
-LETTERS = {"Latn": ("LATIN",), "Arab": ("ARABIC",), "Deva": ("DEVANAGARI",), "Telu": ("TELUGU",), "Hans": ("CJK",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA")}
+LETTERS = {"Latn": ("LATIN",), "Arab": ("ARABIC",), "Cyrl": ("CYRILLIC",), "Deva": ("DEVANAGARI",), "Telu": ("TELUGU",), "Hans": ("CJK",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA")}
 
 def texts(value):
     "All strings in a pack"
@@ -63,7 +67,7 @@ def test_patterns_are_lists_of_regular_expressions_that_match_no_empty_text(code
 
 def test_languages_without_a_pack_keep_their_patterns():
     assert not set(_without_pack()) & set(packs()), "its pack has the patterns now"
-    assert set(pack_words("checks", "refusals")) >= {*packs(), *_without_pack()}
+    assert set(pack_words("checks", "refusals")) >= {*packs(), "id", "ko", "ru", "vi"}
     assert re.match(pack_pattern("checks", "refusals"), "죄송합니다. 도와드릴 수 없습니다")
 
 @pytest.mark.parametrize("code", packs())
@@ -147,3 +151,64 @@ def test_missing_parts_are_sentences(name, n, words):
     assert len(found) == n and words in " ".join(found)
     assert all(s.endswith(".") and language(name).name in s and "\n" not in s for s in found)
     assert missing_parts(language(name)) == found
+
+
+SAID = {  # language → part → (what is recognised, what is not)
+    "sv": {
+        "checks.refusals": (["Jag är ledsen, men jag kan inte hjälpa dig med det.", "Tyvärr kan jag inte översätta texten.", "Som en AI har jag inga åsikter."], ["Jag kan inte sova, vad hjälper?", "Tyvärr regnar det.", "Som en fisk i vattnet"]),
+        "checks.preambles": (["Här är den svenska översättningen:", "Här kommer översättningen", "Översättning till svenska:"], ["Översättning är ett yrke", "Här är min katt"]),
+        "checks.agreements": (["Självklart!", "Visst, här är den:"], ["Visst regnade det igår", "Klart väder"]),
+        "generation.offers": (["Hur kan jag hjälpa dig", "Vad kan jag hjälpa till med"], ["Hur kan jag lära mig spanska"]),
+        "generation.assistant_voice": (["Jag är en AI-assistent", "Jag är en språkmodell"], ["Jag är en lärare"]),
+        "generation.given_text": (["Vad handlar den här texten om?", "Sammanfatta texten ovan"], ["Vem skrev texten till nationalsången?", "Worum geht es in den Texten von Kafka?"]),
+        "generation.the_text": (["Vem nämns i texten?", "Vad händer enligt stycket?"], ["Was steht in den Texten?"]),
+    },
+    "uk": {
+        "checks.refusals": (["На жаль, я не можу допомогти з цим.", "Вибачте, але я не зможу виконати цей запит.", "Як мовна модель, я не маю думок."], ["На жаль, сьогодні дощ.", "Я не можу заснути, що робити?", "Как испечь хлеб?"]),
+        "checks.preambles": (["Ось переклад українською:", "Переклад українською мовою:", "Переклад:"], ["Переклад — це мистецтво"]),
+        "checks.agreements": (["Звичайно! Ось текст.", "Авжеж."], ["Звичайно ж ні", "Так, это правда."]),
+        "generation.offers": (["Чим я можу вам допомогти", "Як можу допомогти"], ["Чим можу зайнятися у Львові"]),
+        "generation.assistant_voice": (["Я — віртуальний помічник", "Я мовна модель", "Я асистент на основі ШІ"], ["Я вчитель"]),
+        "generation.given_text": (["Про що йдеться в цьому тексті?", "Хто згадується у тексті?"], ["Скільки слів у тексті гімну України?", "О чём говорится в тексте?"]),
+    },
+    "tr": {
+        "checks.refusals": (["Üzgünüm, bu konuda yardımcı olamam.", "Maalesef bu isteği yerine getiremiyorum.", "Ne yazık ki metni çeviremeyeceğim", "Bir yapay zekâ olarak görüşüm yok."], ["Maalesef yağmur yağıyor.", "Yapay zekâ olarak bilinen teknoloji", "Üzgünüm, geç kaldım."]),
+        "checks.preambles": (["İşte Türkçe çeviri:", "Çeviri:", "işte metnin Türkçe çevirisi"], ["Çeviri zor bir iştir", "İşte köpeğim"]),
+        "checks.agreements": (["Elbette!", "Tabii ki, işte:"], ["Elbette yağmur yağacak", "Peki, bu nasıl çalışır?"]),
+        "generation.offers": (["Size nasıl yardımcı olabilirim", "Bugün nasıl yardımcı olabilirim"], ["Anneme nasıl yardım edebilirim"]),
+        "generation.assistant_voice": (["Ben bir yapay zekâ asistanıyım", "Ben bir yapay zekayım"], ["Ben bir öğretmenim"]),
+        "generation.given_text": (["Bu metne göre kim haklı?", "Metinde kimlerden söz ediliyor?"], ["Anayasanın metninde kaç madde var?", "Bu yazı nerede geçirdin?"]),
+    },
+}
+
+@pytest.mark.parametrize("code, part", [(code, part) for code, parts in SAID.items() for part in parts])
+def test_what_is_said_in_the_newer_languages_is_recognised(code, part):
+    own = re.compile("|".join(pack_words(*part.split("."))[code]), re.I)
+    everything = re.compile(pack_pattern(*part.split(".")), re.I)
+    said, other = SAID[code][part]
+    how = "match" if part.startswith("checks.") else "search"
+    for text in said: assert getattr(own, how)(text), text
+    for text in other: assert not getattr(everything, how)(text), text
+
+
+ADDED = '''
+from llmdata_nb.checks import refusal, template_leak
+from llmdata_nb.judge import rubric
+from llmdata_nb.languages import language, missing_parts, packs
+assert "eo" in packs() and missing_parts("eo") == [] and language("Esperanto").texts["response"]["response_heading"] == "Respondo"
+assert "Esperanto" not in str(rubric("response", "eo")) and "Respondo" in str(rubric("response", "eo"))
+assert refusal("Bedaŭrinde mi ne povas helpi vin.") and not refusal("Bedaŭrinde pluvas.")
+assert template_leak("Jen la traduko: Saluton!").startswith("preamble")
+print("all of it")
+'''
+
+def test_a_language_is_added_by_one_file(tmp_path):
+    "The package with one file more knows the language: its rubrics, refusals, preambles"
+    package = Path(languages.__file__).parent
+    shutil.copytree(package, tmp_path / "llmdata_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (package / "packs/it.toml").read_text(encoding="utf-8").replace('response_heading = "Risposta"', 'response_heading = "Respondo"')
+    text = re.sub(r"refusals = \[\n.*?\n\]", "refusals = ['bedaŭrinde mi ne povas']", text, flags=re.S)
+    text = re.sub(r"preambles = \[\n.*?\n\]", "preambles = ['jen la traduko']", text, flags=re.S)
+    (tmp_path / "llmdata_nb/packs/eo.toml").write_text(text, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", ADDED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.stdout.strip() == "all of it", done.stderr

@@ -376,8 +376,8 @@ def test_rows_begin_in_their_order_also_far_ahead(monkeypatch):
     import asyncio
     import random
 
-    from llmdata_nb import run as module
-    monkeypatch.setattr(module, "AHEAD", 3)
+    from llmdata_nb import engine
+    monkeypatch.setattr(engine, "AHEAD", 3)
     begun = []
     async def recipe(row, ask):
         begun.append(row["id"])
