@@ -5,7 +5,7 @@ import json, sys, time, zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from llmdata_nb.checks import (TOLD_APART, _ASKS, _add_up, _density, _detectors, _fast_votes, answered, detect_language, length_ratio, lost_numbers, main_script, doubtful_language, generation_problem, prose, refusal, repetition, template_leak,
+from llmdata_nb.checks import (TOLD_APART, _ASKS, _add_up, _both_detectors, _fast_votes, answered, detect_language, length_ratio, lost_numbers, main_script, doubtful_language, generation_problem, prose, refusal, repetition, script_density, template_leak,
                                translation_problem, truncated, wrong_language, wrong_script)
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
@@ -54,7 +54,7 @@ def percent(part, whole): return f"{100 * part / whole:.1f} %"
 
 def detector_accuracy():
     right, n = defaultdict(Counter), Counter()
-    fast, langid = lambda t: _fast_votes(" ".join(t.split())), lambda t: _add_up(_detectors()[1].rank(t), ())
+    fast, langid = lambda t: _fast_votes(" ".join(t.split())), lambda t: _add_up(_both_detectors()[1].rank(t), ())
     for kind, code, text in detection():
         n[kind] += 1
         for name, votes in (("fastText", fast(text)), ("py3langid", langid(text))): right[kind][name] += max(votes, key=votes.get, default="und") == code
@@ -128,7 +128,7 @@ def neighbours():
 
 def bounds():
     questions = [t for _, _, s, t in parallel() if s.rstrip().endswith("?")]
-    ratios = sorted(len(t) / len(s) / _density(main_script(t)) for _, _, s, t in parallel() if len(s) >= 30)
+    ratios = sorted(len(t) / len(s) / script_density(main_script(t)) for _, _, s, t in parallel() if len(s) >= 30)
     squeezed = [len(zlib.compress(t[i : i + 400].encode())) / 400 for _, _, t in monolingual() for t in [" ".join(prose(t).split())] for i in range(0, len(t) - 399, 200)]
     table("What the bounds rest on", ["what", "number", "value"], [
         ["translations of questions without any sign of asking", len(questions), sum(not _ASKS.search(t) for t in questions)],

@@ -22,18 +22,22 @@ from .annotations import (answers_to_show, given_and_begun, judge_scores, new_an
 from .people import agreement_of, fitting, labelled_from, opinion, preference_of, resolve, with_people
 from .show import markdown_html, widget_box
 
-_all_ = ["answers_to_show", "new_annotation", "save_annotation", "read_annotations", "worth_asking", "order_for", "preference_of", "opinion",
-         "fitting", "resolve", "with_people", "krippendorff", "agreement_of", "labelled_from"]  # their home was here
-
-render = markdown_html  # its name here
+# these were made here once, and can still be imported from here
+_all_ = ["answers_to_show", "new_annotation", "save_annotation", "read_annotations", "worth_asking", "order_for",
+         "preference_of", "opinion", "fitting", "resolve", "with_people", "krippendorff", "agreement_of", "labelled_from"]
+render = markdown_html
 
 # %% ../nbs/20_annotate.ipynb #c55f9168
 def _said_of_texts(annotations, annotator, hashes):
-    "By row, what `annotator` said of the texts with these `hashes`; and how many annotations of hers are of other texts"
-    hers = {row_id: a for (row_id, who), a in annotations.items() if who == annotator and row_id in hashes}
-    fit = {row_id: a for row_id, a in hers.items() if a.get("answers") == hashes[row_id]}
-    return fit, len(hers) - len(fit)
+    "By row, what `annotator` said of the texts with these `hashes`; and of how many rows she read other texts"
+    fit, changed = {}, 0
+    for (row_id, who), annotation in annotations.items():
+        if who != annotator or row_id not in hashes: continue
+        if annotation.get("answers") == hashes[row_id]: fit[row_id] = annotation
+        else: changed += 1
+    return fit, changed
 
+# %% ../nbs/20_annotate.ipynb #e7eb33d0
 def _notes_text(without_answers, unread, changed):
     "What a person should know of the rows and of the file; empty where there is nothing"
     notes = {"rows have no answers to show": without_answers, "lines of the file cannot be read": unread,
@@ -42,7 +46,7 @@ def _notes_text(without_answers, unread, changed):
 
 # %% ../nbs/20_annotate.ipynb #ed9bca7c
 class _AnnotatorFile:
-    "What one person said of some rows, in the file and in memory: what was `given`, and what was only `begun`, by the id of the row"
+    "What one person said of some rows, in the file and in memory: what was `given` and what was `begun`, by the id of the row"
     def __init__(self, rows, path, annotator):
         self.path, self.annotator = path, annotator
         rows = worth_asking(rows)
@@ -60,7 +64,9 @@ class _AnnotatorFile:
 
     def said_of(self, row_id):
         "The annotation of a row so far: begun, given or empty"
-        return self.begun.get(row_id) or self.given.get(row_id) or new_annotation(self.rows[row_id], self.annotator)
+        if row_id in self.begun: return self.begun[row_id]
+        if row_id in self.given: return self.given[row_id]
+        return new_annotation(self.rows[row_id], self.annotator)
 
     def save(self, annotation, **changes):
         "Into the file, then into memory: what the disk does not take is not shown as given"
@@ -87,10 +93,19 @@ def _is_asked(shown, language, max_judge):
     scores = judge_scores(shown)
     return max_judge is None or not scores or max(scores) <= max_judge
 
+# %% ../nbs/20_annotate.ipynb #ea267780
+def _progress_of(rows, given):
+    "How many of the rows are `given`, and how many of these flagged and skipped"
+    done = [given[shown["id"]] for shown in rows if shown["id"] in given]
+    flagged = sum(bool(annotation["flag"]) for annotation in done)
+    skipped = sum(annotation["skipped"] for annotation in done)
+    return {"done": len(done), "of": len(rows), "flagged": flagged, "skipped": skipped}
+
+# %% ../nbs/20_annotate.ipynb #f99235ea
 def _first_open(rows, given, start):
-    "The first place from `start` on, and then from the beginning, whose row is not `given`; behind the last where all are"
-    places = [*range(start, len(rows)), *range(min(start, len(rows)))]
-    for place in places:
+    "The first place from `start` on, and then from the beginning, whose row is not `given`; behind the last if all are"
+    places = list(range(len(rows)))
+    for place in places[start:] + places[:start]:
         if rows[place]["id"] not in given: return place
     return len(rows)
 
@@ -99,7 +114,8 @@ class _Screen:
     "The row that one person sees, in which order its answers stand, and what she may know of it"
     def __init__(self, file, hide_judge):
         self.file, self.annotator, self.hide_judge = file, file.annotator, hide_judge
-        self.shown, self.given, self.begun, self.message = file.shown, file.given, file.begun, file.notes
+        self.shown, self.given, self.begun = file.shown, file.given, file.begun
+        self.message = file.notes
 
     def filter(self, language: str | None = None, max_judge: float | None = None):
         "Ask only about some of the rows"
@@ -151,9 +167,7 @@ class _Screen:
 
     def progress(self) -> dict:
         "How many of the rows asked about are done, and how many of these flagged and skipped"
-        done = [self.given[shown["id"]] for shown in self.asked if shown["id"] in self.given]
-        flagged, skipped = sum(bool(a["flag"]) for a in done), sum(a["skipped"] for a in done)
-        return {"done": len(done), "of": len(self.asked), "flagged": flagged, "skipped": skipped}
+        return _progress_of(self.asked, self.given)
 
 # %% ../nbs/20_annotate.ipynb #7ead255e
 def _letter(place): return chr(65 + place)
@@ -163,17 +177,21 @@ def _missing_text(annotation, unrated):
     is_said = annotation["flag"] or annotation["improved"] or annotation["preference"] is not None
     if is_said or not unrated: return ""
     choice = ", or say which is better" if len(annotation["ratings"]) > 1 else ""
-    return f"Not saved yet: rate {' and '.join(map(_letter, unrated))}{choice}. Or skip the row."
+    letters = " and ".join(map(_letter, unrated))
+    return f"Not saved yet: rate {letters}{choice}. Or skip the row."
 
+# %% ../nbs/20_annotate.ipynb #4bcf6126
 def _without_echo(annotation, answers):
     "The annotation without an improved answer that is empty, or says what one of the answers says"
     improved = annotation["improved"]
     if improved and improved.strip() not in {answer.strip() for answer in answers}: return annotation
     return annotation | {"improved": None, "improved_of": None}
 
+# %% ../nbs/20_annotate.ipynb #c2c2af46
 def _judge_text(scores, order):
     "What the judge gave, by the places on the screen"
-    return ", ".join(f"{_letter(place)} {scores[i]:g}" for place, i in enumerate(order) if scores[i] is not None)
+    rated = [(place, scores[i]) for place, i in enumerate(order) if scores[i] is not None]
+    return ", ".join(f"{_letter(place)} {score:g}" for place, score in rated)
 
 # %% ../nbs/20_annotate.ipynb #48dade53
 class Session(_Screen):
@@ -242,13 +260,13 @@ def _note(session, row_id, said):
 # %% ../nbs/20_annotate.ipynb #b0c94cbf
 def _begin_improvement(session, answer):
     "Begin a better answer from the text of this one, unless another one is being improved"
-    annotation, texts = session.annotation, session.current["answers"]
-    improved, other = annotation["improved"], annotation["improved_of"]
-    if not improved or other is None:
-        session.change(improved=texts[answer], improved_of=answer)
-    elif other != answer:
-        if improved.strip() == texts[other].strip(): session.change(improved=texts[answer], improved_of=answer)
-        else: session.message = "Another answer is being improved: empty its text first."
+    texts = session.current["answers"]
+    improved, other = session.annotation["improved"], session.annotation["improved_of"]
+    if improved and other == answer: return
+    if improved and other is not None and improved.strip() != texts[other].strip():
+        session.message = "Another answer is being improved: empty its text first."
+        return
+    session.change(improved=texts[answer], improved_of=answer)
 
 # %% ../nbs/20_annotate.ipynb #56394bc5
 def _go_on(session, message):
@@ -256,6 +274,7 @@ def _go_on(session, message):
     session.go_to(_first_open(session.asked, session.given, session.at + 1))
     session.message = message
 
+# %% ../nbs/20_annotate.ipynb #646d7446
 def _give(session):
     "Save the annotation and go on, or say what is missing"
     shown = session.current
@@ -284,17 +303,20 @@ def _undo_last(session):
     session.message = "Taken back."
 
 # %% ../nbs/20_annotate.ipynb #f6b2d383
-def _move_focus(session, places): session.focus = (session.focus + places) % len(session.order)
+def _move_focus(session, places):
+    "Move the frame to another answer"
+    session.focus = (session.focus + places) % len(session.order)
 
 def _press_key(session, key):
     "What a key does to the row, or to the answer with the frame"
     answer = session.order[session.focus] if session.current else None
-    acts = {"left": lambda: _move_focus(session, -1), "right": lambda: _move_focus(session, 1),
-            "p": lambda: session.prefer(answer), "t": lambda: session.prefer("tie"), "e": lambda: session.improve(answer),
-            "back": lambda: session.step(-1), "next": lambda: session.step(1),
-            "save": session.save, "skip": session.skip, "undo": session.undo}
     if key in "12345": session.rate(answer, int(key))
-    else: acts[key]()
+    elif key in ("left", "right"): _move_focus(session, 1 if key == "right" else -1)
+    elif key in ("back", "next"): session.step(1 if key == "next" else -1)
+    elif key == "p": session.prefer(answer)
+    elif key == "t": session.prefer("tie")
+    elif key == "e": session.improve(answer)
+    else: {"save": session.save, "skip": session.skip, "undo": session.undo}[key]()
 
 # %% ../nbs/20_annotate.ipynb #5cdde890
 def _data_file(name): return (files("llmdata_nb") / "data" / name).read_text(encoding="utf-8")
@@ -311,13 +333,15 @@ def _message_html(message):
     "A message under the name of who wrote it"
     names = {"user": "Request", "system": "System", "assistant": "Earlier answer"}
     name = names.get(message["role"], str(message["role"]))
-    return f'<div class="said">{escape(name)}</div><div class="text">{markdown_html(message["content"])}</div>'
+    text = markdown_html(message["content"])
+    return f'<div class="said">{escape(name)}</div><div class="text">{text}</div>'
 
 def _prompt_html(shown):
     "The messages that the answers are to"
     messages = "".join(map(_message_html, shown["prompt"])) or "no request"
     return f'<div class="prompt" lang="{escape(shown["language"])}">{messages}</div>'
 
+# %% ../nbs/20_annotate.ipynb #396fb73e
 def _cut_text(text, n=300): return text if len(text) <= n else text[:n] + "…"
 
 def _judge_html(score, feedback):
@@ -326,11 +350,13 @@ def _judge_html(score, feedback):
     reason = f" · {escape(_cut_text(str(feedback)))}" if feedback else ""
     return f"the judge: {rating}{reason}"
 
+# %% ../nbs/20_annotate.ipynb #2fe474e5
 def _answer_html(session, place):
     "The answer in a place, with what may be told of it"
     shown, i = session.current, session.order[place]
     about = [f"<b>{_letter(place)}</b>"]
-    if session.answered and shown["models"][i]: about.append("by " + escape(str(shown["models"][i])))
+    model = shown["models"][i]
+    if session.answered and model: about.append(f"by {escape(str(model))}")
     if session.judge_visible: about.append(_judge_html(shown["scores"][i], shown["feedbacks"][i]))
     head = f'<div class="said" dir="auto">{" · ".join(about)}</div>'
     text = markdown_html(shown["answers"][i])
@@ -347,8 +373,10 @@ def _head_html(session):
         count += f" · row {session.at + 1}"
         if session.current["id"] in session.given: count += ", answered"
     percent = 100 * progress["done"] / max(progress["of"], 1)
-    return f'<div class="said">{count} · {escape(session.annotator)}</div><div class="bar"><div style="width:{percent:.0f}%"></div></div>'
+    bar = f'<div class="bar"><div style="width:{percent:.0f}%"></div></div>'
+    return f'<div class="said">{count} · {escape(session.annotator)}</div>{bar}'
 
+# %% ../nbs/20_annotate.ipynb #5b0a5a35
 def _end_html(progress):
     "The end of the rows, with how many of them are done"
     left = progress["of"] - progress["done"]
@@ -356,8 +384,9 @@ def _end_html(progress):
     else: text = f"All {progress['of']} rows are done. Thank you."
     return f'<div class="done">{text}</div>'
 
-_KEYS = {"1–5": "rate", "← →": "other answer", "p": "prefer", "t": "tie", "e": "improve", "r": "reason", "f": "flag", "Enter": "save, next",
-         "s": "skip", "u": "undo", "b n": "back, next"}
+# %% ../nbs/20_annotate.ipynb #f51e8d08
+_KEYS = {"1–5": "rate", "← →": "other answer", "p": "prefer", "t": "tie", "e": "improve", "r": "reason", "f": "flag",
+         "Enter": "save, next", "s": "skip", "u": "undo", "b n": "back, next"}
 
 def _keys_html():
     "What the keys do"
@@ -374,6 +403,7 @@ def _act_button(act, text, do, *classes, width="auto", **more):
     for name in classes: button.add_class(name)
     return button
 
+# %% ../nbs/20_annotate.ipynb #745f0d08
 def _on_place(session, place, do):
     "The action `do` on the answer in a place, which also gets the frame"
     def action():
@@ -387,17 +417,21 @@ def _rating_button(session, act, place, rating):
     do = _on_place(session, place, lambda answer: session.rate(answer, rating))
     return _act_button(act, str(rating), do, tooltip=f"{rating} of 5", width="38px")
 
+# %% ../nbs/20_annotate.ipynb #158a7d12
 def _answer_card(session, act, place):
     "The answer in a place, which `_draw_card` fills"
     import ipywidgets as w
     ratings = [_rating_button(session, act, place, rating) for rating in range(1, 6)]
-    better = _act_button(act, "Improve", _on_place(session, place, session.improve), tooltip="write a better answer, from this one")
+    improve = _on_place(session, place, session.improve)
+    better = _act_button(act, "Improve", improve, tooltip="write a better answer, from this one")
     text = w.HTML(layout=w.Layout(width="auto", align_self="stretch"))
     buttons = w.HBox([*ratings, better], layout=w.Layout(flex_flow="row wrap"))
-    card = w.VBox([text, buttons], layout=w.Layout(flex="1 1 320px", min_width="280px", justify_content="space-between"))
+    layout = w.Layout(flex="1 1 320px", min_width="280px", justify_content="space-between")
+    card = w.VBox([text, buttons], layout=layout)
     card.add_class("llmdata-card")
     return card
 
+# %% ../nbs/20_annotate.ipynb #aa5e2c9d
 def _mark_button(button, is_on): button.button_style = "info" if is_on else ""
 
 def _draw_card(session, card, place):
@@ -405,7 +439,8 @@ def _draw_card(session, card, place):
     text, buttons = card.children
     text.value = _answer_html(session, place)
     given = session.annotation["ratings"][session.order[place]]
-    for rating, button in enumerate(buttons.children[:5], 1): _mark_button(button, given == rating)
+    ratings = buttons.children[:5]
+    for rating, button in enumerate(ratings, 1): _mark_button(button, given == rating)
     if place == session.focus: card.add_class("llmdata-focus")
     else: card.remove_class("llmdata-focus")
 
@@ -419,15 +454,16 @@ def _text_field(session, act, kind, name, **more):
     field.observe(note, "value")
     return field
 
+# %% ../nbs/20_annotate.ipynb #136ccca3
 def _text_fields(session, act, layout):
     "Text fields for the current row, by what is written in them"
     import ipywidgets as w
-    ask_flag = "Flag this row: what is wrong with it, such as unsafe, or not in the language? (f)"
+    wrong = "Flag this row: what is wrong with it, such as unsafe, or not in the language? (f)"
+    def field(kind, name, **more): return _text_field(session, act, kind, name, layout=layout, **more)
     fields = {}
-    if session.annotation["improved_of"] is not None:
-        fields["improved"] = _text_field(session, act, w.Textarea, "improved", rows=8, layout=layout)
-    fields["rationale"] = _text_field(session, act, w.Textarea, "rationale", placeholder="Why? (r)", rows=2, layout=layout)
-    fields["flag"] = _text_field(session, act, w.Text, "flag", placeholder=ask_flag, layout=layout)
+    if session.annotation["improved_of"] is not None: fields["improved"] = field(w.Textarea, "improved", rows=8)
+    fields["rationale"] = field(w.Textarea, "rationale", placeholder="Why? (r)", rows=2)
+    fields["flag"] = field(w.Text, "flag", placeholder=wrong)
     return fields
 
 # %% ../nbs/20_annotate.ipynb #17937172
@@ -444,8 +480,8 @@ class _TextsBox:
         "Show fields for the current row, where there are others now"
         annotation, row_id = self.session.annotation, self.session.current["id"]
         key = row_id, annotation["improved_of"], row_id in self.session.given
-        is_emptied = any(annotation[name] and not field.value for name, field in self.fields.items())
-        if key == self.drawn and not is_emptied: return
+        emptied = [name for name, field in self.fields.items() if annotation[name] and not field.value]
+        if key == self.drawn and not emptied: return
         self.drawn, self.fields = key, _text_fields(self.session, self.act, self.layout)
         for part in self.left: part.close()
         self.left = self.box.children
@@ -464,6 +500,7 @@ def _chooser(options, value):
     import ipywidgets as w
     return w.Dropdown(options=options, value=value, layout=w.Layout(width="auto"))
 
+# %% ../nbs/20_annotate.ipynb #9ca5021c
 def _row_choosers(session, act, language, max_judge):
     "Which rows are asked about: by their language, and by the judge's rating"
     codes = {shown["language"] for shown in session.shown} | {language or ""}
@@ -487,17 +524,24 @@ def _line_of(parts, **layout):
     import ipywidgets as w
     return w.HBox(parts, layout=w.Layout(flex_flow="row wrap", **layout))
 
+# %% ../nbs/20_annotate.ipynb #549f491b
+def _best_button(session, act, place):
+    "The button that prefers the answer in a place"
+    return _act_button(act, f"{_letter(place)} is best", _on_place(session, place, session.prefer))
+
 def _drawn_parts(session, act):
     "The parts of the widget that `_draw_all` fills"
     places = range(max([len(shown["answers"]) for shown in session.shown], default=0))
     cards = [_answer_card(session, act, place) for place in places]
-    best = [_act_button(act, f"{_letter(place)} is best", _on_place(session, place, session.prefer)) for place in places]
+    best = [_best_button(session, act, place) for place in places]
     tie = _act_button(act, "Tie", lambda: session.press("t"))
-    return SimpleNamespace(cards=cards, best=best, tie=tie, texts=_TextsBox(session, act),
-                           head=_html_part(flex="1 1 300px"), message=_html_part(flex="1 1 200px"),
-                           prompt=_html_part(width="auto", align_self="stretch"),
-                           answers=_line_of(cards, align_items="stretch"), choice=_line_of([*best, tie]))
+    parts = SimpleNamespace(cards=cards, best=best, tie=tie, texts=_TextsBox(session, act))
+    parts.head, parts.message = _html_part(flex="1 1 300px"), _html_part(flex="1 1 200px")
+    parts.prompt = _html_part(width="auto", align_self="stretch")
+    parts.answers, parts.choice = _line_of(cards, align_items="stretch"), _line_of([*best, tie])
+    return parts
 
+# %% ../nbs/20_annotate.ipynb #14bc4907
 def _show_part(part, is_shown): part.layout.display = "" if is_shown else "none"
 
 def _draw_choice(session, parts):
@@ -512,6 +556,7 @@ def _draw_choice(session, parts):
         _draw_card(session, card, place)
         _mark_button(best, preferred == session.order[place])
 
+# %% ../nbs/20_annotate.ipynb #37a490e6
 def _draw_all(session, parts):
     "Show the current row, or the end of the rows"
     parts.head.value = _head_html(session)
@@ -537,6 +582,7 @@ def _action_buttons(session, act):
     buttons[-1].button_style = "primary"
     return buttons
 
+# %% ../nbs/20_annotate.ipynb #eb643b80
 def annotate(
     rows: list,                    # as `answers_to_show` reads them
     path: str | Path = "annotations.jsonl", # the file for the annotations; several people may share one
@@ -563,8 +609,10 @@ def annotate(
     actions = _line_of([*_action_buttons(session, act), parts.message], align_items="center")
     hidden = w.HBox([_key_button(session, act, key) for key in _HIDDEN_KEYS], layout=w.Layout(display="none"))
     style = w.HTML(f"<style>{_data_file('annotate.css')}</style>")
-    shown = [style, top, parts.prompt, parts.answers, parts.choice, parts.texts.box, actions, w.HTML(_keys_html())]
-    box = widget_box([*shown, hidden, ack, _key_script()], "The annotator stands here when the cell is run in JupyterLab.")
+    row = [parts.prompt, parts.answers, parts.choice, parts.texts.box]
+    keys = [w.HTML(_keys_html()), hidden, ack, _key_script()]
+    says = "The annotator stands here when the cell is run in JupyterLab."
+    box = widget_box([style, top, *row, actions, *keys], says)
     box.add_class("llmdata-annotate")
     box.session = session
     _draw_all(session, parts)

@@ -26,7 +26,8 @@ def _listed_answers(row):
     "The answers in `responses`, with their models, scores and feedbacks"
     answers = row["responses"]
     unknown = [None] * len(answers)
-    return answers, row.get("models") or unknown, row.get("scores") or unknown, row.get("feedbacks") or unknown
+    about = [row.get(column) or unknown for column in ("models", "scores", "feedbacks")]
+    return answers, *about
 
 def _paired_answers(row):
     "The chosen and the rejected answer, with their models, scores and feedbacks"
@@ -124,7 +125,8 @@ def new_annotation(
         raise ValueError(f"ratings {ratings}: expected 1 to 5 or None for each of {n} answers")
     if preference is not None and preference != "tie": _check_index("preference", preference, n)
     if improved_of is not None: _check_index("improved_of", improved_of, n)
-    said = dict(ratings=ratings, preference=preference, rationale=rationale, improved=improved, improved_of=improved_of, flag=flag)
+    said = dict(ratings=ratings, preference=preference, rationale=rationale)
+    said |= dict(improved=improved, improved_of=improved_of, flag=flag)
     about = dict(skipped=skipped, seen_judge=seen_judge, seconds=seconds, answers=shown["hash"])
     return stamped(dict(id=shown["id"], annotator=annotator) | said | about)
 

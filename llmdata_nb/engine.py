@@ -160,7 +160,7 @@ async def send_all(
 
 async def _finish_with(ask):
     "End what the rows have in common, give back what was not used of the limits, and close the store"
-    tasks = [task for task in ask.shared.values() if isinstance(task, asyncio.Future)]
+    tasks = ask.background()
     for task in tasks: task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for limiter in ask.limiters.values(): limiter.close()

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RAW_ENDPOINTS', 'once', 'endpoint_of', 'check_raw', 'assistant_voice', 'sanitise', 'instruction_problem',
-           'answer_message', 'respond']
+           'read_checks', 'answer_message', 'respond']
 
 # %% ../nbs/09a_generation.ipynb #9f352a69
 import asyncio, re
-from .checks import generation_problem, weight
+from .checks import check_rule_names, generation_problem, weight
 from .languages import language as find_language, pack, pack_pattern
 from .models import CallFailed, EndpointError, after_thinking
 
@@ -30,7 +30,7 @@ RAW_ENDPOINTS = "Magpie needs an endpoint that completes raw text: embedded, a l
 
 def endpoint_of(ask, role: str):
     "The endpoint in `role`, or the default one where none is given"
-    return ask.models.get(role, ask.models["default"])
+    return ask.endpoint(role)
 
 async def check_raw(
     ask,
@@ -162,14 +162,24 @@ def instruction_problem(
     text: str,
     language: str,  # code of the language that it should be in
     finish_reason: str | None = None,  # as the endpoint gave it
+    without: tuple = (),  # names of checks that are left out, as in `checks.generation_problem`
 ) -> str | None:
     "Say why `text` is no instruction in `language`"
     digits = sum(map(str.isdigit, text))
     if text and weight(text) + 2 * digits < 10: return "too short"
-    problem = generation_problem(text, language, finish_reason, request=True)
+    problem = generation_problem(text, language, finish_reason, request=True, without=without)
     if problem: return problem
     if text.rstrip("*_ ").endswith((":", "：")): return "ends with a colon"
     return assistant_voice(text)
+
+# %% ../nbs/09a_generation.ipynb #62e1b4f0
+def read_checks(
+    names: str, # with commas between them; "" for none
+) -> tuple:
+    "The names of checks in `names`; ValueError, with those that there are, for one that is none"
+    found = tuple(name.strip() for name in names.split(",") if name.strip())
+    check_rule_names(found)
+    return found
 
 # %% ../nbs/09a_generation.ipynb #6821e7d0
 def answer_message(language: str) -> str:

@@ -6,32 +6,43 @@
 __all__ = ['OUTCOMES', 'plot_margins', 'position_bias', 'plot_outcomes', 'plot_judged_by_length', 'plot_min_scores',
            'plot_figures', 'plot_agreement', 'plot_sweep', 'plot_models']
 
-# %% ../nbs/21e_judge_plots.ipynb #bfd14861
+# %% ../nbs/21e_judge_plots.ipynb #e9f08d88
 from collections import Counter
-from math import ceil
+from itertools import pairwise
+from math import ceil, inf
 
 from .agreement import wilson
 from .aya import compare_models
 from .figures import (
     COLORS, HATCHES, draw_intervals, draw_shares, dress_axes, empty_figure, label, legend_below, legend_right, new_figure,
-    set_title, share_axis, write_above)
+    set_title, share_axis, stack_columns, with_count, write_above, write_ticks)
 from .languages import language as find_language
 from .rerank import outcome_rates
 
-# %% ../nbs/21e_judge_plots.ipynb #f225ef80
+# %% ../nbs/21e_judge_plots.ipynb #d4ea3f34
 OUTCOMES = dict(kept=COLORS["kept"], swapped=COLORS["swapped"], ranked=COLORS["kept"], tie=COLORS["other"])
 
 def _judged_pairs(rows):
     "The `rows` with two answers that both have a score"
-    pairs = [row for row in rows if row.get("outcome") in OUTCOMES and row.get("scores_by_order")]
-    return [row for row in pairs if len(row["scores"]) == 2 and None not in row["scores"]]
+    pairs = []
+    for row in rows:
+        if row.get("outcome") not in OUTCOMES or not row.get("scores_by_order"): continue
+        scores = row["scores"]
+        if len(scores) == 2 and None not in scores: pairs.append(row)
+    return pairs
 
+# %% ../nbs/21e_judge_plots.ipynb #267c9214
 def _count_margins(pairs, outcome):
     "How many of the `pairs` with that `outcome` have each margin, to the nearest half"
-    some = [row["scores"] for row in pairs if row["outcome"] == outcome]
-    return Counter(round(2 * (first - second)) / 2 for first, second in some)
+    count = Counter()
+    for row in pairs:
+        if row["outcome"] != outcome: continue
+        first, second = row["scores"]
+        margin = round(2 * (first - second)) / 2
+        count[margin] += 1
+    return count
 
-# %% ../nbs/21e_judge_plots.ipynb #c406e2d3
+# %% ../nbs/21e_judge_plots.ipynb #6bc081fc
 def plot_margins(
     rows: list # kept and dropped rows of `rerank`, with `outcome` and `scores`
 ): # a matplotlib Figure
@@ -47,26 +58,26 @@ def plot_margins(
         count = _count_margins(pairs, outcome)
         if not count: continue
         heights = [count[margin] for margin in margins]
-        style = dict(color=color, hatch=HATCHES.get(outcome), edgecolor="white", linewidth=0)
-        ax.bar(margins, heights, bottom=tops, width=0.42, label=f"{outcome} ({count.total():,})", **style)
-        tops = [top + height for top, height in zip(tops, heights)]
-    write_above(ax, [(margin, top) for margin, top in zip(margins, tops) if top], fontsize=9)
+        style = dict(width=0.42, color=color, hatch=HATCHES.get(outcome), edgecolor="white", linewidth=0)
+        tops = stack_columns(ax, margins, tops, heights, label=with_count(outcome, count.total()), **style)
+    write_above(ax, margins, tops, zeros=False, fontsize=9)
     dress_axes(ax, x="points of the first answer (chosen in the source) above the second", y="pairs", grid="y")
     ax.set(xlim=(-4.4, 4.4), ylim=(0, max(tops) * 1.2))
     set_title(figure, title)
     legend_right(ax)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #59284159
+# %% ../nbs/21e_judge_plots.ipynb #dba3d584
 def _first_place_wins(pairs):
     "Whether the answer in the first place was rated higher, for each order of each of the `pairs` with two scores that differ"
     wins = []
     for row in pairs:
-        given, turned = row["scores_by_order"]
-        if given[0] != given[1]: wins.append(given[0] > given[1])
-        if turned[0] != turned[1]: wins.append(turned[1] > turned[0])
+        given, (turned_second, turned_first) = row["scores_by_order"]
+        for first, second in (given, (turned_first, turned_second)):
+            if first != second: wins.append(first > second)
     return wins
 
+# %% ../nbs/21e_judge_plots.ipynb #db17461f
 def _order_counts(rows):
     "`(what, hits, of how many)` of the two orders"
     pairs = [row for row in _judged_pairs(rows) if len(row["scores_by_order"]) == 2]
@@ -75,7 +86,7 @@ def _order_counts(rows):
     return [("the first place was rated higher (50 % is fair)", sum(wins), len(wins)),
             ("the two orders came to different results", differ, len(pairs))]
 
-# %% ../nbs/21e_judge_plots.ipynb #1ece5f14
+# %% ../nbs/21e_judge_plots.ipynb #93d167ab
 def position_bias(
     rows: list # kept and dropped rows of `rerank`, of which both orders were asked
 ) -> list: # a table's records
@@ -88,7 +99,18 @@ def position_bias(
         records.append({"": text, "share": share, "interval of 95 %": interval, "of": n})
     return records
 
-# %% ../nbs/21e_judge_plots.ipynb #309a4270
+# %% ../nbs/21e_judge_plots.ipynb #67f57d65
+def _share_line(name, hits, n):
+    "`(name with its n, share, low, high)` of `hits` in `n`, for `draw_intervals`"
+    low, high = wilson(hits, n)
+    return with_count(name, n), hits / n, low, high
+
+# %% ../nbs/21e_judge_plots.ipynb #3c9881ae
+def _rate_line(rate):
+    "The same for an outcome, as from `outcome_rates`"
+    return with_count(rate["outcome"], rate["rows"]), rate["share"], rate["low"], rate["high"]
+
+# %% ../nbs/21e_judge_plots.ipynb #9efd8306
 def plot_outcomes(
     rows: list # kept and dropped rows of `rerank`
 ): # a matplotlib Figure
@@ -96,48 +118,51 @@ def plot_outcomes(
     rates = outcome_rates(rows)
     judged = sum(rate["rows"] for rate in rates)
     title = f"What became of {judged:,} pairs (rows: {len(rows):,})"
-    if not rates: return empty_figure(title, "no pair was judged" if rows else "no rows")
+    if not rates: return empty_figure(title, "no pair was judged", rows)
 
-    lines = [(f"{rate['outcome']} ({rate['rows']:,})", rate["share"], rate["low"], rate["high"]) for rate in rates]
-    lines += [(f"{what} ({n:,})", hits / n, *wilson(hits, n)) for what, hits, n in _order_counts(rows) if n]
+    lines = list(map(_rate_line, rates))
+    lines += [_share_line(what, hits, n) for what, hits, n in _order_counts(rows) if n]
     figure, ax = new_figure(height=1.3 + 0.45 * len(lines))
     draw_intervals(ax, lines)
     share_axis(ax, "share, with its interval of 95 % (in brackets: n)")
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #521aab20
+# %% ../nbs/21e_judge_plots.ipynb #e69c7584
 def _longer_wins(rows):
     "`(how many times as long, whether it was rated higher)` for the longer answer of each pair whose answers differ in both"
     wins = []
     for row in _judged_pairs(rows):
-        (short, low), (long, high) = sorted(zip(map(len, row["responses"]), row["scores"]))
-        if low != high and long > short: wins.append((long / max(short, 1), high > low))
+        lengths = map(len, row["responses"])
+        (short, low), (long, high) = sorted(zip(lengths, row["scores"]))
+        if low == high or long == short: continue
+        ratio = long / max(short, 1)
+        wins.append((ratio, high > low))
     return wins
 
+# %% ../nbs/21e_judge_plots.ipynb #0d77840d
 def _wins_by_ratio(wins):
     "`(name, [whether the longer one was rated higher])` for each span of ratios that occurs"
-    spans = [(1, 1.1), (1.1, 1.25), (1.25, 1.5), (1.5, 2), (2, 3), (3, float("inf"))]
+    ends = [1, 1.1, 1.25, 1.5, 2, 3, inf]
     groups = []
-    for low, high in spans:
+    for low, high in pairwise(ends):
         some = [won for ratio, won in wins if low < ratio <= high]
-        name = f"{low:g} to {high:g}" if high < float("inf") else f"over {low:g}"
+        name = f"over {low:g}" if high == inf else f"{low:g} to {high:g}"
         if some: groups.append((name, some))
     return groups
 
-# %% ../nbs/21e_judge_plots.ipynb #269c57d8
+# %% ../nbs/21e_judge_plots.ipynb #48b1c52d
 def plot_judged_by_length(
     rows: list # kept and dropped rows of `rerank`, with `outcome`, `scores` and `responses`
 ): # a matplotlib Figure
     "How often the longer answer of a pair was rated higher, by how much longer it is"
     wins = _longer_wins(rows)
-    title = f"The longer answer was rated higher in {sum(won for _, won in wins):,} of {len(wins):,} pairs"
+    hits = sum(won for _, won in wins)
+    title = f"The longer answer was rated higher in {hits:,} of {len(wins):,} pairs"
     if not wins: return empty_figure(title, "no pair of different lengths was judged")
 
-    lines = []
-    for name, won in _wins_by_ratio(wins):
-        n, hits = len(won), sum(won)
-        lines.append((f"{name} times as long ({n:,})", hits / n, *wilson(hits, n)))
+    groups = _wins_by_ratio(wins)
+    lines = [_share_line(f"{name} times as long", sum(won), len(won)) for name, won in groups]
     figure, ax = new_figure(height=1.4 + 0.4 * len(lines))
     draw_intervals(ax, lines)
     ax.axvline(0.5, color="#333333", linestyle="--", linewidth=1)
@@ -145,21 +170,26 @@ def plot_judged_by_length(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #1d246cc4
+# %% ../nbs/21e_judge_plots.ipynb #6755aaf6
+def _values(records, key): return [record[key] for record in records]
+
+# %% ../nbs/21e_judge_plots.ipynb #bb949d97
 def _threshold_lines(swept, read):
     "`(name, style, color, values)` of each line of `plot_min_scores`; people read `read` rows"
     precision = [each["precision"]["value"] for each in swept]
-    return [("kept, with its interval of 95 %", "o-", COLORS["kept"], [each["share"] for each in swept]),
-            ("different word pairs of the kept requests", "s--", "#009E73", [each["distinct_2"] for each in swept]),
-            ("kept requests that repeat another", "^:", COLORS["failed"], [each["repeated"] for each in swept]),
-            (f"good, of those that people read ({read:,})", "D-.", "black", precision)]
+    good = with_count("good, of those that people read", read)
+    return [("kept, with its interval of 95 %", "o-", COLORS["kept"], _values(swept, "share")),
+            ("different word pairs of the kept requests", "s--", "#009E73", _values(swept, "distinct_2")),
+            ("kept requests that repeat another", "^:", COLORS["failed"], _values(swept, "repeated")),
+            (good, "D-.", "black", precision)]
 
-def _half_axis(ax, low):
-    "An axis of shares at the left of `ax`, from a little below 0 where `low` is negative"
+# %% ../nbs/21e_judge_plots.ipynb #4c6f760d
+def _left_share_axis(ax, low):
+    "An axis of shares at the left of `ax`, from `low` (a little below 0 leaves room for a line at 0)"
     ax.set(ylim=(low, 1.05))
-    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    write_ticks(ax.yaxis, [0, 0.5, 1])
 
-# %% ../nbs/21e_judge_plots.ipynb #9edd300d
+# %% ../nbs/21e_judge_plots.ipynb #a10e5052
 def plot_min_scores(
     rows: list, # kept and dropped rows of `back_instruct`, with `alignment_score`
     good: dict = {} # id → whether people found the pair good, where some looked
@@ -168,29 +198,38 @@ def plot_min_scores(
     from llmdata_nb.backinstruct import sweep
     scored = sum(row.get("alignment_score") is not None for row in rows)
     title = f"Thresholds of the alignment score: {scored:,} of {len(rows):,} rows scored"
-    if not scored: return empty_figure(title, "no row was scored" if rows else "no rows")
+    if not scored: return empty_figure(title, "no row was scored", rows)
 
     figure, ax = new_figure(height=3.4)
-    swept = sweep(rows, good)
-    low, high = zip(*(wilson(each["kept"], scored) for each in swept))
-    ax.fill_between(range(1, 6), low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
+    swept, thresholds = sweep(rows, good), range(1, 6)
+    intervals = [wilson(kept, scored) for kept in _values(swept, "kept")]
+    low, high = zip(*intervals)
+    ax.fill_between(thresholds, low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
     for name, style, color, values in _threshold_lines(swept, len(good)):
-        points = [(x, value) for x, value in enumerate(values, 1) if value is not None]
-        if points: ax.plot(*zip(*points), style, color=color, label=name)
+        points = [(x, value) for x, value in zip(thresholds, values) if value is not None]
+        if not points: continue
+        xs, ys = zip(*points)
+        ax.plot(xs, ys, style, color=color, label=name)
     dress_axes(ax, x="kept from this score", y="share", grid="y")
-    ax.set_xticks(range(1, 6), [f"{each['min_score']}\n{each['kept']:,} rows" for each in swept])
-    _half_axis(ax, -0.03)
+    names = [f"{each['min_score']}\n{each['kept']:,} rows" for each in swept]
+    ax.set_xticks(thresholds, names)
+    _left_share_axis(ax, -0.03)
     set_title(figure, title)
     legend_below(figure, ax, columns=2, fontsize=9)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #ef00f8e1
+# %% ../nbs/21e_judge_plots.ipynb #15c43d3b
 def _figure_lines(calibration):
     "`(name, value, low, high)` of each figure of a `calibration` that has a value"
-    by_language = {f"in {find_language(each['language']).name}": each for each in calibration.languages}
-    figures = (calibration.figures | by_language).items()
-    return [(f"{name} ({f['n']:,})", f["value"], f["low"], f["high"]) for name, f in figures if f["value"] is not None]
+    figures = dict(calibration.figures)
+    for figure in calibration.languages:
+        name = find_language(figure["language"]).name
+        figures[f"in {name}"] = figure
+    return [_figure_line(name, figure) for name, figure in figures.items() if figure["value"] is not None]
 
+def _figure_line(name, figure): return with_count(name, figure["n"]), figure["value"], figure["low"], figure["high"]
+
+# %% ../nbs/21e_judge_plots.ipynb #5a1a7259
 def plot_figures(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
@@ -199,95 +238,109 @@ def plot_figures(
     figure, ax = new_figure(height=1.2 + 0.45 * len(lines))
     draw_intervals(ax, lines)
     dress_axes(ax, x="value, with its interval of 95 % (in brackets: n)")
-    lowest = min([0.0, *(low for _, _, low, _ in lines if low is not None)]) - 0.05
-    ticks = [x for x in (-1, -0.5, 0, 0.5, 1) if x >= lowest]
-    ax.set_xlim(lowest, 1.05)
-    ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    lows = [low for _, _, low, _ in lines if low is not None]
+    left = min([0.0, *lows]) - 0.05
+    ax.set_xlim(left, 1.05)
+    ticks = (-1, -0.5, 0, 0.5, 1)
+    write_ticks(ax.xaxis, [x for x in ticks if x >= left])
     verdict = calibration.sentence.split(": ")[0].split(".")[0]
     set_title(figure, f"Judge against people, {len(calibration.rows):,} rows: {label(verdict, 50)}")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #2480e1f9
+# %% ../nbs/21e_judge_plots.ipynb #7e55b33b
 def _verdict_name(verdict, preference):
     "A `verdict` as text; that of a `preference` is the number of an answer, from 0"
     if isinstance(verdict, str): return verdict
     return f"answer {verdict + 1}" if preference else f"{verdict:g}"
 
-def _verdict_names(verdicts, preference):
-    "The names of the `verdicts`, each once: numbers first, then words"
-    in_order = sorted(verdicts, key=lambda verdict: (isinstance(verdict, str), verdict))
-    return list(dict.fromkeys(_verdict_name(verdict, preference) for verdict in in_order))
+# %% ../nbs/21e_judge_plots.ipynb #8b66705d
+def _in_order(verdicts):
+    "The `verdicts` sorted: numbers first, then words"
+    return sorted(verdicts, key=lambda verdict: (isinstance(verdict, str), verdict))
 
-# %% ../nbs/21e_judge_plots.ipynb #7a9f0036
+# %% ../nbs/21e_judge_plots.ipynb #5c98e804
+def _count_cells(counts, row, columns):
+    "The cells of a `row`: how often it was met with each of the `columns`, and that as a share of the most frequent pair"
+    most = max(counts.values())
+    numbers = [counts[row, column] for column in columns]
+    return [(n / most, f"{n:,}") for n in numbers]
+
+# %% ../nbs/21e_judge_plots.ipynb #f9dbf314
 def plot_agreement(
     calibration # as from `judge.calibrate`
 ): # a matplotlib Figure
     "How often people and the judge said each pair of verdicts"
     preference = any(row.get("kind") == "preference" for row in calibration.rows)
-    pairs = [(row["human"], row["judged"]) for row in calibration.rows if row["judged"] is not None]
-    rows, columns = (_verdict_names(verdicts, preference) for verdicts in zip(*pairs))
-    counts = Counter(tuple(_verdict_name(verdict, preference) for verdict in pair) for pair in pairs)
-    most = max(counts.values())
-    shares = [[counts[human, judged] / most for judged in columns] for human in rows]
-    texts = [[f"{counts[human, judged]:,}" for judged in columns] for human in rows]
+    def names(verdicts): return [_verdict_name(verdict, preference) for verdict in verdicts]
+    judged_rows = [row for row in calibration.rows if row["judged"] is not None]
+    human, judged = _values(judged_rows, "human"), _values(judged_rows, "judged")
+    counts = Counter(zip(names(human), names(judged)))
+    rows = list(dict.fromkeys(names(_in_order(human))))
+    columns = list(dict.fromkeys(names(_in_order(judged))))
 
     figure, ax = new_figure(height=1.6 + 0.36 * len(rows))
-    draw_shares(ax, shares, texts, columns, rows)
+    lines = [_count_cells(counts, row, columns) for row in rows]
+    draw_shares(ax, lines, columns, rows)
     ax.set(xlabel="the judge said", ylabel="people said")
-    set_title(figure, f"What people and the judge said of {len(pairs):,} rows")
+    set_title(figure, f"What people and the judge said of {len(judged_rows):,} rows")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #bcdf5923
+# %% ../nbs/21e_judge_plots.ipynb #038ecae0
 def _draw_sweep(ax, swept):
     "What each threshold of `swept` would keep, and how many good rows would be among them"
-    read = [each for each in swept if each["precision"] is not None]
-    scores = [each["threshold"] for each in read]
-    low, high = ([each[column] for each in read] for column in ("precision_low", "precision_high"))
-    thresholds, keep_rates = ([each[column] for each in swept] for column in ("threshold", "keep_rate"))
+    thresholds, keep_rates = _values(swept, "threshold"), _values(swept, "keep_rate")
     ax.plot(thresholds, keep_rates, "s--", color=COLORS["dropped"], label="kept, of all rows")
-    ax.plot(scores, [each["precision"] for each in read], "o-", color=COLORS["kept"], label="good, of those kept")
+    read = [each for each in swept if each["precision"] is not None]
+    scores, precision = _values(read, "threshold"), _values(read, "precision")
+    ax.plot(scores, precision, "o-", color=COLORS["kept"], label="good, of those kept")
+    low, high = _values(read, "precision_low"), _values(read, "precision_high")
     ax.fill_between(scores, low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
 
+# %% ../nbs/21e_judge_plots.ipynb #4ded6b71
 def _few_thresholds(swept):
     "At most nine of the thresholds, the lowest among them"
     step = ceil(len(swept) / 9)
-    return [each["threshold"] for each in swept[::step]]
+    return _values(swept[::step], "threshold")
 
-# %% ../nbs/21e_judge_plots.ipynb #e3dd0cf2
+# %% ../nbs/21e_judge_plots.ipynb #55c57c94
 def plot_sweep(
     calibration # of scores, as from `judge.calibrate`
 ): # a matplotlib Figure
     "For each threshold, the share of rows that would be kept, and the share of good ones among them; in all rows, and in the first two languages"
     if not calibration.sweep: return empty_figure("Thresholds", "there are no scores to cut")
-    panels = [(code, swept) for code, swept in calibration.sweep.items() if swept][:3]
+    swept_languages = [each for each in calibration.sweep.items() if each[1]]
+    panels = swept_languages[:3]
     figure, axes = new_figure(height=3.2, panels=len(panels), sharey=True, squeeze=False)
     first = axes[0][0]
     for ax, (code, swept) in zip(axes[0], panels):
         _draw_sweep(ax, swept)
         dress_axes(ax, x="kept from this score", y="share of rows" if ax is first else "", grid="y")
         ax.set(title=find_language(code).name if code else "all rows")
-        ticks = _few_thresholds(swept)
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        _half_axis(ax, 0)
+        write_ticks(ax.xaxis, _few_thresholds(swept))
+        _left_share_axis(ax, 0)
     set_title(figure, f"Thresholds over {len(calibration.rows):,} rows")
     legend_below(figure, first)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #206a4c23
-def _has_ratings(row): return None not in (row.get("scores") or row.get("judge_scores") or [None])
+# %% ../nbs/21e_judge_plots.ipynb #f75fac6f
+def _has_ratings(row):
+    "Whether the judge rated each of the answers of `row`"
+    scores = row.get("scores") or row.get("judge_scores") or [None]
+    return None not in scores
 
+# %% ../nbs/21e_judge_plots.ipynb #95f5745f
 def plot_models(
     rows: list,   # judged by `aya_preferences`
     language: str # of the answers: a code or a name
 ): # a matplotlib Figure
     "The mean rating of each author's answers"
     authors = compare_models(rows, language) if any(map(_has_ratings, rows)) else []
-    if not authors: return empty_figure("Ratings by author", "no judge was asked" if rows else "no rows")
+    if not authors: return empty_figure("Ratings by author", "no judge was asked", rows)
 
     lines = []
     for author in authors:
         rating = author["rating"]
-        name = f"{label(author['model'], 40)} ({author['answers']:,})"
+        name = with_count(label(author["model"], 40), author["answers"])
         lines.append((name, rating["value"], rating["low"], rating["high"]))
     figure, ax = new_figure(height=1.2 + 0.5 * len(lines))
     draw_intervals(ax, lines)

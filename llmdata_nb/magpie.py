@@ -12,7 +12,7 @@ import asyncio, random, re
 from dataclasses import dataclass, field
 from itertools import count
 from .agreement import share
-from .checks import detect_language, generation_problem, language_problem
+from .checks import check_rule_names, detect_language, generation_problem, language_problem
 from .dedup import Seen, jaccard, normalise, shingles
 from .generation import (RAW_ENDPOINTS, answer_message, assistant_voice, check_raw, endpoint_of,
                                    instruction_problem, once, respond, sanitise)
@@ -193,7 +193,7 @@ def _sent(sampling, endpoint):
     if endpoint.name.startswith("http"): sent["skip_special_tokens"] = False
     return sent
 
-async def _user_turn(row, ask, language, text, sampling):
+async def _user_turn(row, ask, language, text, sampling, skip_checks=()):
     "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
     endpoint, seed = endpoint_of(ask, "generator"), _row_seed(row, ask)
     reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **_sent(sampling, endpoint))
@@ -203,7 +203,8 @@ async def _user_turn(row, ask, language, text, sampling):
     turn |= dict(logit_bias=len(sampling.get("logit_bias", ())), prompt_tokens=reply.usage["prompt_tokens"])
     row["user_turns"].append(turn)
     whole = not reply.text.rstrip().endswith(instruction)  # what was cut off came after the request
-    return instruction_problem(instruction, find_language(language).code, None if whole else reply.finish_reason)
+    finish_reason = None if whole else reply.finish_reason
+    return instruction_problem(instruction, find_language(language).code, finish_reason, skip_checks)
 
 # %% ../nbs/12_magpie.ipynb #489d9591
 def _check_first_texts(ask, turn):
@@ -251,6 +252,7 @@ def check_options(
     min_score: float = 0,
     min_margin: float = 0,
     near: float = 0.7,
+    skip_checks: tuple = (),
 ) -> None:
     "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
     if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
@@ -259,6 +261,7 @@ def check_options(
     check_score(min_score, (0, 5))
     check_number("min_margin", min_margin, 0, 4)
     check_number("near", near, 0.01, 1)
+    check_rule_names(skip_checks)
     if answers > 1 and n_turns > 1: raise ValueError(f"n_turns {n_turns} and answers {answers}: a preference pair has one turn")
     if min_margin and answers < 2: raise ValueError(f"min_margin {min_margin:g}: there is a margin only between several answers")
     levels = ("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)
@@ -279,13 +282,14 @@ async def instruct(
     near: float = 0.7,       # Jaccard similarity from which an instruction repeats an earlier one
     near_meaning: float = 0.95, # cosine similarity from which it does, where a model in the role `embedder` is given
     template: str = "",      # as in `templates.read_template`; else the endpoint is asked, and then the Hub
+    skip_checks: tuple = (), # names of checks that are left out, as `checks.rule_names` lists them
 ) -> dict:
     "Let a model write an instruction; dropped when it is none, not in the language, or like an earlier one"
     turns = _written(ask).turns
     ticket = turns.ticket()
     try:
         parts = read_steering(steering)
-        check_options(steering, categories, near=near)
+        check_options(steering, categories, near=near, skip_checks=skip_checks)
         row["steering"] = steering
         row["category"] = choose_category(ask.seed, row["number"]) if categories else None
         system = await system_message(language, ask, row["category"]) if "system" in parts else None
@@ -294,7 +298,8 @@ async def instruct(
                                            temperature, top_p, max_tokens, bias)
 
         row["user_turns"] = []
-        problem = await _user_turn(row, ask, language, prefix(chat_template, language, steering, system), sampling)
+        opening = prefix(chat_template, language, steering, system)
+        problem = await _user_turn(row, ask, language, opening, sampling, skip_checks)
         text = row["user_turns"][0]["instruction"]
         if not problem and system and _copies_system(text, system): problem = "copies the system message"
         row["in_language"] = bool(text) and not language_problem(text, find_language(language).code)
@@ -310,31 +315,31 @@ async def instruct(
     return row
 
 # %% ../nbs/12_magpie.ipynb #d90efd8c
-async def _checked_answer(messages, ask, language, **sampling):
+async def _checked_answer(messages, ask, language, skip_checks=(), **sampling):
     "An answer, and what is wrong with it or None"
     text, finish_reason = await respond(messages, ask, language, **sampling)
-    return text, generation_problem(text, find_language(language).code, finish_reason)
+    return text, generation_problem(text, find_language(language).code, finish_reason, without=skip_checks)
 
 # %% ../nbs/12_magpie.ipynb #7248da34
-async def _next_turn(row, ask, language, text, sampling, near, answer_sampling):
+async def _next_turn(row, ask, language, text, sampling, near, answering):
     "The answer to a further turn of the user, which is added to `user_turns`, and what is wrong with either"
-    problem = await _user_turn(row, ask, language, text, sampling)
+    problem = await _user_turn(row, ask, language, text, sampling, answering.get("skip_checks", ()))
     if problem: return None, f"instruction: {problem}"
     request = row["user_turns"][-1]["instruction"]
     asked = [m["content"] for m in row["messages"] if m["role"] == "user"]
     if any(jaccard(earlier, request) >= near for earlier in asked): return None, "instruction: asked before"
     messages = [*row["messages"], {"role": "user", "content": request}]
-    answer, problem = await _checked_answer(messages, ask, language, **answer_sampling)
+    answer, problem = await _checked_answer(messages, ask, language, **answering)
     return answer, problem and f"response: {problem}"
 
 # %% ../nbs/12_magpie.ipynb #0af58aa2
-async def _more_turns(row, ask, language, template, system, n_turns, near, answer_sampling):
+async def _more_turns(row, ask, language, template, system, n_turns, near, answering):
     "Go on with the conversation up to `n_turns` user turns, or up to a fault, which `ended` tells"
     first = row["user_turns"][0]
     sampling = {name: first[name] for name in ("temperature", "top_p", "max_tokens", "stop")}
     for n in range(2, n_turns + 1):
         text = prefix(template, language, row["steering"], system, row["messages"])
-        try: answer, problem = await _next_turn(row, ask, language, text, sampling, near, answer_sampling)
+        try: answer, problem = await _next_turn(row, ask, language, text, sampling, near, answering)
         except CallFailed as e:
             if e.kind != "refused": raise
             problem = str(e)  # most likely the conversation has grown too long for the model
@@ -359,9 +364,9 @@ async def _drop_unsafe(row, ask, messages):
     if not row["safety"]["safe"]: drop(f"unsafe ({', '.join(row['safety']['hazards'])})")
 
 # %% ../nbs/12_magpie.ipynb #7b14f740
-async def _several_answers(row, ask, language, answers, sampling, min_length):
+async def _several_answers(row, ask, language, answers, answering, min_length):
     "Ask for so many `answers`; those without a fault, and long enough, become the `responses`"
-    calls = (_checked_answer(row["messages"], ask, language, sample=i, **sampling) for i in range(answers))
+    calls = (_checked_answer(row["messages"], ask, language, sample=i, **answering) for i in range(answers))
     written = await together(calls)
     row["responses"] = [text for text, problem in written if not problem and len(text) >= min_length]
     row["models"] = [row["response_from"]["model"]] * len(row["responses"])
@@ -370,9 +375,9 @@ async def _several_answers(row, ask, language, answers, sampling, min_length):
         answer = {"role": "assistant", "content": text}
         await _drop_unsafe(row, ask, [*row["messages"], answer])
 
-async def _one_answer(row, ask, language, sampling, min_length):
+async def _one_answer(row, ask, language, answering, min_length):
     "Add an answer to the `messages`; the row is dropped when it has a fault or is too short"
-    answer, problem = await _checked_answer(row["messages"], ask, language, **sampling)
+    answer, problem = await _checked_answer(row["messages"], ask, language, **answering)
     row["messages"] += [{"role": "assistant", "content": answer}]
     if problem: drop(f"response: {problem}")
     if len(answer) < min_length: drop(f"response: too short ({len(answer)} characters, kept from {min_length})")
@@ -401,11 +406,13 @@ async def magpie(
     min_score: float = 0,    # the least score that is kept, 1 to 5; 0, as in the paper: no judge is asked
     min_margin: float = 0,   # of a preference pair, 0 to 4
     english_rubrics: bool = False, # judge by English rubrics; else by ones in the language, where it has a pack
+    skip_checks: tuple = (), # of requests and answers, as in `instruct`
 ) -> dict:
     "Let a model write a request and answer it"
-    check_options(steering, categories, n_turns, answers, min_quality, min_difficulty, min_score, min_margin, near)
+    check_options(steering, categories, n_turns, answers, min_quality, min_difficulty,
+                  min_score, min_margin, near, skip_checks)
     row = await instruct(row, ask, language, steering, temperature, top_p, max_tokens, categories,
-                         near=near, template=template)
+                         near=near, template=template, skip_checks=skip_checks)
     request = row["messages"][0]["content"]
     if tags or min_quality or min_difficulty: await _keep_by_tags(row, ask, request, min_quality, min_difficulty)
 
@@ -413,17 +420,18 @@ async def magpie(
     sampling = dict(temperature=response_temperature, max_tokens=response_max_tokens)
     model, system = endpoint_of(ask, "responder").name, answer_message(language)
     row["response_from"] = dict(model=model, system=system, seed=ask.seed, **sampling)
+    answering = sampling | {"skip_checks": skip_checks}
     row["detected_language"], row["detected_confidence"] = detect_language(request)
     if answers > 1:
-        await _several_answers(row, ask, language, answers, sampling, min_length)
+        await _several_answers(row, ask, language, answers, answering, min_length)
         limits = dict(min_score=max(min_score, 1), min_margin=min_margin)
         return await rerank_preferences(row, ask, language, english_rubrics=english_rubrics, **limits)
 
-    answer = await _one_answer(row, ask, language, sampling, min_length)
+    answer = await _one_answer(row, ask, language, answering, min_length)
     if n_turns > 1:
         system = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
         chat_template = await _fitting_template(ask, template)
-        await _more_turns(row, ask, language, chat_template, system, n_turns, near, sampling)
+        await _more_turns(row, ask, language, chat_template, system, n_turns, near, answering)
     await _drop_unsafe(row, ask, row["messages"])
     if min_score:
         response_rubric = rubric("response", language, english_rubrics)
@@ -474,8 +482,8 @@ def compare_steering(
     **options,             # as for `run` and `instruct`
 ) -> list:                 # a dict for each language and steering, the best steering of a language first
     "Instructions only, made side by side in several ways: the share in the right language, the share kept, and what a kept one takes"
-    categories, near = options.get("categories", False), options.get("near", 0.7)
-    for steering in steerings: check_options(steering, categories, near=near)
+    checked = {name: options[name] for name in ("categories", "near", "skip_checks") if name in options}
+    for steering in steerings: check_options(steering, **checked)
     lines = []
     for language in languages:
         own = [_steering_line(model, language, steering, rows, options) for steering in steerings]

@@ -13,7 +13,7 @@ __all__ = ['ENDS_ALWAYS', 'ENDS_SOMETIMES', 'MORE_ENDS', 'ABBREVIATIONS', 'ANYWH
 import re
 from itertools import islice, pairwise
 from pathlib import Path
-from .checks import _ascii_digits, _density, _scripts_of, _share, _short, doubtful_language, main_script, prose, repetition, switches_language, wrong_language, wrong_script, DENSITY, PROTECTED
+from .checks import ascii_digits, script_density, scripts_of, script_share, shorten, doubtful_language, main_script, prose, repetition, switches_language, wrong_language, wrong_script, DENSITY, PROTECTED
 from .dedup import Seen
 from .languages import language as find_language, pack_words
 from .models import object_schema, read_json
@@ -156,7 +156,7 @@ def passages(
     most: int = 3000,  # as `least`; only a single sentence can be longer
 ):  # (start, end), in order and not overlapping; shorter than `least` only where nothing could be added
     "Where each passage of `text` starts and ends: whole paragraphs, or whole sentences of a long one"
-    density = _density(find_language(language).script)
+    density = script_density(find_language(language).script)
     least, most, start, end, n = least * density, most * density, None, None, 0
     for group, following in pairwise(_and_none(_paragraphs(text, language))):
         a, b = group[0][0], group[-1][1]
@@ -192,9 +192,9 @@ def broken_encoding(text: str, language: str) -> str | None:
     if found := _SUSPECT.search(text): return f"broken encoding ({found[0]})"
     runs = [] if text.isascii() else re.findall(r"[^\0-\x7f]+", text)
     doubled = [run for run in runs if _undone(run)]
-    if len(doubled) >= 3 and len(doubled) > len(runs) / 2: return f"broken encoding ({_short(doubled[0], 8)})"
+    if len(doubled) >= 3 and len(doubled) > len(runs) / 2: return f"broken encoding ({shorten(doubled[0], 8)})"
     asked = re.findall(r"[^\W\d_]+\?[^\W\d_]+", prose(text)) if "?" in text else []
-    if len([a for a in asked if a.split("?")[1][0].islower()]) >= 2: return f"broken encoding ({_short(asked[0])})"
+    if len([a for a in asked if a.split("?")[1][0].islower()]) >= 2: return f"broken encoding ({shorten(asked[0])})"
 
 # %% ../nbs/09_passages.ipynb #69c99753
 _STRAY = re.compile(r"\|(?![|\s\d]|\Z)|[~^\\{}<>=¬¦■□●◦§¤¢¥¶†‡•#*+]")
@@ -206,15 +206,15 @@ def scan_noise(text: str, language: str) -> str | None:
     if len(stray) >= 5 and len(stray) > 0.015 * len(text): return f"scan noise ({len(stray)} stray symbols)"
     if main_script(text) not in ("Latn", "Cyrl", "Grek"): return None
     broken, words = _BROKEN_WORD.findall(prose(text)), text.split()
-    if len(broken) >= 3 and len(broken) > 0.03 * len(words): return f"scan noise ({_short(broken[0])})"
-    if spaced := re.search(r"(?<!\w)(?:[^\W\d_] ){6,}", text): return f"scan noise ({_short(spaced[0])})"
+    if len(broken) >= 3 and len(broken) > 0.03 * len(words): return f"scan noise ({shorten(broken[0])})"
+    if spaced := re.search(r"(?<!\w)(?:[^\W\d_] ){6,}", text): return f"scan noise ({shorten(spaced[0])})"
 
 # %% ../nbs/09_passages.ipynb #9dd525f6
 _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})[-‐¬\u00ad][ \t]{0,9}[\r\n]\s{0,9}(?P<rest>[^\W\d_]+)")
 
 def hyphenated(text: str, language: str) -> str | None:
     "Show a word that was cut at the end of its line"
-    if cut := next((m for m in _HYPHEN.finditer(text) if m["rest"][0].islower()), None): return f"hyphenated line end ({_short(text[max(0, cut.start() - 12):cut.end()])})"
+    if cut := next((m for m in _HYPHEN.finditer(text) if m["rest"][0].islower()), None): return f"hyphenated line end ({shorten(text[max(0, cut.start() - 12):cut.end()])})"
 
 # %% ../nbs/09_passages.ipynb #4d4bd106
 _MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|'''|==[^=\n]{1,100}==|</?[a-zA-Z][^<>\n]{0,200}>|&(?:[a-z]{2,6}|#\d{2,5});|\\[a-z]{4,}|!\[|^#{1,6} |\{\||\|\}", re.M)
@@ -227,7 +227,7 @@ def _is_code(line):
 
 def markup(text: str, language: str) -> str | None:
     "Show a tag, template or wiki mark that an extraction left in `text`"
-    if found := _MARKUP.search(text): return f"markup ({_short(found[0])})"
+    if found := _MARKUP.search(text): return f"markup ({shorten(found[0])})"
 
 def code(text: str, language: str) -> str | None:
     "Say so when `text` has a fenced block, or two and more lines that are code, a fifth of all"
@@ -271,14 +271,14 @@ def short_lines(text: str, language: str) -> str | None:
 def header_or_footer(text: str, language: str) -> str | None:
     "Show a page number on a line of its own, or words that only headers and footers have"
     if page := next((line for line in map(str.strip, _lines(text)) if len(line) < 20 and _PAGE.fullmatch(line)), None): return f"header or footer ({page})"
-    if found := _FOOTER.search(text): return f"header or footer ({_short(found[0])})"
+    if found := _FOOTER.search(text): return f"header or footer ({shorten(found[0])})"
 
 # %% ../nbs/09_passages.ipynb #74a99854
 _MISSING = re.compile(r"\(\s*[,;:、]?\s*\)|（\s*[,，;、：]?\s*）|\[\s*\]|「\s*」|[(（]\s*[,;、，]|[,、，]\s*[,、，](?!\d)|«\s*»|“\s*”|[\u3040-\u9fff] {2,}[\u3040-\u9fff]|\w {2,}[,.](?!\.)")
 
 def missing_words(text: str, language: str) -> str | None:
     "Show empty brackets, doubled commas or a gap"
-    if found := _MISSING.search(text): return f"words missing ({_short(text[max(0, found.start() - 15):found.end()])})"
+    if found := _MISSING.search(text): return f"words missing ({shorten(text[max(0, found.start() - 15):found.end()])})"
 
 # %% ../nbs/09_passages.ipynb #03ba1735
 _PAIRS = ["()", "（）", "「」", "『』", "[]", "«»", "“”"]
@@ -288,9 +288,9 @@ _NO_MARKS = {"Thai", "Laoo"}  # scripts whose sentences end with a space
 def cut_off(text: str, language: str) -> str | None:
     "Say so when `text` starts or ends in the middle of a sentence or of a quotation"
     first = _first(text)
-    if first.islower() or first in ",;:.…、，。)」』）" or _PARTICLE.match(text) and find_language(language).code == "ja": return f"starts in the middle ({_short(text, 20)})"
+    if first.islower() or first in ",;:.…、，。)」』）" or _PARTICLE.match(text) and find_language(language).code == "ja": return f"starts in the middle ({shorten(text, 20)})"
     end = _END.search(text.rstrip())
-    if main_script(text) not in _NO_MARKS and (not end or end[0][0] in ";:" and not (find_language(language).code in MORE_ENDS)): return f"ends in the middle ({_short(text[-20:])})"
+    if main_script(text) not in _NO_MARKS and (not end or end[0][0] in ";:" and not (find_language(language).code in MORE_ENDS)): return f"ends in the middle ({shorten(text[-20:])})"
     for a, b in _PAIRS[:6 if "„" in text else None]:
         if text.count(a) > text.count(b) and text.rfind(a) > text.rfind(b): return f"not closed ({a})"
         if text.count(a) < text.count(b) and text.find(b) < (text + a).find(a) and b not in "»)]": return f"not opened ({b})"
@@ -307,7 +307,7 @@ _YEAR = re.compile(r"(?<![\d.,-])(?:1[0-9]{3}|20[0-9]{2})(?![\d,]|\.\d)")
 
 def year_dense(text: str, language: str) -> str | None:
     "Say so when `text` has three years or more, and more than one for 30 words"
-    years, words = len(_YEAR.findall(_ascii_digits(text))), english_length(text) / 6
+    years, words = len(_YEAR.findall(ascii_digits(text))), english_length(text) / 6
     if years >= 3 and years > words / 30: return f"year-dense ({years} in {words:.0f} words)"
 
 _QUOTATION = re.compile(r"""  "[^"]{1,2000}" | “[^”]{1,2000}” | „[^“”]{1,2000}[“”] | «[^»]{1,2000}» | »[^«]{1,2000}« | 「[^」]{1,2000}」 | 『[^』]{1,2000}』 | ''[^']{1,2000}''  """, re.X)
@@ -331,13 +331,13 @@ def archaic(text: str, language: str) -> str | None:
     "Show an old spelling when `text` has two or more, one for 60 words; only for the languages in `ARCHAIC`"
     pattern = ARCHAIC.get(find_language(language).code)
     found = pattern.findall(text) if pattern else []
-    if len(found) >= 2 and len(found) > english_length(text) / 6 / 60: return f"archaic ({_short(', '.join(found[:3]))})"
+    if len(found) >= 2 and len(found) > english_length(text) / 6 / 60: return f"archaic ({shorten(', '.join(found[:3]))})"
 
 # %% ../nbs/09_passages.ipynb #cbef1148
 def foreign(text: str, language: str) -> str | None:
     "What `wrong_language`, `wrong_script` (from a tenth of the letters on) or `doubtful_language` says, the first of them"
-    own = _scripts_of(find_language(language).code)
-    script = wrong_script(text, language) if _share(text, own) < 0.9 else None
+    own = scripts_of(find_language(language).code)
+    script = wrong_script(text, language) if script_share(text, own) < 0.9 else None
     return wrong_language(text, language) or script or doubtful_language(text, language)
 
 PASSAGE_RULES = [broken_encoding, markup, code, table, mostly_list, mostly_links, short_lines, header_or_footer, hyphenated, scan_noise, missing_words, cut_off, few_sentences,
@@ -398,7 +398,7 @@ def select(
     near: float | None = 0.7,  # Jaccard similarity from which a passage repeats an earlier one; None to keep repeats
 ):  # rows with `id`, `response`, `document`, `start`, `end` and the document's other columns; one by one
     "A row for each passage of `rows`; one that is refused has the reason in `dropped`, and rows that arrive dropped or failed pass through"
-    density, seen = _density(find_language(language).script), Seen(near) if near else None
+    density, seen = script_density(find_language(language).script), Seen(near) if near else None
     for row in rows:
         if row.get("dropped") or row.get("failed"):
             yield row
@@ -442,7 +442,7 @@ async def choose_passage(
     rules: list = PASSAGE_RULES,  # as in `passage_problem`
 ) -> None:  # `response`, `start`, `end` are added to the row
     "Let a model choose the passage of `row` that can stand as an answer; drops the row when there is none, or when `rules` object to it"
-    text, density = row["text"], _density(find_language(language).script)
+    text, density = row["text"], script_density(find_language(language).script)
     spans = [(a, b) for a, b in islice(sentences(text[:int(SHOWN * density)], language), 500) if text[a:b].strip()]
     if not spans: drop("passage: no passage")
     numbered = "\n".join(f"[{n}] {' '.join(text[a:b].split())}" for n, (a, b) in enumerate(spans, 1))

@@ -33,22 +33,25 @@ def preference_of(
 # %% ../nbs/19a_people.ipynb #b5549c60
 def _mean_rating(annotations, answer):
     "The mean of the ratings that people gave to one answer; None where nobody did"
-    ratings = [a["ratings"][answer] for a in annotations if a["ratings"][answer] is not None]
+    ratings = [a["ratings"][answer] for a in annotations]
+    ratings = [rating for rating in ratings if rating is not None]
     return round(mean(ratings), 6) if ratings else None
 
+# %% ../nbs/19a_people.ipynb #1c054b66
 def _standings(votes, ties, means):
     "What each answer has for it: its votes, then its mean rating; nothing where most say that the answers are as good"
     if ties > max(votes): return [(0, 0)] * len(votes)
     if ties == max(votes): votes = [0] * len(votes)
     return list(zip(votes, means))
 
+# %% ../nbs/19a_people.ipynb #e9094512
 def _best_and_worst(standings):
     "The indices of the best and of the worst answers; all of them where all are equal"
-    everyone = range(len(standings))
-    best = [i for i in everyone if standings[i] == max(standings)]
-    by_rating = [standing[::-1] for standing in standings]  # the worst has the lowest rating, and of these the fewest votes
+    everyone, highest = range(len(standings)), max(standings)
+    best = [i for i in everyone if standings[i] == highest]
     others = [i for i in everyone if i not in best]
-    if not others: return best, list(everyone)
+    if not others: return best, best
+    by_rating = [standing[::-1] for standing in standings]  # the worst has the lowest rating; of these, the fewest votes
     lowest = min(by_rating[i] for i in others)
     return best, [i for i in others if by_rating[i] == lowest]
 
@@ -60,7 +63,8 @@ def opinion(
     "What several people say of the answers together"
     ratings = [_mean_rating(annotations, i) for i in range(n)]
     wishes = [preference_of(a) for a in annotations]
-    votes, ties = [wishes.count(i) for i in range(n)], wishes.count("tie")
+    votes = [wishes.count(i) for i in range(n)]
+    ties = wishes.count("tie")
     means = [0] * n if None in ratings else ratings
     best, worst = _best_and_worst(_standings(votes, ties, means))
 
@@ -73,10 +77,12 @@ def opinion(
 def _is_opinion(annotation):
     "The annotation says something of the answers"
     if annotation["skipped"] or annotation["flag"]: return False
-    return bool(annotation["improved"]) or annotation["preference"] is not None or any(annotation["ratings"])
+    if annotation["improved"] or annotation["preference"] is not None: return True
+    return any(annotation["ratings"])
 
 def _opinions_in(annotations): return [a for a in annotations if _is_opinion(a)]
 
+# %% ../nbs/19a_people.ipynb #4d286667
 def fitting(
     rows: list,        # as `answers_to_show` reads them
     annotations: list, # as from `read_annotations`
@@ -86,7 +92,8 @@ def fitting(
     fit, unfit = {}, []
     for annotation in annotations:
         row_id = annotation["id"]
-        if hashes.get(row_id) == annotation["answers"]: fit.setdefault(row_id, []).append(annotation)
+        fits = hashes.get(row_id) == annotation["answers"]
+        if fits: fit.setdefault(row_id, []).append(annotation)
         else: unfit.append(annotation)
     return fit, unfit
 
@@ -98,33 +105,45 @@ _DECIDED_ANEW = {*_OF_JUDGE, *_OF_SIDES, "messages", "prompt", "chosen", "reject
 def _undecided_columns(row):
     "What a pair keeps of `row` whoever decides it; the texts of a raw pair stay as the original ones"
     kept = {name: value for name, value in row.items() if name not in _DECIDED_ANEW}
-    if isinstance(row.get("chosen"), str): kept |= {"original_chosen": row["chosen"], "original_rejected": row["rejected"]}
-    return kept
+    if not isinstance(row.get("chosen"), str): return kept
+    return kept | {"original_chosen": row["chosen"], "original_rejected": row["rejected"]}
 
+# %% ../nbs/19a_people.ipynb #ec677b90
 def _side_columns(shown, side, i, scores):
     "The answer of one side of the pair, with its score and its model"
-    message = {"role": "assistant", "content": shown["answers"][i]}
-    return {side: [message], f"{side}_score": scores[i], f"{side}_model": shown["models"][i]}
+    answer, model = shown["answers"][i], shown["models"][i]
+    message = {"role": "assistant", "content": answer}
+    return {side: [message], f"{side}_score": scores[i], f"{side}_model": model}
 
+# %% ../nbs/19a_people.ipynb #415d09bc
 def _people_columns(people, scores):
     "Who decided, and what they said"
+    names = [a["annotator"] for a in people]
     rationales = [a["rationale"] for a in people if a["rationale"]]
-    return dict(people=[a["annotator"] for a in people], people_ratings=scores if people else None, people_rationales=rationales)
+    return dict(people=names, people_ratings=scores if people else None, people_rationales=rationales)
 
+# %% ../nbs/19a_people.ipynb #4bb95797
 def _judge_columns(row, shown):
     "What the judge said of the row"
     judged = {f"judge_{name}": row.get(name) for name in _OF_JUDGE}
     return judged | {"judge_scores": shown["scores"] if judge_scores(shown) else None}
 
 # %% ../nbs/19a_people.ipynb #4652004a
+def _margin_of(high, low):
+    "How far two scores are apart; None where one is missing"
+    if high is None or low is None: return None
+    return round(high - low, 6)
+
+# %% ../nbs/19a_people.ipynb #b72f9f20
 def _decided_pair(row, shown, chosen, rejected, scores, decided_by, people=(), margin=None):
     "The row as a pair of two of its answers, given by index, with the `scores` of whoever decided"
     answers = shown["answers"]
     if answers[chosen].strip() == answers[rejected].strip(): drop("the answers are the same")
-    pair = _undecided_columns(row) | dict(id=shown["id"], prompt=shown["prompt"], responses=answers, models=shown["models"])
-    pair |= _side_columns(shown, "chosen", chosen, scores) | _side_columns(shown, "rejected", rejected, scores)
-    high, low = scores[chosen], scores[rejected]
-    if margin is None and high is not None and low is not None: margin = round(high - low, 6)
+    pair = _undecided_columns(row)
+    pair |= dict(id=shown["id"], prompt=shown["prompt"], responses=answers, models=shown["models"])
+    pair |= _side_columns(shown, "chosen", chosen, scores)
+    pair |= _side_columns(shown, "rejected", rejected, scores)
+    if margin is None: margin = _margin_of(scores[chosen], scores[rejected])
     pair |= dict(margin=margin, decided_by=decided_by)
     return pair | _people_columns(people, scores) | _judge_columns(row, shown)
 
@@ -132,10 +151,12 @@ def _decided_pair(row, shown, chosen, rejected, scores, decided_by, people=(), m
 def _shortest(answers, indices): return min(indices, key=lambda i: len(answers[i]))
 def _longest(answers, indices): return max(indices, key=lambda i: len(answers[i]))
 
+# %% ../nbs/19a_people.ipynb #6cfedd04
 def _pair_by_votes(row, shown, people, tie):
     "The pair that most people prefer, or that their ratings make"
-    answers, said = shown["answers"], opinion(people, len(shown["answers"]))
+    answers = shown["answers"]
     if len(answers) < 2: drop("one answer, and no improved one")
+    said = opinion(people, len(answers))
     best, worst = _shortest(answers, said["best"]), _longest(answers, said["worst"])
     if len(said["best"]) == len(answers):
         same_length = len(answers[best]) == len(answers[worst])
@@ -155,15 +176,18 @@ def _improvement_in(people, answers):
         if improved and improved.strip() not in texts: return annotation
     return None
 
+# %% ../nbs/19a_people.ipynb #bb50cebe
 def _pair_by_people(row, shown, people, tie):
     "The pair that people's opinions make: an improved answer first, then the votes"
     answers = shown["answers"]
     improvement = _improvement_in(people, answers)
     if improvement is None: return _pair_by_votes(row, shown, people, tie)
-    said, worst = opinion(people, len(answers)), improvement["improved_of"]
+    said = opinion(people, len(answers))
+    best, worst = len(answers), improvement["improved_of"]
     if worst is None: worst = _longest(answers, said["worst"])
-    shown = shown | dict(answers=[*answers, improvement["improved"]], models=[*shown["models"], "human"])
-    return _decided_pair(row, shown, len(answers), worst, [*said["ratings"], None], "people", people)
+    models = [*shown["models"], "human"]
+    shown = shown | dict(answers=[*answers, improvement["improved"]], models=models)
+    return _decided_pair(row, shown, best, worst, [*said["ratings"], None], "people", people)
 
 # %% ../nbs/19a_people.ipynb #4a0ecffa
 def _pair_by_judge(row, shown, tie):
@@ -171,8 +195,10 @@ def _pair_by_judge(row, shown, tie):
     answers, scores = shown["answers"], shown["scores"]
     was_decided = isinstance(row.get("chosen"), list) and row.get("outcome") not in (None, "tie")
     if was_decided:  # by the recipe, which may have had no judge
-        best, worst = answers.index(answer_text(row["chosen"])), answers.index(answer_text(row["rejected"]))
-        return _decided_pair(row, shown, best, worst, scores, "judge" if judge_scores(shown) else "recipe")
+        best = answers.index(answer_text(row["chosen"]))
+        worst = answers.index(answer_text(row["rejected"]))
+        decided_by = "judge" if judge_scores(shown) else "recipe"
+        return _decided_pair(row, shown, best, worst, scores, decided_by)
     comparison = judge_comparison(row, shown)
     if comparison is None: drop("no person and no judge has decided")
     if len(answers) < 2: drop("one answer, and no improved one")
@@ -198,8 +224,10 @@ def _pair_of(row, fit, tie, judge):
 def _warn_of(unfit, total):
     "Warn of annotations that are not used"
     ids = list(dict.fromkeys(str(a["id"]) for a in unfit))
-    warnings.warn(f"{len(unfit)} of {total} annotations are of other rows or texts and are not used: {', '.join(ids[:5])}", stacklevel=3)
+    some = ", ".join(ids[:5])
+    warnings.warn(f"{len(unfit)} of {total} annotations are of other rows or texts and are not used: {some}", stacklevel=3)
 
+# %% ../nbs/19a_people.ipynb #1445a438
 def resolve(
     rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
     annotations: list, # as from `read_annotations`
@@ -251,43 +279,57 @@ def _alpha_of_ratings(rows):
 
 def _alpha_of_preferences(rows): return krippendorff(rows, "nominal")
 
-def _quadratic_kappa(pairs): return kappa(*zip(*pairs), weights="quadratic") if pairs else None
+def _quadratic_kappa(pairs):
+    "Kappa of pairs of ratings"
+    return kappa(*zip(*pairs), weights="quadratic") if pairs else None
 
 # %% ../nbs/19a_people.ipynb #409ed2a6
 def _opinions_by_row(annotations):
     "The opinions in `annotations`, by the row and the texts that they are of"
     by_row = {}
-    for a in _opinions_in(annotations): by_row.setdefault((a["id"], a["answers"]), []).append(a)
+    for annotation in _opinions_in(annotations):
+        key = annotation["id"], annotation["answers"]
+        by_row.setdefault(key, []).append(annotation)
     return by_row
 
+def _by_answer(row):
+    "What several people gave to each answer of a row"
+    ratings = [annotation["ratings"] for annotation in row]
+    return list(zip(*ratings))
+
+# %% ../nbs/19a_people.ipynb #5621dbde
 def _figures_of_all(rows):
     "How far all people agree; a row holds the opinions of several"
-    ratings = [list(zip(*(a["ratings"] for a in row))) for row in rows]
-    preferences = [[preference_of(a) for a in row] for row in rows]
+    ratings = [_by_answer(row) for row in rows]
+    preferences = [list(map(preference_of, row)) for row in rows]
     return [_figure_of("ratings: Krippendorff's alpha (ordinal)", _alpha_of_ratings, ratings),
             _figure_of("preferences: Krippendorff's alpha (nominal)", _alpha_of_preferences, preferences)]
 
+# %% ../nbs/19a_people.ipynb #a35c50ff
 def _shared_rows(rows, one, other):
     "What two people said of the rows that both have an opinion on"
     shared = []
     for row in rows:
-        first = {}
-        for annotation in row: first.setdefault(annotation["annotator"], annotation)
-        if one in first and other in first: shared.append((first[one], first[other]))
+        by_name = {annotation["annotator"]: annotation for annotation in reversed(row)}  # the first of each counts
+        if one in by_name and other in by_name: shared.append((by_name[one], by_name[other]))
     return shared
 
+# %% ../nbs/19a_people.ipynb #1e00483b
 def _figures_of_two(rows, one, other):
     "How far two people agree"
     shared = _shared_rows(rows, one, other)
-    ratings = [pair for a, b in shared for pair in zip(a["ratings"], b["ratings"]) if None not in pair]
-    preferences = [preference_of(a) for a, _ in shared], [preference_of(b) for _, b in shared]
+    ratings = []
+    for a, b in shared: ratings += zip(a["ratings"], b["ratings"])
+    ratings = [pair for pair in ratings if None not in pair]
+    of_one = [preference_of(a) for a, _ in shared]
+    of_other = [preference_of(b) for _, b in shared]
     names = f"{one} and {other}"
     return [_figure_of(f"ratings of {names}: quadratic kappa", _quadratic_kappa, ratings),
-            _figure_of(f"preferences of {names}: kappa", kappa, *preferences)]
+            _figure_of(f"preferences of {names}: kappa", kappa, of_one, of_other)]
 
 # %% ../nbs/19a_people.ipynb #f2a55260
 def _same_as_judge(rows, by_row, seen):
-    "Of each row with both opinions, whether people prefer what the judge prefers; `seen` says whether they had seen its rating"
+    "Of each row with both opinions, whether people prefer what the judge prefers; `seen`: those who had seen its rating"
     hits = []
     for row, shown in shown_rows(rows):
         annotations = by_row.get((shown["id"], shown["hash"]), [])
@@ -295,16 +337,17 @@ def _same_as_judge(rows, by_row, seen):
         preferred = opinion(people, len(shown["answers"]))["preferred"]
         comparison = judge_comparison(row, shown)
         if comparison is None or preferred is None: continue
-        judge, *_ = comparison.preference() or ("tie",)
-        hits.append(preferred == judge)
+        best, _ = comparison.preference() or ("tie", None)
+        hits.append(preferred == best)
     return hits
 
+# %% ../nbs/19a_people.ipynb #5e383350
 def _figures_of_judge(rows, by_row):
     "How often people prefer what the judge prefers"
-    hits = _same_as_judge(rows, by_row, seen=False)
-    figures = [dict(figure="people prefer what the judge prefers") | share(sum(hits), len(hits))]
-    hits = _same_as_judge(rows, by_row, seen=True)
-    if hits: figures.append(dict(figure="the same, of those who had seen its rating") | share(sum(hits), len(hits)))
+    unbiased = _same_as_judge(rows, by_row, seen=False)
+    biased = _same_as_judge(rows, by_row, seen=True)
+    figures = [dict(figure="people prefer what the judge prefers") | share(sum(unbiased), len(unbiased))]
+    if biased: figures.append(dict(figure="the same, of those who had seen its rating") | share(sum(biased), len(biased)))
     return figures
 
 # %% ../nbs/19a_people.ipynb #e3a99672
@@ -318,8 +361,8 @@ def agreement_of(
         annotations = [a for of_row in fit.values() for a in of_row]
     by_row = _opinions_by_row(annotations)
     several = [opinions for opinions in by_row.values() if len(opinions) > 1]
-    figures = _figures_of_all(several)
     annotators = sorted({a["annotator"] for opinions in several for a in opinions})
+    figures = _figures_of_all(several)
     for one, other in combinations(annotators, 2): figures += _figures_of_two(several, one, other)
     if rows is not None: figures += _figures_of_judge(rows, by_row)
     return figures
@@ -338,6 +381,6 @@ def labelled_from(
         said = opinion(_opinions_in(unbiased), len(answers))
         human = said["preferred"] if len(answers) > 1 else said["ratings"][0]
         if human is None: continue
-        labelled.append(dict(id=shown["id"], messages=shown["prompt"], answers=answers, models=shown["models"],
-                             language=shown["language"], human=human))
+        row = dict(id=shown["id"], messages=shown["prompt"], answers=answers, models=shown["models"])
+        labelled.append(row | dict(language=shown["language"], human=human))
     return labelled

@@ -8,47 +8,85 @@ __all__ = ['watch', 'save_prompts', 'read_prompts', 'with_prompts', 'prompts_in'
 
 # %% ../nbs/23_playground.ipynb #e02437d9
 import asyncio, copy, difflib, inspect, json, re, threading, time, tomllib
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from html import escape
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 from .languages import Language, language as find_language, pack
 from .models import CallFailed, Ledger, row_ledger
 from .progress import in_notebook, money, visible
 from .recipes import RECIPES, import_from, recipe_record
-from .run import Dropped, run
+from .run import run
 from .show import widget_box
 
 # %% ../nbs/23_playground.ipynb #6abf6417
-def watch(
-    recipe,
-    asked,                        # called with each call when it begins; it is filled in until it ends
-    answered=lambda call: None,   # called with it when it has ended
-): # recipe with the same name and arguments
-    "The `recipe`, which tells of each of its calls: a dict of row (id), step, role, model, request, options, answer, parsed, error, done and the columns of the ledger"
-    async def watched(row, ask, **args): return await recipe(row, _Watched(ask, row["id"], asked, answered), **args)
-    watched.__name__, watched.__signature__ = getattr(recipe, "__name__", None) or recipe.func.__name__, inspect.signature(recipe)
-    return watched
+_SHOWN_OPTIONS = ("temperature", "max_tokens", "seed", "sample", "stop", "top_p")
 
+def _new_call(ask, row_id, kind, request, options):
+    "What is known of a call before it is made; `kind` is ask, complete or embed"
+    role = options.get("role", "embedder" if kind == "embed" else "default")
+    model = ask.endpoint(role)
+    shown = {name: value for name, value in options.items() if name in _SHOWN_OPTIONS and value not in (None, [])}
+    if shown.get("sample") == 0: del shown["sample"]
+    return dict(row=row_id, step=options.get("step", kind), role=role, model=model.name, options=shown,
+                request=copy.deepcopy(request), raw=kind == "complete",
+                answer="", unread=[], parsed=None, finish_reason=None, error=None, done=False)
+
+# %% ../nbs/23_playground.ipynb #b09d1d71
+def _note_answer(call, reply):
+    "Put what came back, a vector or a reply, into `call`"
+    if hasattr(reply, "text"): call.update(answer=reply.text, parsed=reply.parsed, finish_reason=reply.finish_reason)
+    else: call["answer"] = f"a vector of {len(reply)} numbers"
+
+# %% ../nbs/23_playground.ipynb #c144a6a1
+_COST_COLUMNS = ("calls", "replayed", "retries", "failed", "prompt_tokens", "completion_tokens", "seconds", "usd")
+
+@contextmanager
+def _own_ledger(call):
+    "Book what is asked in the block into a ledger of its own, for the cost of `call`, and then into the row's"
+    own, rows_ledger = Ledger(), row_ledger.get()
+    token = row_ledger.set(own)
+    try: yield
+    finally:
+        row_ledger.reset(token)
+        if rows_ledger is not None: rows_ledger.merge(own)
+        call.update({column: own.total(column) for column in _COST_COLUMNS}, done=True)
+
+# %% ../nbs/23_playground.ipynb #a07893f5
+def _noting_unread(parse, unread):
+    "A `parse` that also puts the answers that it cannot read into the list `unread`"
+    def noting(text):
+        try: return parse(text)
+        except ValueError:
+            unread.append(text)
+            raise
+    return noting
+
+# %% ../nbs/23_playground.ipynb #9ce4eb06
 class _Watched:
-    def __init__(self, ask, row, asked, answered): self._ask, self._row, self._asked, self._answered = ask, row, asked, answered
-    def __getattr__(self, name): return getattr(self._ask, name)
-    async def __call__(self, messages, **options): return await self._tell(self._ask, messages, options, "ask", "default")
-    async def complete(self, prompt, **options): return await self._tell(self._ask.complete, prompt, options, "complete", "default")
-    async def embed(self, text, **options): return await self._tell(self._ask.embed, text, options, "embed", "embedder")
+    "An `ask` that reports the calls of one row"
+    def __init__(self, ask, row_id, asked, answered):
+        self._ask, self._row_id = ask, row_id
+        self._asked, self._answered = asked, answered
 
-    async def _tell(self, do, request, options, step, role):
-        role, mine, above = options.get("role", role), Ledger(), row_ledger.get()
-        call = dict(row=self._row, step=options.get("step", step), role=role, model=self._ask.models.get(role, self._ask.models["default"]).name, request=copy.deepcopy(request), raw=step == "complete",
-                    options={k: v for k, v in options.items() if k in ("temperature", "max_tokens", "seed", "sample", "stop", "top_p") and v not in (None, []) and (k, v) != ("sample", 0)}, answer="", unread=[], parsed=None, finish_reason=None, error=None, done=False)
-        if parse := options.get("parse"): options = options | {"parse": lambda text: _try(parse, text, call["unread"])}
+    def __getattr__(self, name): return getattr(self._ask, name)
+    async def __call__(self, messages, **options): return await self._report_call("ask", messages, options)
+    async def complete(self, prompt, **options): return await self._report_call("complete", prompt, options)
+    async def embed(self, text, **options): return await self._report_call("embed", text, options)
+
+    async def _report_call(self, kind, request, options):
+        send = self._ask if kind == "ask" else getattr(self._ask, kind)
+        call = _new_call(self._ask, self._row_id, kind, request, options)
+        parse = options.get("parse")
+        if parse: options = options | {"parse": _noting_unread(parse, call["unread"])}
         self._asked(call)
-        token = row_ledger.set(mine)
         try:
-            reply = await do(request, **options)
-            if step == "embed": call["answer"] = f"a vector of {len(reply)} numbers"
-            else: call |= dict(answer=reply.text, parsed=reply.parsed, finish_reason=reply.finish_reason)
+            with _own_ledger(call): reply = await send(request, **options)
+            _note_answer(call, reply)
             return reply
         except CallFailed as e:
             call["error"] = str(e)
@@ -56,183 +94,319 @@ class _Watched:
         except asyncio.CancelledError:
             call["error"] = "stopped"
             raise
-        finally:
-            row_ledger.reset(token)
-            if above is not None: above.merge(mine)
-            call |= {k: mine.total(k) for k in ("calls", "replayed", "retries", "failed", "prompt_tokens", "completion_tokens", "seconds", "usd")} | {"done": True}
-            self._answered(call)
+        finally: self._answered(call)
 
-def _try(parse, text, unread):
-    try: return parse(text)
-    except ValueError:
-        unread.append(text)
-        raise
+# %% ../nbs/23_playground.ipynb #377e65c9
+def _recipe_name(recipe):
+    "Its name, or that of what a functools.partial holds"
+    return getattr(recipe, "__name__", None) or recipe.func.__name__
+
+def watch(
+    recipe: Callable,                        # an async function of a row and ask
+    asked: Callable,                         # called with each call when it begins; it is filled in until it ends
+    answered: Callable = lambda call: None,  # called with it when it has ended
+) -> Callable: # a recipe with the same name and arguments
+    "The `recipe`, which reports each of its calls: a dict of row (id), step, role, model, request, options, answer, parsed, error, done and the columns of the ledger"
+    async def watched(row, ask, **args): return await recipe(row, _Watched(ask, row["id"], asked, answered), **args)
+    watched.__name__, watched.__signature__ = _recipe_name(recipe), inspect.signature(recipe)
+    return watched
 
 # %% ../nbs/23_playground.ipynb #8b68651c
-def _flat(texts, before=""):
+def _flat_texts(texts, before=""):
     "The texts of a pack by their names, such as `response.task`"
-    return {name: text for k, v in texts.items() for name, text in (_flat(v, f"{before}{k}.").items() if isinstance(v, dict) else [(before + k, v)])}
+    flat = {}
+    for key, value in texts.items():
+        if isinstance(value, dict): flat |= _flat_texts(value, f"{before}{key}.")
+        else: flat[before + key] = value
+    return flat
 
-def _texts(target):
-    return _shared_prompts() | _flat(pack("en") | target.texts)
-
+# %% ../nbs/23_playground.ipynb #ac0e9a84
 def _shared_prompts():
     "The prompts that are the same for all languages, by their names"
     places = {name: place for record in RECIPES.values() for name, place in record.prompts.items()}
     return {name: import_from(place) for name, place in places.items()}
 
+# %% ../nbs/23_playground.ipynb #62b68777
+def _editable_texts(target):
+    "All texts that can be edited for the `Language`, by their names; English ones where its pack has none"
+    return _shared_prompts() | _flat_texts(pack("en") | target.texts)
+
+# %% ../nbs/23_playground.ipynb #94a51cb5
+def _check_name(texts, name, where):
+    if name in texts: return
+    near = difflib.get_close_matches(name, texts, 1)
+    raise ValueError(f"{where}: there is no {name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+# %% ../nbs/23_playground.ipynb #fde1e4fb
+def _check_kind(old, new, name, where):
+    "ValueError unless `new` is a text where `old` is one, or a list of texts; and nothing of it is empty"
+    texts = [new] if isinstance(old, str) else new
+    if type(new) is type(old) and new and all(isinstance(text, str) and text.strip() for text in texts): return
+    kind = "a text" if isinstance(old, str) else "a list of texts"
+    raise ValueError(f"{where}: {name} should be {kind}, none of them empty")
+
+# %% ../nbs/23_playground.ipynb #81848e7c
+def _check_prompt(texts, name, new, where):
+    "ValueError when `new` cannot stand in the place of the text with that `name`"
+    _check_name(texts, name, where)
+    old = texts[name]
+    _check_kind(old, new, name, where)
+    if name.endswith(".scale") and len(new) != len(old):
+        raise ValueError(f"{where}: {name} has {len(new)} lines, expected {len(old)}: one for each score")
+    filled_in = set(re.findall(r"\{\w+\}", str(old))) - {"{language}", "{name}"}
+    for place in sorted(filled_in):
+        if place not in str(new): raise ValueError(f"{where}: {name} should hold {place}, in whose place the recipe puts something")
+
+# %% ../nbs/23_playground.ipynb #01d6463e
+def _toml_line(text): return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+def _toml_value(text):
+    "A text, or a list of texts, as TOML"
+    if isinstance(text, str): return _toml_line(text)
+    return "[\n" + "".join(f"  {_toml_line(line)},\n" for line in text) + "]"
+
+# %% ../nbs/23_playground.ipynb #864333f1
 def save_prompts(
-    path, # a TOML file; written over
+    path: str | Path, # a TOML file; written over
     prompts: dict, # language code → name → text, or list of texts
 ) -> None:
     "Write edited prompts to a file that `with_prompts` reads"
-    def line(text): return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-    def value(text): return line(text) if isinstance(text, str) else "[\n" + "".join(f"  {line(t)},\n" for t in text) + "]"
-    parts = [f"[{code}]\n" + "".join(f"{name} = {value(text)}\n" for name, text in texts.items()) for code, texts in prompts.items() if texts]
+    parts = ["# Prompts edited in the playground, by language; see llmdata_nb.playground.with_prompts\n"]
+    for code, texts in prompts.items():
+        lines = [f"{name} = {_toml_value(text)}\n" for name, text in texts.items()]
+        if lines: parts.append(f"[{code}]\n" + "".join(lines))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(("# Prompts edited in the playground, by language; see llmdata_nb.playground.with_prompts\n\n" + "\n".join(parts)).encode("utf-8", "replace"))
+    Path(path).write_bytes("\n".join(parts).encode("utf-8", "replace"))
 
+# %% ../nbs/23_playground.ipynb #d6885f48
 def read_prompts(
-    path, # a TOML file
+    path: str | Path, # a TOML file
 ) -> dict: # language code → name → text, or list of texts
     "The edited prompts in a file; ValueError where it cannot be read, or holds what is no prompt"
-    try: found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    try: tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise ValueError(f"prompts {path}: {e}") from e
-    for code, texts in found.items():
-        if not isinstance(texts, dict): raise ValueError(f"prompts {path}: expected the code of a language in brackets, such as [it], before {code}")
-    prompts = {find_language(code).code: _flat(texts) for code, texts in found.items()}
+    for code, texts in tables.items():
+        if not isinstance(texts, dict):
+            raise ValueError(f"prompts {path}: expected the code of a language in brackets, such as [it], before {code}")
+    prompts = {find_language(code).code: _flat_texts(texts) for code, texts in tables.items()}
     for code, texts in prompts.items():
-        for name, text in texts.items(): _check(_texts(find_language(code)), name, text, f"prompts {path} [{code}]")
+        editable = _editable_texts(find_language(code))
+        for name, text in texts.items(): _check_prompt(editable, name, text, f"prompts {path} [{code}]")
     return prompts
 
-def _check(texts, name, text, where):
-    "ValueError when `text` cannot stand in the place of the text with that `name`"
-    if name not in texts: raise ValueError(f"{where}: there is no {name}" + (f"; did you mean {near[0]}?" if (near := difflib.get_close_matches(name, texts, 1)) else ""))
-    old, kind = texts[name], "a text" if isinstance(texts[name], str) else "a list of texts"
-    if type(text) is not type(old) or not text or not all(isinstance(t, str) and t.strip() for t in ([text] if isinstance(old, str) else text)): raise ValueError(f"{where}: {name} should be {kind}, none of them empty")
-    if name.endswith(".scale") and len(text) != len(old): raise ValueError(f"{where}: {name} has {len(text)} lines, expected {len(old)}: one for each score")
-    for place in sorted(set(re.findall(r"\{\w+\}", str(old))) - {"{language}", "{name}"}):
-        if place not in str(text): raise ValueError(f"{where}: {name} should hold {place}, in whose place the recipe puts something")
-
 # %% ../nbs/23_playground.ipynb #5bd0d7bb
+def _put_text(texts, name, text):
+    "Put `text` into the nested `texts` under a name such as magpie.categories.math"
+    *tables, key = name.split(".")
+    for table in tables: texts = texts[table]
+    texts[key] = text
+
+# %% ../nbs/23_playground.ipynb #a5a50482
 def with_prompts(
-    language, # code, name or `Language`
-    prompts="", # path of a file, or what `read_prompts` gives; nothing: the prompts as they are
+    language: str | Language, # code, name or `Language`
+    prompts: str | Path | dict = "", # path of a file, or what `read_prompts` gives; nothing: the prompts as they are
 ) -> Language: # to be given to a recipe as its `language`
     "The language with edited prompts; ValueError where there are none for it"
     target = find_language(language)
     if not prompts: return target
-    edited = prompts if isinstance(prompts, dict) else read_prompts(prompts)
-    if not edited.get(target.code): raise ValueError(f"prompts {'' if isinstance(prompts, dict) else prompts}: none are for {target.name} ({target.code}), only for {', '.join(edited) or 'no language'}")
-    sections = {name.split(".")[0]: {} for name in _shared_prompts()}
-    texts = copy.deepcopy(pack("en") | target.texts | sections)
+    edited, path = (prompts, "") if isinstance(prompts, dict) else (read_prompts(prompts), prompts)
+    if not edited.get(target.code):
+        raise ValueError(f"prompts {path}: none are for {target.name} ({target.code}), only for {', '.join(edited) or 'no language'}")
+    editable = _editable_texts(target)
+    shared_tables = {name.split(".")[0]: {} for name in _shared_prompts()}
+    texts = copy.deepcopy(pack("en") | target.texts | shared_tables)
     for name, text in edited[target.code].items():
-        _check(_texts(target), name, text, "prompts")
-        *path, key = name.split(".")
-        part = texts
-        for k in path: part = part[k]
-        part[key] = text
+        _check_prompt(editable, name, text, "prompts")
+        _put_text(texts, name, text)
     return replace(target, texts=texts)
 
 # %% ../nbs/23_playground.ipynb #73018a21
+def _asked_text(call):
+    "All that was sent to the model, as one text"
+    request = call["request"]
+    return request if isinstance(request, str) else "\n".join(str(message.get("content")) for message in request)
+
+def _stands_in(text, request, language_name):
+    "Whether all pieces of a `text`, or of a list of texts, stand in a `request`; what a recipe fills in lies between them"
+    texts = [text] if isinstance(text, str) else text
+    pieces = []
+    for part in texts: pieces += re.split(r"\{\w+\}", part.replace("{language}", language_name))
+    pieces = [piece.strip() for piece in pieces]
+    return any(pieces) and all(piece in request for piece in pieces)
+
+# %% ../nbs/23_playground.ipynb #6791be76
+def _is_prompt(name, text):
+    "Whether a text of a pack can be found in requests: headings are too short, and most lists are words to recognise"
+    if isinstance(text, str): return not name.endswith("heading")
+    return name.endswith((".criteria", ".scale"))
+
+# %% ../nbs/23_playground.ipynb #33d45dcf
 def prompts_in(
     calls: list, # as `watch` gives them
-    language,    # code, name or `Language`, of the run that made them
+    language: str | Language, # of the run that made them
 ) -> dict: # name → dict of text (or list of texts) and steps
     "The texts of the language's pack that stand in the requests of the `calls`, in the order in which they came up"
     target, found = find_language(language), {}
-    texts = {name: text for name, text in _texts(target).items() if isinstance(text, str) and not name.endswith("heading") or name.endswith((".criteria", ".scale"))}
+    prompts = {name: text for name, text in _editable_texts(target).items() if _is_prompt(name, text)}
     for call in calls:
-        said = _request_text(call)
-        for name, text in texts.items():
-            if _stands_in(text, said, target.name): found.setdefault(name, dict(text=text, steps={}))["steps"][call["step"]] = True
-    return {name: dict(text=f["text"], steps=list(f["steps"])) for name, f in found.items()}
-
-def _request_text(call): return call["request"] if isinstance(call["request"], str) else "\n".join(str(m.get("content")) for m in call["request"])
-
-def _stands_in(text, said, name):
-    pieces = [p.strip() for t in ([text] if isinstance(text, str) else text) for p in re.split(r"\{\w+\}", t.replace("{language}", name))]
-    return any(pieces) and all(p in said for p in pieces)
+        request = _asked_text(call)
+        for name, text in prompts.items():
+            if not _stands_in(text, request, target.name): continue
+            steps = found.setdefault(name, dict(text=text, steps=[]))["steps"]
+            if call["step"] not in steps: steps.append(call["step"])
+    return found
 
 # %% ../nbs/23_playground.ipynb #7a2543ec
-def _shown(text, tag="pre"): return f'<{tag} dir="auto">{escape(visible(str(text)))}</{tag}>'
+def _shown_text(text, tag="pre"): return f'<{tag} dir="auto">{escape(visible(str(text)))}</{tag}>'
 
-def _short(text, n=160): return " ".join(str(text)[:4 * n].split())[:n]
+def _one_line(text, longest=160): return " ".join(str(text)[:4 * longest].split())[:longest]
 
+# %% ../nbs/23_playground.ipynb #3ef5016b
 def verdict_text(
     parsed, # what was read out of an answer
 ) -> str:
     "The verdict or verdicts in `parsed`, in a word each; empty where it is none"
     if isinstance(parsed, list): return ", ".join(filter(None, map(verdict_text, parsed)))
     if not hasattr(parsed, "status"): return ""
-    return "unjudged" if parsed.status != "ok" else parsed.label or f"{parsed.score:g}"
+    if parsed.status != "ok": return "unjudged"
+    return parsed.label or f"{parsed.score:g}"
+
+# %% ../nbs/23_playground.ipynb #0d9951ac
+def _text_units(text):
+    "Words, numbers and spaces of a `text`; its characters where it has no spaces"
+    text = visible(text)
+    return re.findall(r"\s+|[^\W\d_]+|\d+|.", text) if " " in text.strip() else list(text)
 
 def differences(
     old: str,
     new: str,
 ) -> str: # HTML
     "`new` with what is not in `old` marked as inserted, and what is gone as deleted"
-    old, new = (re.findall(r"\s+|[^\W\d_]+|\d+|.", visible(t)) if " " in t.strip() else list(visible(t)) for t in (old, new))
+    old, new = _text_units(old), _text_units(new)
     if len(old) + len(new) > 6000: return escape("".join(new))
     parts = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         gone, come = escape("".join(old[a:b])), escape("".join(new[c:d]))
-        parts.append(come if kind == "equal" else (f"<del>{gone}</del>" if gone else "") + (f"<ins>{come}</ins>" if come else ""))
+        if kind == "equal": parts.append(come)
+        else: parts += [f"<del>{gone}</del>"] * bool(gone) + [f"<ins>{come}</ins>"] * bool(come)
     return "".join(parts)
 
 # %% ../nbs/23_playground.ipynb #a01857db
-def _call_html(call, before=None):
-    "A call as a line that can be opened; `before` is what was answered in its place the last time"
-    verdict, left, right = verdict_text(call["parsed"]), [], []
-    if not call["done"]: return f'<div class="asked"><span class="step">{escape(call["step"])}</span><span class="dim">asking …</span></div>'
-    if call["error"]: state = f'<span class="bad">{_shown(_short(call["error"]), "bdi")}</span>'
-    else: state = (f'<b class="chip">{escape(verdict)}</b> ' if verdict else "") + ('<b class="chip warn">changed</b> ' if before not in (None, call["answer"]) else "") + ('<b class="chip warn">cut off</b> ' if call["finish_reason"] == "length" else "") + _shown(_short(_said(call)) or "(empty)", "bdi")
-    cost = f'{call["prompt_tokens"]:,} → {call["completion_tokens"]:,} tokens · {money(call["usd"])} · {_paid(call)}'
-    for m in [{"role": "raw text", "content": call["request"]}] if call["raw"] else [{"role": "user", "content": call["request"]}] if isinstance(call["request"], str) else call["request"]:
-        left.append(f'<div class="dim">{escape(str(m.get("role")))}</div>{_shown(m.get("content"))}')
-    for text in call["unread"]: right.append(f'<div class="dim">an answer that could not be read</div>{_shown(text)}')
-    if call["error"]: right.append(f'<div class="dim">error</div>{_shown(call["error"])}')
-    else:
-        if before not in (None, call["answer"]): right.append(f'<div class="dim">answer, with what changed since the last run</div><pre dir="auto">{differences(before, call["answer"])}</pre>')
-        else: right.append(f'<div class="dim">answer</div>{_shown(call["answer"] or "(empty)")}')
-        if verdict: right.append(f'<div class="dim">verdict</div>{_shown(f"{verdict}: {_said(call)}")}')
-    facts = [call["role"], call["model"], *(f"{k} {v}" for k, v in call["options"].items())] + ([f'ended by {call["finish_reason"]}'] if call["finish_reason"] else []) + [f'{call["seconds"]:.1f} s']
-    return (f'<details><summary><span class="step">{escape(call["step"])}</span><span class="said">{state}</span><span class="dim">{cost}</span></summary>'
-            f'<div class="two"><div>{"".join(left)}</div><div>{"".join(right)}</div></div><div class="dim">{escape(visible(" · ".join(map(str, facts))))}</div></details>')
-
-def _said(call):
+def _said_in_short(call):
     "What an answer comes down to: the rationale of a verdict, the values of an object"
     parsed = call["parsed"]
-    if verdict_text(parsed): return " · ".join(v.rationale or "" for v in (parsed if isinstance(parsed, list) else [parsed]))
+    if verdict_text(parsed):
+        verdicts = parsed if isinstance(parsed, list) else [parsed]
+        return " · ".join(verdict.rationale or "" for verdict in verdicts)
     return " · ".join(map(str, parsed.values())) if isinstance(parsed, dict) else call["answer"]
 
-def _paid(call):
+# %% ../nbs/23_playground.ipynb #580d77ec
+def _paid_or_replayed(call):
     "Whether a call was paid now or before, and how many requests without a result there were"
     lost = call["retries"] + call["failed"]
-    return ", ".join(["replayed"] * bool(call["replayed"]) + ["new"] * bool(call["calls"]) + [f"{lost} without a result"] * bool(lost)) or "asked already in this run"
+    parts = []
+    if call["replayed"]: parts.append("replayed")
+    if call["calls"]: parts.append("new")
+    if lost: parts.append(f"{lost} without a result")
+    return ", ".join(parts) or "asked already in this run"
+
+# %% ../nbs/23_playground.ipynb #28cf0ae3
+def _has_changed(call, before): return before not in (None, call["answer"])
+
+def _state_html(call, before):
+    "What came of a call, for its line: an error, or the answer with its verdict"
+    if call["error"]: return f'<span class="bad">{_shown_text(_one_line(call["error"]), "bdi")}</span>'
+    verdict = verdict_text(call["parsed"])
+    chips = [f'<b class="chip">{escape(verdict)}</b> '] if verdict else []
+    if _has_changed(call, before): chips.append('<b class="chip warn">changed</b> ')
+    if call["finish_reason"] == "length": chips.append('<b class="chip warn">cut off</b> ')
+    return "".join(chips) + _shown_text(_one_line(_said_in_short(call)) or "(empty)", "bdi")
+
+def _titled(title, html): return f'<div class="dim">{escape(title)}</div>{html}'
+
+# %% ../nbs/23_playground.ipynb #ee1ebebb
+def _request_html(call):
+    "What was asked, message by message"
+    request = call["request"]
+    if isinstance(request, str): request = [{"role": "raw text" if call["raw"] else "user", "content": request}]
+    return "".join(_titled(str(message.get("role")), _shown_text(message.get("content"))) for message in request)
+
+# %% ../nbs/23_playground.ipynb #f7794f24
+def _answer_html(call, before):
+    "What came back: answers that could not be read, then the error, or the answer with its verdict"
+    parts = [_titled("an answer that could not be read", _shown_text(text)) for text in call["unread"]]
+    if call["error"]: return "".join([*parts, _titled("error", _shown_text(call["error"]))])
+    if _has_changed(call, before):
+        changes = f'<pre dir="auto">{differences(before, call["answer"])}</pre>'
+        parts.append(_titled("answer, with what changed since the last run", changes))
+    else: parts.append(_titled("answer", _shown_text(call["answer"] or "(empty)")))
+    verdict = verdict_text(call["parsed"])
+    if verdict: parts.append(_titled("verdict", _shown_text(f"{verdict}: {_said_in_short(call)}")))
+    return "".join(parts)
+
+# %% ../nbs/23_playground.ipynb #d21eb951
+def _call_facts(call):
+    "Role, model, options, why the answer ended and how long it took, in one line"
+    facts = [call["role"], call["model"], *(f"{name} {value}" for name, value in call["options"].items())]
+    if call["finish_reason"]: facts.append(f'ended by {call["finish_reason"]}')
+    return " · ".join(map(str, [*facts, f'{call["seconds"]:.1f} s']))
+
+# %% ../nbs/23_playground.ipynb #58961c37
+def _call_html(call, before=None):
+    "A call as a line that can be opened; `before` is what was answered in its place the last time"
+    step = f'<span class="step">{escape(call["step"])}</span>'
+    if not call["done"]: return f'<div class="asked">{step}<span class="dim">asking …</span></div>'
+    cost = f'{call["prompt_tokens"]:,} → {call["completion_tokens"]:,} tokens · {money(call["usd"])} · {_paid_or_replayed(call)}'
+    line = f'{step}<span class="said">{_state_html(call, before)}</span><span class="dim">{cost}</span>'
+    columns = f'<div class="two"><div>{_request_html(call)}</div><div>{_answer_html(call, before)}</div></div>'
+    return f'<details><summary>{line}</summary>{columns}<div class="dim">{escape(visible(_call_facts(call)))}</div></details>'
 
 # %% ../nbs/23_playground.ipynb #69c1c9f0
+def _what_a_row_asks(row):
+    "The first request of a `row`, or the text that it holds"
+    messages = row.get("messages") or row.get("prompt") or []
+    if isinstance(messages, str): return messages
+    requests = [m["content"] for m in messages if isinstance(m, dict) and m.get("role") == "user"]
+    return next(iter(requests), "") or row.get("response") or row.get("text") or ""
+
+# %% ../nbs/23_playground.ipynb #b1eb7036
 def _row_html(row, state=None, reason=""):
     "The head of a row: what it is, and how it ended"
-    messages = row.get("messages") or row.get("prompt") or []
-    about = messages if isinstance(messages, str) else next((m["content"] for m in messages if isinstance(m, dict) and m.get("role") == "user"), "") or row.get("response") or row.get("text") or ""
-    ended = f'<b class="chip {dict(kept="good", failed="bad", dropped="warn").get(state, "")}">{state}</b> {_shown(reason, "bdi")}' if state else '<span class="dim">…</span>'
-    return f'<div class="row"><b>{_shown(row.get("id"), "bdi")}</b><span class="dim about">{_shown(_short(about), "bdi")}</span><span class="ended">{ended}</span></div>'
+    ended = '<span class="dim">…</span>'
+    if state:
+        color = dict(kept="good", failed="bad", dropped="warn").get(state, "")
+        ended = f'<b class="chip {color}">{state}</b> {_shown_text(reason, "bdi")}'
+    about = _shown_text(_one_line(_what_a_row_asks(row)), "bdi")
+    return (f'<div class="row"><b>{_shown_text(row.get("id"), "bdi")}</b><span class="dim about">{about}</span>'
+            f'<span class="ended">{ended}</span></div>')
 
+# %% ../nbs/23_playground.ipynb #5b988d32
 def _end_html(row):
-    return f'<details><summary><span class="step dim">the row as it ended</span><span class="said dim">{escape(", ".join(map(str, row)))}</span></summary>{_shown(json.dumps(row, ensure_ascii=False, indent=1, default=str))}</details>'
+    "All that is in a row that has ended, to be opened"
+    columns = escape(", ".join(map(str, row)))
+    content = _shown_text(json.dumps(row, ensure_ascii=False, indent=1, default=str))
+    return f'<details><summary><span class="step dim">the row as it ended</span><span class="said dim">{columns}</span></summary>{content}</details>'
 
+# %% ../nbs/23_playground.ipynb #da8c13ca
+def _ledger_total(ledger, *columns):
+    "The sum of some columns, None where a part of it is not known"
+    values = [line[column] for line in ledger for column in columns]
+    return None if None in values else sum(values)
+
+# %% ../nbs/23_playground.ipynb #c5c4a142
 def in_all(
     ledger: list, # of an outcome
     rows: int,    # that it is of
     many: int = 10_000,
 ) -> str:
     "What the rows took, and what so `many` like them would take"
-    def total(*columns): return None if None in (v := [line[c] for line in ledger for c in columns]) else sum(v)
-    calls, replayed, tokens, usd = total("calls", "retries", "failed"), total("replayed"), total("prompt_tokens", "completion_tokens"), total("usd")
-    def of(n): return None if n is None else float(f"{n * many / rows:.2g}")
-    def number(n): return "unknown" if n is None else f"{of(n):,.0f}"
-    return f"{rows} rows: {calls:,} new requests, {replayed:,} replayed, {tokens:,} tokens, {money(usd)}. {many:,} rows like these would take about {number(calls + replayed)} requests, {number(tokens)} tokens, {money(of(usd))} (an estimate from {rows} rows)"
+    calls, replayed = _ledger_total(ledger, "calls", "retries", "failed"), _ledger_total(ledger, "replayed")
+    tokens, usd = _ledger_total(ledger, "prompt_tokens", "completion_tokens"), _ledger_total(ledger, "usd")
+    def for_many(amount): return None if amount is None else float(f"{amount * many / rows:.2g}")
+    def number_for_many(amount): return "unknown" if amount is None else f"{for_many(amount):,.0f}"
+    taken = f"{rows} rows: {calls:,} new requests, {replayed:,} replayed, {tokens:,} tokens, {money(usd)}"
+    estimate = f"{number_for_many(calls + replayed)} requests, {number_for_many(tokens)} tokens, {money(for_many(usd))}"
+    return f"{taken}. {many:,} rows like these would take about {estimate} (an estimate from {rows} rows)"
 
 # %% ../nbs/23_playground.ipynb #8aaefcb1
 _STYLE = """<style>
@@ -277,199 +451,341 @@ def read_numbers(
     found = []
     for word in re.split(r"[\s,;]+", text.strip()):
         m = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
-        if not m or not 1 <= int(m[1]) <= int(m[2] or m[1]) <= n: raise ValueError(f"rows {word!r}: expected numbers from 1 to {n}, such as 1-3 or 2, 7")
-        found += islice((i for i in range(int(m[1]) - 1, int(m[2] or m[1])) if i not in found), 21)
-    if len(found) > 20: raise ValueError(f"rows {text!r}: expected at most 20")
+        first, last = (int(m[1]), int(m[2] or m[1])) if m else (0, 0)
+        if not 1 <= first <= last <= n: raise ValueError(f"rows {word!r}: expected numbers from 1 to {n}, such as 1-3 or 2, 7")
+        for i in range(first - 1, last):
+            if i not in found: found.append(i)
+            if len(found) > 20: raise ValueError(f"rows {text!r}: expected at most 20")
     return found
 
-def _with_id(row, i):
-    if not isinstance(row, dict): raise ValueError(f"row {i + 1} is {type(row).__name__}, expected a dict (load_rows gives such rows)")
-    for name in ("messages", "prompt"):
-        for n, m in enumerate(row[name] if isinstance(row.get(name), list) else [], 1):
-            if not isinstance(m, dict) or not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
-                raise ValueError(f"row {i + 1}: message {n} of {name} should have a role and a content, both texts (load_rows gives such rows): {str(m)[:80]}")
-    return row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"])}  # as `run` would call it among all rows
+# %% ../nbs/23_playground.ipynb #623c9de6
+def _check_turns(messages, where):
+    "ValueError where one of the `messages` has no role or no text"
+    for n, message in enumerate(messages, 1):
+        parts = [message.get("role"), message.get("content")] if isinstance(message, dict) else [None]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{where.format(n=n)} should have a role and a content, both texts (load_rows gives such rows): {str(message)[:80]}")
 
-def _lines_to(show):
+# %% ../nbs/23_playground.ipynb #45188607
+def _with_id(row, i):
+    "The row at place `i` with an id; ValueError where a recipe could not read it"
+    if not isinstance(row, dict):
+        raise ValueError(f"row {i + 1} is {type(row).__name__}, expected a dict (load_rows gives such rows)")
+    for name in ("messages", "prompt"):
+        if isinstance(row.get(name), list): _check_turns(row[name], f"row {i + 1}: message {{n}} of {name}")
+    return row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"])}
+
+# %% ../nbs/23_playground.ipynb #2b9480d5
+def _rows_for(recipe_name, rows):
+    "The user's `rows`, or those that the recipe makes to start from"
+    first_rows = recipe_record(recipe_name).first_rows
+    return list(import_from(first_rows)(1000)) if first_rows else rows
+
+# %% ../nbs/23_playground.ipynb #e8723758
+def _send_display_to(show):
     "Let `show` have what this thread would display in the notebook"
     if not in_notebook(): return
     from IPython import get_ipython
-    def hook(message): show(message["content"]["data"].get("text/plain", ""))  # and nothing of it goes on to the notebook
+    def hook(message):
+        "Shows a message, and gives nothing back, so that it does not reach the notebook"
+        show(message["content"]["data"].get("text/plain", ""))
     get_ipython().display_pub.register_hook(hook)
 
 # %% ../nbs/23_playground.ipynb #e7e0eea6
-def _table(rows, before):
-    "A widget for `rows`; and what to tell it of calls and ended rows. `before`: what was answered in the last run, by place"
-    import ipywidgets as w
-    wide = w.Layout(width="auto", align_self="stretch")
-    heads, boxes, lines, order = {row["id"]: w.HTML(_row_html(row), layout=wide) for row in rows}, {row["id"]: w.VBox(layout=wide) for row in rows}, {}, []
+class _RowLines:
+    "The widget of the rows: a head for each, and a line for each of its calls"
+    def __init__(self, rows, before):
+        import ipywidgets as w
+        self.html, self.layout = w.HTML, w.Layout(width="auto", align_self="stretch")
+        self.before, self.answers = before, {}  # what was answered in the last run, and in this one, by place
+        self.lines, self.places = {}, []
+        self.heads = {row["id"]: self._new_line(_row_html(row)) for row in rows}
+        self.boxes = {row["id"]: w.VBox(layout=self.layout) for row in rows}
+        parts = [part for row in rows for part in (self.heads[row["id"]], self.boxes[row["id"]])]
+        self.widget = w.VBox(parts, layout=self.layout)
 
-    def asked(call):
-        place = call["row"], call["step"], sum(p[:2] == (call["row"], call["step"]) for p in order)
-        lines[id(call)] = w.HTML(_call_html(call), layout=wide), place
-        order.append(place)
-        boxes[call["row"]].children += (lines[id(call)][0],)
+    def _new_line(self, html): return self.html(html, layout=self.layout)
 
-    def answered(call, answers):
-        line, place = lines[id(call)]
-        line.value = _call_html(call, before.get(place))
-        if not call["error"]: answers[place] = call["answer"]
+    def asked(self, call):
+        "Add a line for a call that begins; its place is that among the calls of its row and step"
+        row, step = call["row"], call["step"]
+        place = row, step, sum(earlier[:2] == (row, step) for earlier in self.places)
+        self.places.append(place)
+        line = self._new_line(_call_html(call))
+        self.lines[id(call)] = line, place
+        self.boxes[row].children += (line,)
 
-    def ended(row, state, result):
-        heads[row["id"]].value = _row_html(row, state, result.get("reason", ""))
-        boxes[row["id"]].children += (w.HTML(_end_html(result), layout=wide),)
+    def answered(self, call):
+        "Draw the line of a call that has ended"
+        line, place = self.lines[id(call)]
+        line.value = _call_html(call, self.before.get(place))
+        if not call["error"]: self.answers[place] = call["answer"]
 
-    return w.VBox([part for id_ in heads for part in (heads[id_], boxes[id_])], layout=wide), asked, answered, ended
+    def ended(self, row, state, result):
+        "Say how the `row` ended, and show all that is in it"
+        self.heads[row["id"]].value = _row_html(row, state, result.get("reason", ""))
+        self.boxes[row["id"]].children += (self._new_line(_end_html(result)),)
 
 # %% ../nbs/23_playground.ipynb #a8840839
-def _prompt_panel(edited, path, say):
-    "A widget to edit the prompts in; and the function that shows it those of `calls`, and gives the names of edited ones that are in none of them"
+def _prompt_fields(path):
+    "The widgets of the panel in which prompts are edited"
     import ipywidgets as w
-    now, lock = {"loading": False, "found": {}}, threading.RLock()
-    which, about = w.Dropdown(layout=w.Layout(width="auto", max_width="520px")), w.HTML()
-    text = w.Textarea(continuous_update=False, rows=7, layout=w.Layout(width="auto", align_self="stretch"))
-    file = w.Text(description="File", value=str(path), layout=w.Layout(width="260px"), style={"description_width": "initial"}, continuous_update=False)
-
-    def own(): return edited.setdefault(now["target"].code, {})
-    def packed(): return _texts(find_language(now["target"].code))
-
-    def show(calls=None, target=None):
-        with lock:
-            if target: now.update(target=target, asked=prompts_in(calls, target))
-            found = {name: dict(steps=[]) for name in own()} | now["asked"]
-            now["loading"], chosen = True, which.value
-            which.options = [(name + " (edited)" * (name in own()), name) for name in found]
-            which.value = chosen if chosen in found else next(iter(found), None)
-            panel.layout.display = "" if found else "none"
-            if found: show_text(found)
-            now["loading"] = False
-            return [name for name in own() if name not in now["asked"]]
-
-    def show_text(found):
-        name = which.value
-        value = own().get(name, packed()[name])
-        text.value, undo.disabled = value if isinstance(value, str) else "\n".join(value), name not in own()
-        title.value = f'<b>Prompts in {escape(now["target"].name)}</b>'
-        about.value = f'<span class="dim">asked in {escape(", ".join(found[name]["steps"]) or "no step of the last run")}{"" if isinstance(value, str) else "; one in each line"}</span>'
-
-    def change(_):
-        with lock:
-            if now["loading"] or not (name := which.value): return
-            new = text.value if isinstance(packed()[name], str) else [line.strip() for line in text.value.split("\n") if line.strip()]
-            if new == packed()[name]: return take_back()
-            own()[name] = new
-            show()
-            try: _check(packed(), name, new, "not usable")
-            except ValueError as e: say(str(e), "bad")
-            else: say("Edited. Run again to see what it does; save it when it is good.")
-
-    def take_back(_=None):
-        own().pop(which.value, None)
-        show()
-        say("As it was.")
-
-    def save(_):
-        try:
-            for code, texts in edited.items():
-                for name, t in texts.items(): _check(_texts(find_language(code)), name, t, f"[{code}]")
-            save_prompts(file.value, edited)
-            say(f"Saved {sum(map(len, edited.values()))} of the prompts. A run takes them by language=with_prompts(\"{now['target'].code}\", \"{file.value}\")")
-        except (OSError, ValueError) as e: say(f"Not saved: {e}", "bad")
-
-    title, undo, keep = w.HTML(), w.Button(description="Undo the edit", layout=w.Layout(width="auto")), w.Button(description="Save", layout=w.Layout(width="auto"))
-    which.observe(lambda _: now["loading"] or show(), "value")
-    text.observe(change, "value")
-    undo.on_click(take_back)
-    keep.on_click(save)
+    def button(name): return w.Button(description=name, layout=w.Layout(width="auto"))
     line = w.Layout(flex_flow="row wrap", align_items="center")
-    panel = w.VBox([w.HBox([title, which, about], layout=line), text, w.HBox([undo, file, keep], layout=line)], layout=w.Layout(display="none"))
-    panel.add_class("llmdata-prompts")
-    return panel, show
+    file_look = dict(layout=w.Layout(width="260px"), style={"description_width": "initial"}, continuous_update=False)
+    fields = SimpleNamespace(
+        title=w.HTML(),
+        about=w.HTML(),
+        which=w.Dropdown(layout=w.Layout(width="auto", max_width="520px")),
+        text=w.Textarea(continuous_update=False, rows=7, layout=w.Layout(width="auto", align_self="stretch")),
+        file=w.Text(description="File", value=str(path), **file_look),
+        undo=button("Undo the edit"),
+        save=button("Save"))
+    head = w.HBox([fields.title, fields.which, fields.about], layout=line)
+    foot = w.HBox([fields.undo, fields.file, fields.save], layout=line)
+    fields.panel = w.VBox([head, fields.text, foot], layout=w.Layout(display="none"))
+    fields.panel.add_class("llmdata-prompts")
+    return fields
+
+# %% ../nbs/23_playground.ipynb #00deada7
+class _PromptPanel:
+    "The panel in which prompts are edited; `edited` is language code → name → text, `say` shows a sentence"
+    def __init__(self, edited, path, say):
+        self.edited, self.say = edited, say
+        self.loading, self.target, self.asked, self.lock = False, None, {}, threading.RLock()
+        self.fields = _prompt_fields(path)
+        self.widget = self.fields.panel
+        self.fields.which.observe(self._choose, "value")
+        self.fields.text.observe(lambda _: _take_edit(self), "value")
+        self.fields.undo.on_click(self.undo)
+        self.fields.save.on_click(lambda _: _save_edits(self))
+
+    def own_texts(self): return self.edited.setdefault(self.target.code, {})
+    def pack_texts(self): return _editable_texts(find_language(self.target.code))
+
+    def show_calls(self, calls, target):
+        "Show the prompts of the `calls`; gives the names of edited ones that are in none of them"
+        with self.lock:
+            self.target, self.asked = target, prompts_in(calls, target)
+            self.show_names()
+            return [name for name in self.own_texts() if name not in self.asked]
+
+    def show_names(self):
+        "Fill the list of prompts: those that were asked, and those that were edited"
+        which, own = self.fields.which, self.own_texts()
+        names = list({name: None for name in own} | self.asked)
+        with self.lock:
+            self.loading, chosen = True, which.value
+            which.options = [(name + " (edited)" * (name in own), name) for name in names]
+            which.value = chosen if chosen in names else next(iter(names), None)
+            self.widget.layout.display = "" if names else "none"
+            if names: self._show_text(which.value)
+            self.loading = False
+
+    def _show_text(self, name):
+        "Show one prompt, and in which steps it was asked"
+        fields, own = self.fields, self.own_texts()
+        text = own.get(name, self.pack_texts()[name])
+        steps = self.asked.get(name, {}).get("steps", [])
+        many = "" if isinstance(text, str) else "; one in each line"
+        fields.text.value = text if isinstance(text, str) else "\n".join(text)
+        fields.undo.disabled = name not in own
+        fields.title.value = f"<b>Prompts in {escape(self.target.name)}</b>"
+        fields.about.value = f'<span class="dim">asked in {escape(", ".join(steps) or "no step of the last run")}{many}</span>'
+
+    def _choose(self, _):
+        if not self.loading: self.show_names()
+
+    def undo(self, _=None):
+        "Take back the edit of the prompt that is shown"
+        self.own_texts().pop(self.fields.which.value, None)
+        self.show_names()
+        self.say("As it was.")
+
+# %% ../nbs/23_playground.ipynb #31dd5059
+def _take_edit(panel):
+    "Take what stands in the field of the `panel` as the prompt for the next run"
+    with panel.lock:
+        name = panel.fields.which.value
+        if panel.loading or not name: return
+        old, text = panel.pack_texts()[name], panel.fields.text.value
+        new = text if isinstance(old, str) else [line.strip() for line in text.split("\n") if line.strip()]
+        if new == old: return panel.undo()
+        panel.own_texts()[name] = new
+        panel.show_names()
+        try: _check_prompt(panel.pack_texts(), name, new, "not usable")
+        except ValueError as e: panel.say(str(e), "bad")
+        else: panel.say("Edited. Run again to see what it does; save it when it is good.")
+
+# %% ../nbs/23_playground.ipynb #bf8e2a53
+def _save_edits(panel):
+    "Write all edited prompts to the file that is named in the `panel`"
+    path = panel.fields.file.value
+    try:
+        for code, texts in panel.edited.items():
+            editable = _editable_texts(find_language(code))
+            for name, text in texts.items(): _check_prompt(editable, name, text, f"[{code}]")
+        save_prompts(path, panel.edited)
+    except (OSError, ValueError) as e: return panel.say(f"Not saved: {e}", "bad")
+    saved = sum(map(len, panel.edited.values()))
+    panel.say(f'Saved {saved} of the prompts. A run takes them by language=with_prompts("{panel.target.code}", "{path}")')
 
 # %% ../nbs/23_playground.ipynb #811cd672
-def playground(
-    rows,                      # row dicts, as for `run`; `magpie` needs none
-    recipe,                    # one of the five recipes, or an async function of your own
-    language: str = "it",      # code or name
-    model="embedded",          # as for `run`: a reference, or one per role
-    prompts="prompts.toml",    # file for edited prompts; read when it is there
-    **options,                 # as for `run`: its own, such as `budget` and `store`, and arguments of the `recipe`
-): # a widget; the `calls` and the `outcome` of its last run are attributes of it
-    "Run a recipe on a few rows and see each step; edit its prompts, and save them for a run of all rows"
+def _text_field(description, value, width, **more):
     import ipywidgets as w
-    rows, roles, name = rows if hasattr(rows, "__len__") else list(islice(rows, 1000)), dict(model) if isinstance(model, dict) else {"default": model}, recipe_record(getattr(recipe, "__name__", None) or recipe.func.__name__).name
-    recipes = {record.name: import_from(record.function) for record in RECIPES.values() if record.pipeline} | {name: recipe}
-    edited = read_prompts(prompts) if Path(prompts).exists() else {}
-    now, style, line = {"answers": {}}, {"description_width": "initial"}, w.Layout(flex_flow="row wrap", align_items="center")
+    look = dict(layout=w.Layout(width=width, margin="2px 12px 2px 2px"), style={"description_width": "initial"})
+    return w.Text(description=description, value=value, continuous_update=False, **look, **more)
 
-    def field(kind, description, value, width, **more): return kind(description=description, value=value, layout=w.Layout(width=width, margin="2px 12px 2px 2px"), style=style, **more)
-    def say(text, css="dim"): status.value = f'<div class="{css}" role="status">{escape(visible(text))}</div>'
+# %% ../nbs/23_playground.ipynb #f141b517
+def _playground_fields(name, names, language, row_count, models):
+    "The widgets of the playground; `models` is role → reference, of which the default and the judge get a field"
+    import ipywidgets as w
+    def button(description, **more): return w.Button(description=description, layout=w.Layout(width="auto"), **more)
+    look = dict(layout=w.Layout(width="auto", margin="2px 12px 2px 2px"), style={"description_width": "initial"})
+    fields = SimpleNamespace(
+        recipe=w.Dropdown(description="Recipe", value=name, options=names, **look),
+        language=_text_field("Language", language, "150px"),
+        numbers=_text_field("Rows", f"1-{min(row_count, 3)}" if row_count else "1-3", "130px"),
+        model=_text_field("Model", models.get("default", ""), "420px"),
+        judge=_text_field("Judge", models.get("judge", ""), "420px", placeholder="the same model"),
+        go=button("Run", button_style="primary", tooltip="Ctrl+Enter"),
+        stop=button("Stop", disabled=True),
+        status=w.HTML(),
+        table=w.VBox(layout=w.Layout(align_self="stretch")),
+        total=w.HTML())
+    fields.go.add_class("llmdata-run")
+    return fields
 
-    chosen, spoken = field(w.Dropdown, "Recipe", name, "auto", options=list(recipes)), field(w.Text, "Language", language, "150px", continuous_update=False)
-    numbers = field(w.Text, "Rows", f"1-{min(len(rows), 3)}" if len(rows) else "1-3", "130px", continuous_update=False)
-    main, judge = field(w.Text, "Model", roles.pop("default", ""), "420px", continuous_update=False), field(w.Text, "Judge", roles.pop("judge", ""), "420px", continuous_update=False, placeholder="the same model")
-    status, total, table = w.HTML(), w.HTML(), w.VBox(layout=w.Layout(align_self="stretch"))
-    panel, show_prompts = _prompt_panel(edited, prompts, say)
-
-    def begin(_):
-        if go.disabled: return
-        go.disabled, stop.disabled, now["tasks"], now["stopped"] = True, False, [], False
-        threading.Thread(target=work, daemon=True).start()
-
-    def end(_):
-        now["stopped"] = True
-        say("Stopping …")
-        for loop, task in list(now["tasks"]):
-            if not loop.is_closed(): loop.call_soon_threadsafe(task.cancel)
-
-    def work():
-        _lines_to(say)
-        try: try_them()
-        except asyncio.CancelledError: say("Stopped. What was answered is in the store.")
-        except ValueError as e: say(str(e), "bad")
-        except Exception as e: say(f"{type(e).__name__}: {e}", "bad")
-        finally: go.disabled, stop.disabled = False, True
-
-    def try_them():
-        time.sleep(0.2)  # what was typed last is on its way from the browser
-        say("Starting …")
-        total.value, table.children, box.calls, box.outcome = "", [], [], None
-        target, source = find_language(spoken.value), _rows_for(chosen.value, rows)
-        target = with_prompts(target, edited if edited.get(target.code) else "")
-        picked = [_with_id(source[i], i) for i in read_numbers(numbers.value, len(source))]
-        lines, asked, answered, ended = _table(picked, now["answers"])
-        table.children, now["answers"], calls = [lines], {}, box.calls
-
-        def on_asked(call):
-            now["tasks"].append((asyncio.get_running_loop(), asyncio.current_task()))
-            if now["stopped"]: raise asyncio.CancelledError
-            calls.append(call)
-            asked(call)
-
-        own, takes = inspect.signature(run).parameters, inspect.signature(recipes[chosen.value]).parameters
-        args = {k: v for k, v in options.items() if k in own or chosen.value == name} | ({"language": target} if "language" in takes else {})
-        models, answers = {"default": main.value} | ({"judge": judge.value} if judge.value else {}) | roles, now["answers"]
-        try: outcome = box.outcome = run(picked, watch(recipes[chosen.value], on_asked, lambda call: answered(call, answers)), model=models, **args)
-        finally: unused = show_prompts(calls, target)
-        by_id = {row["id"]: row for row in picked}
-        for state in ("kept", "dropped", "failed"):
-            for row in getattr(outcome, state): ended(by_id[row["id"]], state, row)
-        if outcome.ledger: total.value = f'<div class="total">{escape(in_all(outcome.ledger, len(picked)))}</div>'
-        say("Done." + (f" What was edited is in none of these prompts: {', '.join(unused)}." if unused else ""))
-
-    go, stop = w.Button(description="Run", button_style="primary", tooltip="Ctrl+Enter", layout=w.Layout(width="auto")), w.Button(description="Stop", disabled=True, layout=w.Layout(width="auto"))
-    go.on_click(begin)
-    stop.on_click(end)
-    go.add_class("llmdata-run")
-    script = w.Output(outputs=({"output_type": "display_data", "data": {"application/javascript": _KEYS, "text/plain": ""}, "metadata": {}},), layout=w.Layout(height="0", overflow="hidden"))
-    box = widget_box([w.HTML(_STYLE), w.HBox([chosen, spoken, numbers, go, stop], layout=line), w.HBox([main, judge], layout=line), status, table, total, panel, script],
-                     "The playground stands here when the cell is run in JupyterLab.")
+# %% ../nbs/23_playground.ipynb #73ad7ed7
+def _playground_box(fields, panel):
+    "The `fields` and the `panel` of prompts in one widget, with its style and its keys"
+    import ipywidgets as w
+    line = w.Layout(flex_flow="row wrap", align_items="center")
+    keys = {"output_type": "display_data", "data": {"application/javascript": _KEYS, "text/plain": ""}, "metadata": {}}
+    script = w.Output(outputs=(keys,), layout=w.Layout(height="0", overflow="hidden"))
+    first = w.HBox([fields.recipe, fields.language, fields.numbers, fields.go, fields.stop], layout=line)
+    second = w.HBox([fields.model, fields.judge], layout=line)
+    parts = [w.HTML(_STYLE), first, second, fields.status, fields.table, fields.total, panel, script]
+    box = widget_box(parts, "The playground stands here when the cell is run in JupyterLab.")
     box.add_class("llmdata-playground")
     box.calls, box.outcome = [], None
-    say("Run it (or Ctrl+Enter), and open a line to see what was asked.")
     return box
 
-def _rows_for(name, rows):
-    "The user's `rows`, or those that the recipe of that `name` makes to start from"
-    first_rows = recipe_record(name).first_rows
-    return list(import_from(first_rows)(1000)) if first_rows else rows
+# %% ../nbs/23_playground.ipynb #3d888f4c
+class _Playground:
+    "What the playground does: `begin` starts a run in a thread, `stop` ends it"
+    def __init__(self, fields, rows, recipe, edited, options):
+        self.fields, self.rows, self.recipe, self.options = fields, rows, recipe, options
+        self.edited = edited  # prompts: language code → name → text
+        self.roles, self.panel, self.box = {}, None, None
+        self.answers, self.tasks, self.stopped = {}, [], False
+
+    def say(self, text, css="dim"):
+        self.fields.status.value = f'<div class="{css}" role="status">{escape(visible(text))}</div>'
+
+    def begin(self, _):
+        fields = self.fields
+        if fields.go.disabled: return
+        fields.go.disabled, fields.stop.disabled = True, False
+        self.tasks, self.stopped = [], False
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def stop(self, _):
+        self.stopped = True
+        self.say("Stopping …")
+        for loop, task in list(self.tasks):
+            if not loop.is_closed(): loop.call_soon_threadsafe(task.cancel)
+
+    def _work(self):
+        "The thread of a run"
+        _send_display_to(self.say)
+        try: _try_rows(self)
+        except asyncio.CancelledError: self.say("Stopped. What was answered is in the store.")
+        except ValueError as e: self.say(str(e), "bad")
+        except Exception as e: self.say(f"{type(e).__name__}: {e}", "bad")
+        finally: self.fields.go.disabled, self.fields.stop.disabled = False, True
+
+    def note_task(self):
+        "Remember the task in which a call is about to be made, so that it can be stopped"
+        self.tasks.append((asyncio.get_running_loop(), asyncio.current_task()))
+        if self.stopped: raise asyncio.CancelledError
+
+    def chosen_recipe(self):
+        "The recipe that is chosen, and the options for its run"
+        name = self.fields.recipe.value
+        given = name == recipe_record(_recipe_name(self.recipe)).name
+        recipe = self.recipe if given else import_from(recipe_record(name).function)
+        own = inspect.signature(run).parameters
+        return recipe, {key: value for key, value in self.options.items() if given or key in own}
+
+    def chosen_models(self):
+        "Role → reference, as the fields say, and the other roles as they were given"
+        models = {"default": self.fields.model.value}
+        if self.fields.judge.value: models["judge"] = self.fields.judge.value
+        return models | self.roles
+
+# %% ../nbs/23_playground.ipynb #7091a73b
+def _chosen_rows(play):
+    "The rows that the field names, with their ids"
+    rows = _rows_for(play.fields.recipe.value, play.rows)
+    return [_with_id(rows[i], i) for i in read_numbers(play.fields.numbers.value, len(rows))]
+
+# %% ../nbs/23_playground.ipynb #03f23994
+def _try_rows(play):
+    "Run the recipe that is chosen on the rows that are named, and show all of it"
+    time.sleep(0.2)  # what was typed last is on its way from the browser
+    play.say("Starting …")
+    fields, box = play.fields, play.box
+    fields.total.value, fields.table.children, box.calls, box.outcome = "", [], [], None
+    calls = box.calls
+    target = find_language(fields.language.value)
+    target = with_prompts(target, play.edited if play.edited.get(target.code) else "")
+    rows = _chosen_rows(play)
+    lines = _RowLines(rows, play.answers)
+    fields.table.children, play.answers = [lines.widget], lines.answers
+
+    def asked(call):
+        play.note_task()
+        calls.append(call)
+        lines.asked(call)
+
+    recipe, options = play.chosen_recipe()
+    if "language" in inspect.signature(recipe).parameters: options["language"] = target
+    try: outcome = box.outcome = run(rows, watch(recipe, asked, lines.answered), model=play.chosen_models(), **options)
+    finally: unused = play.panel.show_calls(calls, target)
+    _show_outcome(play, outcome, rows, lines)
+    play.say("Done." + (f" What was edited is in none of these prompts: {', '.join(unused)}." if unused else ""))
+
+# %% ../nbs/23_playground.ipynb #52e04d35
+def _show_outcome(play, outcome, rows, lines):
+    "Say how each row ended, and what all of them took"
+    by_id = {row["id"]: row for row in rows}
+    for state in ("kept", "dropped", "failed"):
+        for result in getattr(outcome, state): lines.ended(by_id[result["id"]], state, result)
+    if outcome.ledger:
+        play.fields.total.value = f'<div class="total">{escape(in_all(outcome.ledger, len(rows)))}</div>'
+
+# %% ../nbs/23_playground.ipynb #b7eed67c
+def playground(
+    rows: Sequence,                # row dicts, as for `run`; `magpie` needs none
+    recipe: Callable,              # one of the recipes in the package, or an async function of your own
+    language: str = "it",          # code or name
+    model: str | dict = "embedded",  # as for `run`: a reference, or one per role
+    prompts: str | Path = "prompts.toml",  # file for edited prompts; read when it is there
+    **options,                     # as for `run`: its own, such as `budget` and `store`, and arguments of the `recipe`
+): # a widget; the `calls` and the `outcome` of its last run are attributes of it
+    "Run a recipe on a few rows and see each step; edit its prompts, and save them for a run of all rows"
+    if not hasattr(rows, "__len__"): rows = list(islice(rows, 1000))
+    models = dict(model) if isinstance(model, dict) else {"default": model}
+    edited = read_prompts(prompts) if Path(prompts).exists() else {}
+    name = recipe_record(_recipe_name(recipe)).name
+    names = [record.name for record in RECIPES.values() if record.pipeline]
+    if name not in names: names.append(name)
+    play = _Playground(_playground_fields(name, names, language, len(rows), models), rows, recipe, edited, options)
+    play.roles = {role: reference for role, reference in models.items() if role not in ("default", "judge")}
+    play.panel = _PromptPanel(edited, prompts, play.say)
+    play.box = _playground_box(play.fields, play.panel.widget)
+    play.fields.go.on_click(play.begin)
+    play.fields.stop.on_click(play.stop)
+    play.say("Run it (or Ctrl+Enter), and open a line to see what was asked.")
+    return play.box

@@ -6,49 +6,54 @@
 __all__ = ['MARKS', 'plot_funnel', 'plot_repeats', 'plot_scores', 'plot_labels', 'plot_lengths', 'plot_turns', 'language_name',
            'plot_languages', 'plot_categories', 'plot_tasks', 'plot_tags', 'plot_requests', 'plot_calls']
 
-# %% ../nbs/21d_plots.ipynb #512c0026
+# %% ../nbs/21d_plots.ipynb #4914c7b6
 import re
 from collections import Counter
 from math import ceil
 from statistics import median
 
 from .checks import passes_for
-from .export import SCALES, reason_groups
+from .export import reason_groups
 from .figures import (
     COLORS, HATCHES, draw_bars, draw_shares, dress_axes, empty_figure, explain_boxes, label, legend_below, legend_right,
-    name_bars, new_figure, set_title, text_options, write_above, write_at_ends)
+    name_bars, new_figure, set_title, stack_columns, text_options, with_count, write_above, write_at_ends, write_ticks)
 from .languages import language as find_language
 from .progress import money
+from .recipes import ONE_TO_FIVE, score_scales
 from .show import funnel, total_money
 from .tags import CATEGORIES, DIFFICULTIES, QUALITIES
 
-# %% ../nbs/21d_plots.ipynb #f3a46b74
+# %% ../nbs/21d_plots.ipynb #8472370d
 def _funnel_bars(manifest):
     "The names, states, left ends and widths of the bars of the funnel"
-    reasons = [dict(state=state, reason=reason, rows=rows) for state, reason, rows in reason_groups(manifest)]
+    columns = ("state", "reason", "rows")
+    reasons = [dict(zip(columns, group)) for group in reason_groups(manifest)]
     return zip(*funnel(manifest["rows"], reasons))
 
-# %% ../nbs/21d_plots.ipynb #db161ed3
+# %% ../nbs/21d_plots.ipynb #6ab03d32
 def plot_funnel(
     manifest: dict # the run's numbers, as in manifest.json
 ): # a matplotlib Figure
     "How many rows came in, how many each kind of reason took away, how many were kept"
-    rows, language = manifest["rows"], find_language(manifest["language"])
-    title = f"{language.name}: {rows['kept']:,} of {rows['in']:,} rows kept"
-    if not rows["in"]: return empty_figure(title)
+    name = find_language(manifest["language"]).name
+    rows_in, kept = manifest["rows"]["in"], manifest["rows"]["kept"]
+    title = f"{name}: {kept:,} of {rows_in:,} rows kept"
+    if not rows_in: return empty_figure(title)
 
     names, states, lefts, widths = _funnel_bars(manifest)
     figure, ax = new_figure(height=1.2 + 0.38 * len(names))
-    bars = draw_bars(ax, lefts, widths, [COLORS.get(state, COLORS["other"]) for state in states])
+    colors = [COLORS.get(state, COLORS["other"]) for state in states]
+    bars = draw_bars(ax, lefts, widths, colors)
     for bar, state in zip(bars, states): bar.set_hatch(HATCHES.get(state))
     ends = [left + width for left, width in zip(lefts, widths)]
-    write_at_ends(ax, ends, [f"{width:,} {state}" for width, state in zip(widths, states)], room=1.32)
+    texts = [f"{width:,} {state}" for width, state in zip(widths, states)]
+    write_at_ends(ax, ends, texts, room=1.32)
     name_bars(ax, names)
     dress_axes(ax, x="rows")
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #9cc905f4
+# %% ../nbs/21d_plots.ipynb #00692a4b
 _REPEATS = re.compile(r"(same request as|near-duplicate \(?of|means the same as) (.+?)(?:(?:,| \() ?([\d.]+)\))?$")
 
 def _repeated_rows(rows):
@@ -56,10 +61,13 @@ def _repeated_rows(rows):
     repeats = {}
     for row in rows:
         match = _REPEATS.search(row.get("reason") or "")
-        if match: repeats[str(row["id"])] = match[2], float(match[3] or 1), match[1].startswith("means")
+        if not match: continue
+        how, earlier, likeness = match.groups()
+        by_meaning = how.startswith("means")
+        repeats[str(row["id"])] = earlier, float(likeness or 1), by_meaning
     return repeats
 
-# %% ../nbs/21d_plots.ipynb #c7d164d9
+# %% ../nbs/21d_plots.ipynb #12909514
 def _first_of_group(id, repeats):
     "The id of the row that `id` repeats at the end of the chain"
     seen = set()
@@ -68,49 +76,55 @@ def _first_of_group(id, repeats):
         id = repeats[id][0]
     return id
 
+# %% ../nbs/21d_plots.ipynb #eb329b00
 def _group_sizes(repeats):
     "How many rows each group of rows that repeat each other has, the first one included"
     groups = Counter(_first_of_group(id, repeats) for id in repeats)
     return [1 + n for n in groups.values()]
 
-# %% ../nbs/21d_plots.ipynb #fa4b7fcc
+# %% ../nbs/21d_plots.ipynb #f2e0a632
 def _count_groups(sizes, most):
     "`(name, how many groups)` for each span of sizes that occurs; no group is larger than `most`"
     counted = []
-    for low, high in [(2, 2), (3, 3), (4, 4), (5, 9), (10, 99), (100, most)]:
+    spans = zip([2, 3, 4, 5, 10, 100], [2, 3, 4, 9, 99, most])
+    for low, high in spans:
         n = sum(low <= size <= high for size in sizes)
         name = f"{low} rows alike" if low == high else f"{low} to {high:,} alike"
         if n: counted.append((name, n))
     return counted
 
-# %% ../nbs/21d_plots.ipynb #2303f4ba
+# %% ../nbs/21d_plots.ipynb #04788ea6
 def _draw_likeness(ax, repeats):
     "How like an earlier row each dropped one is: by its text, and on top by its meaning"
-    likes = {}
-    for name, by_meaning in (("by text", False), ("by meaning", True)):
-        values = [likeness for _, likeness, meaning in repeats.values() if meaning == by_meaning]
-        if values: likes[f"{name} ({len(values):,})"] = values
-    low = min(0.5, *(likeness for _, likeness, _ in repeats.values()))
-    colors, hatches = [COLORS["dropped"], COLORS["swapped"]], [None, "////"]
-    style = dict(color=colors[:len(likes)], hatch=hatches[:len(likes)], edgecolor="white", linewidth=0)
-    ax.hist(list(likes.values()), bins=20, range=(low, 1), stacked=True, label=list(likes), **style)
+    parts = {"by text": [], "by meaning": []}
+    for _, likeness, by_meaning in repeats.values():
+        parts["by meaning" if by_meaning else "by text"].append(likeness)
+    likes = list(filter(None, parts.values()))
+    names = [with_count(name, len(values)) for name, values in parts.items() if values]
+    colors = [COLORS["dropped"], COLORS["swapped"]][:len(likes)]
+    hatches = [None, HATCHES["swapped"]][:len(likes)]
+
+    low = min(0.5, *map(min, likes))
+    style = dict(color=colors, hatch=hatches, edgecolor="white", linewidth=0, label=names)
+    ax.hist(likes, bins=20, range=(low, 1), stacked=True, **style)
     dress_axes(ax, x="likeness (1: the same text)", y="rows dropped", grid="y")
-    ticks = [x for x in (0, 0.25, 0.5, 0.75, 1) if x >= low]
-    ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    ticks = (0, 0.25, 0.5, 0.75, 1)
+    write_ticks(ax.xaxis, [x for x in ticks if x >= low])
     ax.legend(loc="upper left", frameon=False, fontsize=9)
 
-# %% ../nbs/21d_plots.ipynb #59cea144
+# %% ../nbs/21d_plots.ipynb #a0b964e4
 def plot_repeats(
     rows: list # kept and dropped rows
 ): # a matplotlib Figure
     "The groups of rows that repeat each other, by size, and how like an earlier row each dropped one is"
     repeats = _repeated_rows(rows)
     title = f"Repeats: {len(repeats):,} of {len(rows):,} rows repeat another"
-    if not repeats: return empty_figure(title, "no row repeats another" if rows else "no rows")
+    if not repeats: return empty_figure(title, "no row repeats another", rows)
 
     sizes = _group_sizes(repeats)
     names, counts = zip(*_count_groups(sizes, len(rows)))
-    figure, (left, right) = new_figure(height=max(2.6, 1.4 + 0.4 * len(names)), panels=2)
+    height = max(2.6, 1.4 + 0.4 * len(names))
+    figure, (left, right) = new_figure(height=height, panels=2)
     draw_bars(left, 0, counts, COLORS["dropped"])
     write_at_ends(left, counts, [f"{n:,}" for n in counts])
     name_bars(left, names)
@@ -119,29 +133,36 @@ def plot_repeats(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #ed34d874
+# %% ../nbs/21d_plots.ipynb #77838b8d
+def _name_rows(rows, column):
+    "`(value of the column, row)` of each of the `rows` that has one"
+    pairs = [(row.get(column), row) for row in rows]
+    return [(value, row) for value, row in pairs if value not in (None, "")]
+
+# %% ../nbs/21d_plots.ipynb #8c1244d1
 def _count_states(named):
     "How often each name occurs in `named` (pairs of a name and its row): in kept rows, and in dropped ones"
     kept = Counter(name for name, row in named if "reason" not in row)
     dropped = Counter(name for name, row in named if "reason" in row)
     return dict(kept=kept, dropped=dropped)
 
-# %% ../nbs/21d_plots.ipynb #a88ce74b
+# %% ../nbs/21d_plots.ipynb #58bb3634
 def _verdict_bars(rows, column):
     "A figure with one bar for each verdict of `column`, from the worst to the best: kept rows, and dropped ones on top"
-    scale = SCALES.get(column, SCALES["response_score"])[::-1]
-    judged = [(row[column], row) for row in rows if row.get(column) is not None]
-    title = f"{column.replace('_', ' ').capitalize()}: {len(judged):,} of {len(rows):,} rows judged"
-    if not judged: return empty_figure(title, "no row was judged" if rows else "no rows")
+    scale = score_scales().get(column, ONE_TO_FIVE)[::-1]
+    judged = _name_rows(rows, column)
+    what = column.replace("_", " ").capitalize()
+    title = f"{what}: {len(judged):,} of {len(rows):,} rows judged"
+    if not judged: return empty_figure(title, "no row was judged", rows)
 
     figure, ax = new_figure()
-    where, tops = range(len(scale)), [0] * len(scale)
+    xs = range(len(scale))
+    tops = [0] * len(scale)
     for state, count in _count_states(judged).items():
         heights = [count[verdict] for verdict in scale]
-        ax.bar(where, heights, bottom=tops, width=0.62, color=COLORS[state], label=state)
-        tops = [top + height for top, height in zip(tops, heights)]
-    write_above(ax, list(zip(where, tops)))
-    ax.set_xticks(where, scale)
+        tops = stack_columns(ax, xs, tops, heights, width=0.62, color=COLORS[state], label=state)
+    write_above(ax, xs, tops)
+    ax.set_xticks(xs, scale)
     ax.tick_params(axis="x", length=0)
     dress_axes(ax, y="rows", grid="y")
     ax.set_ylim(0, max(tops) * 1.2)
@@ -149,7 +170,7 @@ def _verdict_bars(rows, column):
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #7018f638
+# %% ../nbs/21d_plots.ipynb #c995d1ee
 def plot_scores(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "response_score", # a column of scores from 1 to 5
@@ -160,14 +181,15 @@ def plot_scores(
     ax = figure.axes[0]
     if not ax.patches: return figure
     if min_score is not None:
-        x, text = ceil(min_score) - 1.5, f"kept from {min_score:g}"
+        x = ceil(min_score) - 1.5
         ax.axvline(x, color="#333333", linestyle="--", linewidth=1)
-        beside = dict(xycoords=("data", "axes fraction"), xytext=(4, -3), textcoords="offset points", va="top")
-        ax.annotate(text, (x, 1), fontsize=9, **beside)
+        at_top = dict(xycoords=("data", "axes fraction"), va="top")
+        beside = dict(xytext=(4, -3), textcoords="offset points")
+        ax.annotate(f"kept from {min_score:g}", (x, 1), fontsize=9, **at_top, **beside)
     ax.set_xlabel("score (1 is the worst, 5 the best)")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #56f4fae3
+# %% ../nbs/21d_plots.ipynb #a4c75919
 def plot_labels(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "instruction_label" # a column of labels: low, medium, high
@@ -175,143 +197,190 @@ def plot_labels(
     "How many `rows` got each label"
     return _verdict_bars(rows, column)
 
-# %% ../nbs/21d_plots.ipynb #b97c9b48
+# %% ../nbs/21d_plots.ipynb #b2663489
 MARKS = dict(system=("#999999", "^"), user=("#56B4E9", "o"), assistant=("#009E73", "s"))
 
 def _translated_lengths(rows):
     "`(role, characters of the source, characters of the translation)` of each message that has both"
     lengths = []
     for row in rows:
-        for source, target in zip(row.get("source_messages") or [], row.get("messages") or []):
-            if source["role"] == target["role"]:
-                lengths.append((source["role"], len(source["content"]), len(target["content"])))
+        sources = row.get("source_messages") or []
+        targets = row.get("messages") or []
+        for source, target in zip(sources, targets):
+            if source["role"] != target["role"]: continue
+            pair = len(source["content"]), len(target["content"])
+            lengths.append((source["role"], *pair))
     return lengths
 
-# %% ../nbs/21d_plots.ipynb #1a27acba
+# %% ../nbs/21d_plots.ipynb #f16345f2
 def _equal_axes(ax, lengths):
     "Give both axes of `ax` one range, logarithmic where the `lengths` are far apart, and draw the line of equal length"
     low, high = min(lengths), max(lengths)
     wide = low > 0 and high > 30 * low
-    ends = (low / 1.5, high * 1.5) if wide else (0, max(high, 1) * 1.1)
+    ends = (0, max(high, 1) * 1.1)
+    if wide: ends = (low / 1.5, high * 1.5)
     ax.plot(ends, ends, color="#333333", linestyle="--", linewidth=1, label="as long")
     if wide: ax.set(xscale="log", yscale="log")
     ax.set(xlim=ends, ylim=ends, aspect="equal", anchor="W")
 
-# %% ../nbs/21d_plots.ipynb #c84aa9d1
+# %% ../nbs/21d_plots.ipynb #f66da49b
 def plot_lengths(
     rows: list # rows with `source_messages` and `messages`
 ): # a matplotlib Figure
     "Characters of each message and of its translation"
     lengths = _translated_lengths(rows)
-    if not lengths:
-        return empty_figure("Lengths of messages and translations", "no translated messages" if rows else "no rows")
+    if not lengths: return empty_figure("Lengths of messages and translations", "no translated messages", rows)
 
     figure, ax = new_figure(height=4)
     size = 28 if len(lengths) < 300 else 9
     for role, (color, marker) in MARKS.items():
         dots = [(source, target) for who, source, target in lengths if who == role]
+        if not dots: continue
         style = dict(s=size, c=color, marker=marker, alpha=0.8, linewidths=0)
-        if dots: ax.scatter(*zip(*dots), label=f"{role} ({len(dots):,})", **style)
-    _equal_axes(ax, [n for _, source, target in lengths for n in (source, target)])
+        ax.scatter(*zip(*dots), label=with_count(role, len(dots)), **style)
+    _, sources, targets = zip(*lengths)
+    _equal_axes(ax, sources + targets)
     dress_axes(ax, x="source (characters)", y="translation (characters)", grid="both")
-    ratio = median(target / max(source, 1) for _, source, target in lengths)
-    set_title(figure, f"Length of {len(lengths):,} messages (rows: {len(rows):,}): median {ratio:.2f} × the source")
+    ratios = [target / max(source, 1) for source, target in zip(sources, targets)]
+    ratio = median(ratios)
+    what = f"Length of {len(lengths):,} messages (rows: {len(rows):,})"
+    set_title(figure, f"{what}: median {ratio:.2f} × the source")
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #a3e2d09f
+# %% ../nbs/21d_plots.ipynb #e9b7c8f8
 def _turns_of(row):
     "`(role, text)` of each message of a row, or of a pair with its chosen answer, but for system prompts"
-    messages = row.get("messages") or [*(row.get("prompt") or []), *(row.get("chosen") or [])]
-    return [(message["role"], message["content"]) for message in messages if message["role"] != "system"]
+    prompt = row.get("prompt") or []
+    chosen = row.get("chosen") or []
+    messages = row.get("messages") or [*prompt, *chosen]
+    turns = [(message["role"], message["content"]) for message in messages]
+    return [(role, text) for role, text in turns if role != "system"]
 
+# %% ../nbs/21d_plots.ipynb #777601a6
 def _draw_lengths(ax, role, lengths):
     "How many messages of `role` have each length, and the median of the `lengths`"
     ax.hist(lengths, bins=24, color=MARKS[role][0])
     dress_axes(ax, x=f"characters of the {role}s' messages", y="messages", grid="y")
     ax.set_ylim(0, ax.get_ylim()[1] * 1.15)
     if not lengths: return
-    ax.axvline(median(lengths), color="black", linewidth=1, linestyle=":")
-    text = f"median {median(lengths):,.0f}, n = {len(lengths):,}"
-    corner = dict(xycoords="axes fraction", ha="right", va="top", bbox=dict(facecolor="white", edgecolor="none", pad=1))
-    ax.annotate(text, (0.98, 0.99), fontsize=9, **corner)
+    middle = median(lengths)
+    ax.axvline(middle, color="black", linewidth=1, linestyle=":")
+    text = f"median {middle:,.0f}, n = {len(lengths):,}"
+    corner = dict(xycoords="axes fraction", ha="right", va="top")
+    readable = dict(facecolor="white", edgecolor="none", pad=1)
+    ax.annotate(text, (0.98, 0.99), fontsize=9, bbox=readable, **corner)
 
-# %% ../nbs/21d_plots.ipynb #556ab3b6
+# %% ../nbs/21d_plots.ipynb #29a4a6da
 def plot_turns(
     rows: list # rows with `messages`, or with `prompt` and `chosen`
 ): # a matplotlib Figure
     "How many characters the messages of users and assistants have"
-    lengths = [(role, len(text)) for row in rows for role, text in _turns_of(row)]
-    if not lengths: return empty_figure("Length of messages")
+    turns = [turn for row in rows for turn in _turns_of(row)]
+    if not turns: return empty_figure("Length of messages")
     figure, axes = new_figure(height=3, panels=2)
-    for ax, role in zip(axes, ("user", "assistant")): _draw_lengths(ax, role, [n for who, n in lengths if who == role])
-    set_title(figure, f"Length of {len(lengths):,} messages (rows: {len(rows):,})")
+    for ax, role in zip(axes, ("user", "assistant")):
+        lengths = [len(text) for who, text in turns if who == role]
+        _draw_lengths(ax, role, lengths)
+    set_title(figure, f"Length of {len(turns):,} messages (rows: {len(rows):,})")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #2c24a9ef
+# %% ../nbs/21d_plots.ipynb #c8baf3ac
 def language_name(
     code: str # as a detector gives it
 ) -> str:
     "The English name of the language `code`, or words for `und`, the code of a text whose language cannot be told"
     return "cannot be told" if code == "und" else find_language(code).name
 
-# %% ../nbs/21d_plots.ipynb #eff7ba5f
+# %% ../nbs/21d_plots.ipynb #7c6bd75f
+def _row_color(row): return COLORS["dropped" if "reason" in row else "kept"]
+
+# %% ../nbs/21d_plots.ipynb #a40282f3
 def _draw_confidence(ax, rows, codes):
     "Each row's confidence as a dot on the line of its language; spread a little, by a fixed rule, to be told apart"
-    lines = [codes.index(row["detected_language"]) for row in rows]
-    y = [line + 0.4 * (i * 0.618 % 1 - 0.5) for i, line in enumerate(lines)]
-    colors = [COLORS["dropped" if "reason" in row else "kept"] for row in rows]
-    ax.scatter([row["detected_confidence"] for row in rows], y, s=26, c=colors, alpha=0.6, linewidths=0)
+    x, y = [], []
+    for i, row in enumerate(rows):
+        aside = i * 0.618 % 1 - 0.5
+        x.append(row["detected_confidence"])
+        y.append(codes.index(row["detected_language"]) + 0.4 * aside)
+    colors = list(map(_row_color, rows))
+    ax.scatter(x, y, s=26, c=colors, alpha=0.6, linewidths=0)
     dress_axes(ax, x="confidence (0 to 1)")
     ax.set(xlim=(0, 1.03))
-    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    write_ticks(ax.xaxis, [0, 0.5, 1])
 
-# %% ../nbs/21d_plots.ipynb #3e9b655a
+# %% ../nbs/21d_plots.ipynb #d9468642
 def _stack_states(ax, named, names, room=1.2):
     "For each of the `names` how many rows of `named` (pairs of a name and its row) were kept, and how many dropped"
     count = _count_states(named)
-    kept, dropped = ([count[state][name] for name in names] for state in ("kept", "dropped"))
+    kept = [count["kept"][name] for name in names]
+    dropped = [count["dropped"][name] for name in names]
     draw_bars(ax, 0, kept, COLORS["kept"], "kept")
     draw_bars(ax, kept, dropped, COLORS["dropped"], "dropped")
     ends = [k + d for k, d in zip(kept, dropped)]
     write_at_ends(ax, ends, [f"{n:,}" for n in ends], room=room)
     dress_axes(ax, x="rows")
 
-# %% ../nbs/21d_plots.ipynb #23dc0e48
+# %% ../nbs/21d_plots.ipynb #a382d6d3
+def _passing_codes(asked, count):
+    "The codes in `count` that pass for the language `asked` in the checks"
+    return {code for code in count if passes_for(code, asked.code)}
+
+# %% ../nbs/21d_plots.ipynb #8e8f8762
+def _languages_title(asked, count, rows):
+    "In how many of the `rows` the check saw the language `asked`; `count` has how many of each language it saw"
+    passing = _passing_codes(asked, count)
+    seen = sum(count[code] for code in passing)
+    checked = count.total()
+    not_checked = rows - checked
+    others = ", or what passes for it," if passing - {asked.code} else ""
+    return f"{asked.name}{others} seen in {seen:,} of {checked:,} rows checked ({not_checked:,} not checked)"
+
+# %% ../nbs/21d_plots.ipynb #497d3b47
+def _languages_in_order(asked, count):
+    "The codes in `count`: that of the language `asked`, those that pass for it, the others; the most frequent first"
+    passing = _passing_codes(asked, count)
+    def place(code):
+        passes = code in passing
+        return code != asked.code, not passes, -count[code], code
+    return sorted(count, key=place)
+
+# %% ../nbs/21d_plots.ipynb #414bab52
 def plot_languages(
     rows: list,   # rows with `detected_language` and `detected_confidence`; those with None were not checked
     language: str # the language that was asked for: a code or a name
 ): # a matplotlib Figure
     "Which language the check saw in how many rows, and how sure it was"
     asked = find_language(language)
-    checked = [row for row in rows if row.get("detected_language")]
-    count = Counter(row["detected_language"] for row in checked)
-    passing = {code for code in count if passes_for(code, asked.code)}
+    checked = _name_rows(rows, "detected_language")
+    count = Counter(code for code, _ in checked)
+    title = _languages_title(asked, count, len(rows))
+    if not checked: return empty_figure(title, "no row was checked", rows)
 
-    others = ", or what passes for it," if passing - {asked.code} else ""
-    seen = f"seen in {sum(count[code] for code in passing):,} of {len(checked):,} rows checked"
-    title = f"{asked.name}{others} {seen} ({len(rows) - len(checked):,} not checked)"
-    if not checked: return empty_figure(title, "no row was checked" if rows else "no rows")
-
-    codes = sorted(count, key=lambda code: (code != asked.code, code not in passing, -count[code], code))
-    figure, (left, right) = new_figure(height=1.5 + 0.42 * len(codes), panels=2, sharey=True)
-    _stack_states(left, [(row["detected_language"], row) for row in checked], codes)
-    _draw_confidence(right, checked, codes)
+    codes = _languages_in_order(asked, count)
+    height = 1.5 + 0.42 * len(codes)
+    figure, (left, right) = new_figure(height=height, panels=2, sharey=True)
+    _stack_states(left, checked, codes)
+    _draw_confidence(right, [row for _, row in checked], codes)
     name_bars(left, [language_name(code) for code in codes])
     set_title(figure, title)
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #50a09741
-def _names_by_count(names): return [name for name, _ in Counter(names).most_common()]
+# %% ../nbs/21d_plots.ipynb #7c2f1b36
+def _names_by_count(named):
+    "The names in `named` (pairs of a name and its row), the most frequent first"
+    count = Counter(name for name, _ in named)
+    return [name for name, _ in count.most_common()]
 
+# %% ../nbs/21d_plots.ipynb #6206bf0c
 def plot_categories(
     rows: list # kept and dropped rows with `category`
 ): # a matplotlib Figure
     "How many rows of each category were kept and dropped"
-    named = [(row["category"], row) for row in rows if row.get("category")]
-    if not named: return empty_figure("Categories", "no row has a category" if rows else "no rows")
-    names = _names_by_count(name for name, _ in named)
+    named = _name_rows(rows, "category")
+    if not named: return empty_figure("Categories", "no row has a category", rows)
+    names = _names_by_count(named)
     figure, ax = new_figure(height=1.6 + 0.36 * len(names))
     _stack_states(ax, named, names, room=1.35)
     name_bars(ax, names)
@@ -319,40 +388,49 @@ def plot_categories(
     legend_below(figure, ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #095bc1a1
+# %% ../nbs/21d_plots.ipynb #f7edf899
+def _kept_share(kept, n):
+    "The share of rows `kept` of `n`, and both as text, for a cell"
+    if not n: return None, ""
+    return kept / n, f"{kept:,} of {n:,}"
+
+# %% ../nbs/21d_plots.ipynb #34a43469
 def _draw_kept_shares(ax, rows, tasks):
     "For each of the `tasks` and each style, how many rows were kept, of how many"
-    drawn = Counter((row["task"], row["style"]) for row in rows)
-    kept = Counter((row["task"], row["style"]) for row in rows if "reason" not in row)
+    count = _count_states([((row["task"], row["style"]), row) for row in rows])
+    kept, dropped = count["kept"], count["dropped"]
     styles = sorted({row["style"] for row in rows})
-    shares, texts = [], []
+    lines = []
     for task in tasks:
-        cells = [(kept[task, style], drawn[task, style]) for style in styles]
-        shares.append([k / n if n else None for k, n in cells])
-        texts.append([f"{k:,} of {n:,}" if n else "" for k, n in cells])
-    draw_shares(ax, shares, texts, styles, tasks)
+        pairs = [(task, style) for style in styles]
+        cells = [_kept_share(kept[pair], kept[pair] + dropped[pair]) for pair in pairs]
+        lines.append(cells)
+    draw_shares(ax, lines, styles, tasks)
 
-# %% ../nbs/21d_plots.ipynb #318176be
+# %% ../nbs/21d_plots.ipynb #c19de498
 def plot_tasks(
     rows: list # kept and dropped rows of `back_instruct`, with `task` and `style`
 ): # a matplotlib Figure
     "How many rows drew each task, and how many of them were kept in each style"
     tasked = [row for row in rows if row.get("task") and row.get("style")]
-    if not tasked: return empty_figure("Tasks and styles", "no row has a task" if rows else "no rows")
-    tasks = _names_by_count(row["task"] for row in tasked)
-    figure, (left, right) = new_figure(height=1.8 + 0.36 * len(tasks), panels=2, sharey=True)
+    if not tasked: return empty_figure("Tasks and styles", "no row has a task", rows)
+    named = _name_rows(tasked, "task")
+    tasks = _names_by_count(named)
+    height = 1.8 + 0.36 * len(tasks)
+    figure, (left, right) = new_figure(height=height, panels=2, sharey=True)
     _draw_kept_shares(right, tasked, tasks)
-    _stack_states(left, [(row["task"], row) for row in tasked], tasks, room=1.35)
+    _stack_states(left, named, tasks, room=1.35)
     name_bars(left, tasks)
     right.set_xlabel("rows kept, by style")
 
-    kept, without = sum("reason" not in row for row in tasked), len(rows) - len(tasked)
-    title = f"Tasks and styles: {kept:,} of {len(tasked):,} rows kept"
-    set_title(figure, title + (f" ({without:,} had none)" if without else ""))
+    kept = sum("reason" not in row for row in tasked)
+    without = len(rows) - len(tasked)
+    none = f" ({without:,} had none)" if without else ""
+    set_title(figure, f"Tasks and styles: {kept:,} of {len(tasked):,} rows kept{none}")
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #9226b36b
+# %% ../nbs/21d_plots.ipynb #ed6fafcf
 def plot_tags(
     rows: list # rows with `tags`, as from `tags.tag`
 ): # a matplotlib Figure
@@ -363,8 +441,8 @@ def plot_tags(
     figure, axes = new_figure(height=4.2, panels=3)
     for ax, (name, scale) in zip(axes, scales.items()):
         named = [(row["tags"][name], row) for row in tagged]
-        found = {value for value, _ in named}
-        values = [value for value in reversed(scale) if value in found]
+        used = {value for value, _ in named}
+        values = [value for value in reversed(scale) if value in used]
         _stack_states(ax, named, values, room=1.35)
         name_bars(ax, values)
         ax.set_title(name, fontsize=10)
@@ -372,50 +450,61 @@ def plot_tags(
     legend_below(figure, axes[0])
     return figure
 
-# %% ../nbs/21d_plots.ipynb #1898c492
+# %% ../nbs/21d_plots.ipynb #9a6995f7
 def _group_requests(rows, by):
     "`{group: requests}`: all of them, then those of each value of the column `by`, the largest group first, at most ten"
     requests = []
     for row in rows:
-        turns = _turns_of(row)
-        if turns and turns[0][0] == "user": requests.append((row.get(by), turns[0][1]))
+        role, text = next(iter(_turns_of(row)), (None, ""))
+        if role == "user": requests.append((row.get(by), text))
+    count = Counter(group for group, _ in requests if group)
     groups = {"all": [text for _, text in requests]}
-    for name, _ in Counter(group for group, _ in requests if group).most_common(10):
-        groups[str(name)] = [text for group, text in requests if group == name]
+    for name, _ in count.most_common(10):
+        texts = [text for group, text in requests if group == name]
+        groups[str(name)] = texts
     return {name: texts for name, texts in groups.items() if texts}
 
-# %% ../nbs/21d_plots.ipynb #c004a671
+# %% ../nbs/21d_plots.ipynb #4dc143ff
 def _draw_request_lengths(ax, y, texts, longest):
     "The lengths of `texts` as a small histogram on the line `y`, and a line at their median"
-    bins = Counter(min(29, len(text) * 30 // longest) for text in texts)
+    lengths = [len(text) for text in texts]
+    bins = Counter(min(29, length * 30 // longest) for length in lengths)
     edges = [i * longest / 30 for i in range(31)]
-    base, highest = y + 0.35, max(bins.values())
+    base = y + 0.35
+    highest = max(bins.values())
     tops = [base - 0.8 * bins[i] / highest for i in range(30)]
-    ax.stairs(tops, edges, baseline=base, fill=True, color=MARKS["user"][0])
-    ax.plot([median(map(len, texts))] * 2, [y - 0.4, base], color="black", linewidth=1.2)
+    color, _ = MARKS["user"]
+    ax.stairs(tops, edges, baseline=base, fill=True, color=color)
+    middle = median(lengths)
+    ax.plot([middle, middle], [y - 0.4, base], color="black", linewidth=1.2)
 
+# %% ../nbs/21d_plots.ipynb #b18cc0c0
 def _write_first_words(ax, y, texts):
     "The three commonest first words of `texts` on the line `y`, with their shares"
     from llmdata_nb.backinstruct import diversity
-    for x, (word, n) in enumerate(diversity(texts)["first_words"][:3]):
-        text = f"{label(word, 12)} {n / len(texts):.0%}"
+    commonest = diversity(texts)["first_words"][:3]
+    for x, (word, n) in enumerate(commonest):
+        share = n / len(texts)
+        text = f"{label(word, 12)} {share:.0%}"
         ax.annotate(text, (x, y), va="center", fontsize=9, **text_options(text))
 
-# %% ../nbs/21d_plots.ipynb #dcf78196
+# %% ../nbs/21d_plots.ipynb #3af7785b
 def plot_requests(
     rows: list, # kept rows with `messages`
     by: str = "task" # a column: its values are the groups
 ): # a matplotlib Figure
     "The lengths and the commonest first words of the users' requests, for all rows and for each group"
     groups = _group_requests(rows, by)
-    if not groups: return empty_figure("Requests", "no requests" if rows else "no rows")
-    figure, (left, right) = new_figure(height=1.5 + 0.5 * len(groups), panels=2, width_ratios=[2, 3])
+    if not groups: return empty_figure("Requests", "no requests", rows)
+    height = 1.5 + 0.5 * len(groups)
+    figure, (left, right) = new_figure(height=height, panels=2, width_ratios=[2, 3])
     longest = max(map(len, groups["all"]))
     for y, texts in enumerate(groups.values()):
         _draw_request_lengths(left, y, texts, longest)
         _write_first_words(right, y, texts)
     dress_axes(left, x="characters (line: median)")
-    name_bars(left, [f"{name} ({len(texts):,})" for name, texts in groups.items()])
+    names = [with_count(name, len(texts)) for name, texts in groups.items()]
+    name_bars(left, names)
     left.set_xlim(0, longest * 1.03)
     left.spines["left"].set_visible(False)
     right.set(xlim=(-0.1, 3), ylim=left.get_ylim())
@@ -426,7 +515,7 @@ def plot_requests(
     set_title(figure, f"Requests of {len(groups['all']):,} rows{grouped}")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #f6bb40f4
+# %% ../nbs/21d_plots.ipynb #2671dd2e
 def _tokens_text(call):
     "The tokens of `call` as text: `unknown` where the endpoint did not report them"
     both = (call["prompt_tokens"], call["completion_tokens"])
@@ -434,31 +523,41 @@ def _tokens_text(call):
     tokens = sum(both)
     return f"{tokens:,}" if tokens < 1e6 else f"{tokens / 1e6:,.1f}M"
 
+# %% ../nbs/21d_plots.ipynb #b3132042
 def _price_text(call):
     "The time, number and price of `call` as two lines of text"
-    return f"{call['seconds']:,.0f} s, {call['calls'] + call['replayed']:,} calls\n{money(call['usd'])}"
+    calls = call["calls"] + call["replayed"]
+    return f"{call['seconds']:,.0f} s, {calls:,} calls\n{money(call['usd'])}"
 
-# %% ../nbs/21d_plots.ipynb #ca3b7a20
+# %% ../nbs/21d_plots.ipynb #9d8662d0
+def _known_numbers(calls, column):
+    "The numbers of the `calls` in a `column`; 0 where it is unknown"
+    return [call[column] or 0 for call in calls]
+
+# %% ../nbs/21d_plots.ipynb #8b4f7206
 def plot_calls(
     manifest: dict # the run's numbers, as in manifest.json
 ): # a matplotlib Figure
     "Tokens, time, calls and money of each step"
     calls = manifest["calls"]
     if not calls: return empty_figure("Calls", "no calls")
-    paid, replayed = sum(call["calls"] for call in calls), sum(call["replayed"] for call in calls)
-    title = f"{paid:,} calls, {replayed:,} replayed: {total_money(calls)}"
-
-    columns = ("prompt_tokens", "completion_tokens", "seconds")
-    prompt, completion, seconds = ([call[column] or 0 for call in calls] for column in columns)
-    figure, (left, right) = new_figure(height=1.5 + 0.45 * len(calls), panels=2, sharey=True)
-    draw_bars(left, 0, prompt, "#56B4E9", "prompt")
-    draw_bars(left, prompt, completion, "#009E73", "completion")
+    prompt = _known_numbers(calls, "prompt_tokens")
+    completion = _known_numbers(calls, "completion_tokens")
+    tokens = [p + c for p, c in zip(prompt, completion)]
+    seconds = _known_numbers(calls, "seconds")
+    height = 1.5 + 0.45 * len(calls)
+    figure, (left, right) = new_figure(height=height, panels=2, sharey=True)
+    draw_bars(left, 0, prompt, MARKS["user"][0], "prompt")
+    draw_bars(left, prompt, completion, MARKS["assistant"][0], "completion")
     draw_bars(right, 0, seconds, COLORS["other"])
-    write_at_ends(left, [p + c for p, c in zip(prompt, completion)], list(map(_tokens_text, calls)), room=1.4)
+    write_at_ends(left, tokens, list(map(_tokens_text, calls)), room=1.4)
     write_at_ends(right, seconds, list(map(_price_text, calls)), room=2.3)
     dress_axes(left, x="tokens")
     dress_axes(right, x="time in calls (seconds)")
-    name_bars(left, [f"{call['step']} ({call['model']})" for call in calls])
-    set_title(figure, title)
+    names = [f"{call['step']} ({call['model']})" for call in calls]
+    name_bars(left, names)
+    sent = sum(_known_numbers(calls, "calls"))
+    replayed = sum(_known_numbers(calls, "replayed"))
+    set_title(figure, f"{sent:,} calls, {replayed:,} replayed: {total_money(calls)}")
     legend_below(figure, left)
     return figure

@@ -11,7 +11,7 @@ __all__ = ['PLOTS', 'run_plots', 'save_plots', 'COLORS', 'HATCHES', 'label', 'ne
            'differences', 'plot_acceptance', 'plot_compared_scores', 'plot_confusion', 'plot_costs', 'plot_reasons',
            'read_runs', 'save_comparison']
 
-# %% ../nbs/22_report.ipynb #51dba5ce
+# %% ../nbs/22_report.ipynb #9ebab351
 from pathlib import Path
 
 from .compare import (
@@ -25,9 +25,10 @@ from .judge_plots import (
 from .plots import (
     MARKS, plot_calls, plot_categories, plot_funnel, plot_labels, plot_languages, plot_lengths, plot_repeats,
     plot_requests, plot_scores, plot_tags, plot_tasks, plot_turns)
+from .recipes import for_run, main_score, recipe_record
 from .tables import table, to_latex, to_markdown
 
-# %% ../nbs/22_report.ipynb #94dab236
+# %% ../nbs/22_report.ipynb #c5a0ab53
 _all_ = [
     "COLORS", "HATCHES", "label", "new_figure", "to_png", "table", "to_latex", "to_markdown",
     "MARKS", "plot_calls", "plot_categories", "plot_funnel", "plot_labels", "plot_languages", "plot_lengths",
@@ -37,7 +38,7 @@ _all_ = [
     "SCORES", "compare", "compare_reasons", "differences", "plot_acceptance", "plot_compared_scores", "plot_confusion",
     "plot_costs", "plot_reasons", "read_runs", "save_comparison"]
 
-# %% ../nbs/22_report.ipynb #6e118346
+# %% ../nbs/22_report.ipynb #66907c4c
 PLOTS = dict( # name → a function, and what of the run it takes, as in `_plot_inputs`
     funnel=(plot_funnel, "manifest"),
     calls=(plot_calls, "manifest"),
@@ -57,41 +58,30 @@ PLOTS = dict( # name → a function, and what of the run it takes, as in `_plot_
     judged_by_length=(plot_judged_by_length, "rows"),
     models=(plot_models, "rows", "language"))
 
-# %% ../nbs/22_report.ipynb #d548ccfc
+# %% ../nbs/22_report.ipynb #be9331b4
 def _plot_inputs(run, score_column):
     "What the functions of `PLOTS` may take of a `run`"
     manifest = run.manifest
     return dict(manifest=manifest, rows=run.kept + run.dropped, kept=run.kept, language=manifest["language"],
                 score_column=score_column, min_score=manifest["arguments"].get("min_score"))
 
-# %% ../nbs/22_report.ipynb #524524f9
-def _plot_names(run):
-    "The names of the plots that show a `run`"
-    recipe, arguments = run.manifest["recipe"], run.manifest["arguments"]
-    if recipe in ("rerank_preferences", "rerank"): return ["funnel", "outcomes", "margins", "judged_by_length", "calls"]
-    if recipe == "aya_preferences": return ["funnel", "models", "languages", "calls"]
-    if recipe == "back_instruct": return ["funnel", "repeats", "tasks", "scores", "min_scores", "requests", "languages", "calls"]
-    if recipe != "magpie": return ["funnel", "repeats", "labels", "scores", "lengths", "languages", "calls"]
-    names = ["funnel", "repeats"]
-    if arguments.get("answers", 1) > 1: names.append("margins")
-    elif arguments.get("min_score"): names.append("scores")
-    if any(row.get("tags") for row in run.kept + run.dropped): names.append("tags")
-    if arguments.get("categories"): names.append("categories")
-    return [*names, "turns", "languages", "calls"]
+# %% ../nbs/22_report.ipynb #d25b478b
+def _draw_plot(name, inputs):
+    "The plot called `name`; ValueError where there is none"
+    if name not in PLOTS: raise ValueError(f"no plot is called {name!r}: add it to report.PLOTS, or take one of {', '.join(PLOTS)}")
+    plot, *takes = PLOTS[name]
+    return plot(*(inputs[what] for what in takes))
 
 def run_plots(
     run # as from `export.read_folder`
 ) -> dict: # `{name: Figure}`
-    "The plots of a run by name, as its recipe names them"
-    score_column = "alignment_score" if run.manifest["recipe"] == "back_instruct" else "response_score"
-    inputs = _plot_inputs(run, score_column)
-    figures = {}
-    for name in _plot_names(run):
-        plot, *takes = PLOTS[name]
-        figures[name] = plot(*(inputs[what] for what in takes))
-    return figures
+    "The plots of a run by name: those that the record of its recipe names, in that order"
+    record = recipe_record(run.manifest["recipe"])
+    inputs = _plot_inputs(run, main_score(record, run.kept + run.dropped))
+    names = for_run(record.plots, run.manifest, run.kept, run.dropped)
+    return {name: _draw_plot(name, inputs) for name in names}
 
-# %% ../nbs/22_report.ipynb #c7145005
+# %% ../nbs/22_report.ipynb #861e91e2
 def save_plots(
     folder: str # a folder that `run` wrote, such as outputs/it/translate_and_judge
 ) -> list: # the paths written

@@ -20,148 +20,250 @@ def kind(value):
     if isinstance(value, bool): return "bool"
     if isinstance(value, int): return "int" if -2**63 <= value < 2**63 else "mixed"
     if isinstance(value, float): return "float"
-    if isinstance(value, dict): return {str(k): kind(v) for k, v in value.items()}
-    if not isinstance(value, (list, tuple)): return kind(value.tolist()) if hasattr(value, "tolist") else "str"  # numpy's; a date is written as text
-    inner = None
-    for v in value: inner = join(inner, kind(v))
-    return "list", inner
+    if isinstance(value, dict): return {str(name): kind(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)): return "list", _kind_of_all(value)
+    if hasattr(value, "tolist"): return kind(value.tolist())  # numpy's
+    return "str"  # such as a date, which is written as text
 
+def _kind_of_all(values):
+    joined = None
+    for value in values: joined = join(joined, kind(value))
+    return joined
+
+# %% ../nbs/05a_rowfile.ipynb #80bf30c1
 def join(a, b):
     "The type that holds values of both types"
     if a == b or b is None: return a
     if a is None: return b
-    if isinstance(a, dict) and isinstance(b, dict): return a | {k: join(a.get(k), v) for k, v in b.items()}
+    if isinstance(a, dict) and isinstance(b, dict): return _join_objects(a, b)
     if isinstance(a, tuple) and isinstance(b, tuple): return "list", join(a[1], b[1])
-    return "float" if (a, b) in (("int", "float"), ("float", "int")) else "mixed"
+    numbers = ("int", "float")
+    return "float" if a in numbers and b in numbers else "mixed"
+
+def _join_objects(a, b):
+    joined = dict(a)
+    for name, inner in b.items(): joined[name] = join(a.get(name), inner)
+    return joined
 
 # %% ../nbs/05a_rowfile.ipynb #fcbe7fc6
 def _is_text(kind):
+    "Whether a column of this type is written as JSON text"
     if isinstance(kind, tuple): return _is_text(kind[1])
-    return kind == "mixed" or kind == {} or isinstance(kind, dict) and any(map(_is_text, kind.values()))
+    if isinstance(kind, dict): return not kind or any(_is_text(inner) for inner in kind.values())
+    return kind == "mixed"
 
-def _arrow(kind):
+# %% ../nbs/05a_rowfile.ipynb #f1ff6857
+def _arrow_type(kind):
     import pyarrow as pa
-    if isinstance(kind, tuple): return pa.list_(pa.string() if kind[1] is None else _arrow(kind[1]))  # Arrow's JSON reader fails on lists of nulls
-    if isinstance(kind, dict): return pa.struct([(k, _arrow(v)) for k, v in kind.items()])
-    return {None: pa.null(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}[kind]
+    if kind == ("list", None): return pa.list_(pa.string())  # Arrow's JSON reader fails on lists of nulls
+    if isinstance(kind, tuple): return pa.list_(_arrow_type(kind[1]))
+    if isinstance(kind, dict):
+        fields = [(name, _arrow_type(inner)) for name, inner in kind.items()]
+        return pa.struct(fields)
+    simple_types = {
+        None: pa.null(),
+        "bool": pa.bool_(),
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "str": pa.string()}
+    return simple_types[kind]
 
-def _schema(kinds):
+# %% ../nbs/05a_rowfile.ipynb #fe3d447d
+def _arrow_schema(kinds):
     import pyarrow as pa
-    return pa.schema([(c, pa.string() if _is_text(k) else _arrow(k)) for c, k in kinds.items()])
+    fields = []
+    for name, kind in kinds.items():
+        arrow_type = pa.string() if _is_text(kind) else _arrow_type(kind)
+        fields.append((name, arrow_type))
+    return pa.schema(fields)
 
 # %% ../nbs/05a_rowfile.ipynb #485b8479
 def reason_group(reason: str) -> str:
     "`reason` without its particulars (what stands in brackets, and words with digits), so that reasons of one kind count together"
-    return re.sub(r"[^\s:,]+", lambda word: "…" if re.search(r"\d", word[0]) else word[0], reason.split(" (")[0])
+    def without_digits(match):
+        word = match[0]
+        return "…" if re.search(r"\d", word) else word
+    before_brackets = reason.split(" (")[0]
+    return re.sub(r"[^\s:,]+", without_digits, before_brackets)
 
 # %% ../nbs/05a_rowfile.ipynb #d37831d8
-def _having(rows, reason, found):
-    "Add the `rows` of the kind `reason` to `found`; where there are none, those whose reason begins so"
-    for fits in (lambda text: reason_group(text) == reason, lambda text: text.startswith(reason)):
+def _add_matching(rows, reason, matching):
+    "Add the `rows` of the kind `reason` to `matching`; where there are none, those whose reason begins so"
+    def same_kind(text): return reason_group(text) == reason
+    def begins_so(text): return text.startswith(reason)
+    for fits in (same_kind, begins_so):
         for row in rows:
-            if fits(row["reason"]): found.append(row)
-        if found: return found
-    there = Counter(reason_group(row["reason"]) for row in rows).most_common(20)
-    raise ValueError(f"no row has the reason {reason!r}; the reasons here: {'; '.join(f'{r} ({n})' for r, n in there) or 'none, for there is no row'}")
+            if fits(row["reason"]): matching.append(row)
+        if matching: return matching
+    raise _no_such_reason(rows, reason)
 
+def _no_such_reason(rows, reason):
+    counts = Counter(reason_group(row["reason"]) for row in rows)
+    listed = "; ".join(f"{group} ({n})" for group, n in counts.most_common(20))
+    return ValueError(f"no row has the reason {reason!r}; the reasons here: {listed or 'none, for there is no row'}")
+
+# %% ../nbs/05a_rowfile.ipynb #d679c055
 class Rows(list):
     "A list of rows with a `reason`; `rows(\"instruction: judged low\")` gives those of that reason"
-    def __call__(self, reason: str) -> list: return _having(self, reason, [])
+    def __call__(self, reason: str) -> list: return _add_matching(self, reason, [])
 
 # %% ../nbs/05a_rowfile.ipynb #2a9bb1f8
 BLOCK = 2000  # rows
 
-def _plain(value): return value.tolist() if hasattr(value, "tolist") else str(value)
+def _json_default(value): return value.tolist() if hasattr(value, "tolist") else str(value)
 
+def _simple_values(row):
+    "`row`, with all but the simplest values as text"
+    simple_row = {}
+    for name, value in row.items():
+        simple = value is None or isinstance(value, (str, int, float))
+        simple_row[str(name)] = value if simple else str(value)
+    return simple_row
+
+# %% ../nbs/05a_rowfile.ipynb #7b15463d
 def json_line(row: dict) -> bytes:
     "`row` as one line of JSON; what JSON does not know is written as text"
-    try: text = json.dumps(row, ensure_ascii=False, default=_plain)
-    except (TypeError, ValueError, RecursionError): text = json.dumps({str(k): v if isinstance(v, (str, int, float, type(None))) else str(v) for k, v in row.items()}, ensure_ascii=False)
+    try: text = json.dumps(row, ensure_ascii=False, default=_json_default)
+    except (TypeError, ValueError, RecursionError): text = json.dumps(_simple_values(row), ensure_ascii=False)
     return text.encode("utf-8", "replace")  # half a surrogate pair, which no file can hold, becomes "?"
 
-def _table(lines, kinds):
+def _with_texts(line, columns):
+    "The row in `line`, with the values of `columns` as JSON text"
+    row = json.loads(line)
+    for name in columns:
+        if row.get(name) is not None: row[name] = json.dumps(row[name], ensure_ascii=False)
+    return json_line(row)
+
+# %% ../nbs/05a_rowfile.ipynb #60fa47a5
+def _arrow_table(lines, kinds):
     "An Arrow table of the JSON `lines`"
     import pyarrow as pa, pyarrow.json as pj
-    texts, schema = [c for c, k in kinds.items() if _is_text(k)], _schema(kinds)
-    if texts: lines = [json_line({c: json.dumps(v, ensure_ascii=False) if c in texts and v is not None else v for c, v in json.loads(line).items()}) for line in lines]
+    schema = _arrow_schema(kinds)
     if not lines or not kinds: return schema.empty_table()
+    texts = [name for name, kind in kinds.items() if _is_text(kind)]
+    if texts: lines = [_with_texts(line, texts) for line in lines]
     data = b"\n".join(lines)
-    return pj.read_json(pa.BufferReader(data), pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
-                        pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")).select(schema.names)
+    reading = pj.ReadOptions(use_threads=False, block_size=len(data) + 1)
+    parsing = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    return pj.read_json(pa.BufferReader(data), reading, parsing).select(schema.names)
+
+# %% ../nbs/05a_rowfile.ipynb #9ee5c8ca
+_NO_ROWS = {"id": "str"}  # without a column, `load_dataset` cannot even say that there are no rows
+
+class _ParquetFile:
+    "The Parquet file at `path`, which appears there when it is finished"
+    def __init__(self, path):
+        self.path, self.unfinished = path, path.with_suffix(".new")
+        self.writer, self.stale = None, False  # stale: a later row had wider types than the file was begun with
+
+    def write(self, lines, kinds):
+        "Write `lines`, when the columns are still those the file was begun with"
+        if self.stale: return
+        import pyarrow.parquet as pq
+        schema = _arrow_schema(kinds or _NO_ROWS)
+        if not self.writer: self.writer = pq.ParquetWriter(self.unfinished, schema, compression="zstd")
+        self.stale = self.writer.schema != schema
+        if self.stale or not lines or not kinds: return  # the writer fails on an empty block
+        self.writer.write_table(_arrow_table(lines, kinds))
+
+    def write_again(self, blocks, kinds):
+        "Write the file once more, with the types that hold all rows"
+        self.writer.close()
+        self.writer, self.stale = None, False
+        for lines in blocks: self.write(lines, kinds)
+
+    def finish(self):
+        self.writer.close()
+        self.unfinished.replace(self.path)
+
+# %% ../nbs/05a_rowfile.ipynb #6644b93a
+def _made_folder(path):
+    "The folder of the file at `path`, made when missing; None for no file"
+    if not path: return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent
+
+class _Spool:
+    "Lines in a temporary file without a name, which vanishes with the process"
+    def __init__(self, folder):
+        self.file = tempfile.TemporaryFile(dir=folder)
+        self.ends = array("Q")  # where each line ends
+
+    def __len__(self): return len(self.ends)
+
+    def extend(self, lines):
+        end = self.ends[-1] if self.ends else 0
+        for line in lines:
+            end += self.file.write(line + b"\n")
+            self.ends.append(end)
+
+    def __getitem__(self, i):
+        start = self.ends[i - 1] if i else 0
+        self.file.seek(start)
+        line = self.file.read(self.ends[i] - start)[:-1]
+        self.file.seek(0, os.SEEK_END)
+        return line
 
 # %% ../nbs/05a_rowfile.ipynb #1c7680a5
 class RowFile(Sequence):
     "Rows in the order of `append`; in the Parquet file at `path`, where one is given, when it is closed"
     def __init__(self, path=None):
-        self.path, self.kinds, self.block, self.lines, self.ends = path and Path(path), {}, [], [], array("Q")
-        self.spool = self.writer = None
-        self.stale = False  # a later row had wider types than the file was begun with
+        self.path = Path(path) if path else None
+        self.parquet = _ParquetFile(self.path) if path else None
+        self.kinds, self.spool = {}, None  # column → type; the lines that are no longer in memory
+        self.block, self.lines = [], []    # the rows in memory, and the same as JSON
 
     def append(self, row: dict) -> None:
         "Add `row`"
         line = json_line(row)
-        for c, value in row.items():
-            found = kind(value)
-            if c not in self.kinds or found != self.kinds[c]: self.kinds[str(c)] = join(self.kinds.get(c), found)
+        for column, value in row.items():
+            name, found = str(column), kind(value)
+            known = self.kinds.setdefault(name, None)
+            if found != known: self.kinds[name] = join(known, found)
         self.block.append(row)
         self.lines.append(line)
-        if len(self.block) > BLOCK: self._flush()
+        if len(self.block) > BLOCK: self._flush_block()
 
-    def _flush(self):
+    def _flush_block(self):
         "Move the rows in memory to the files"
-        if not self.spool: self.spool = tempfile.TemporaryFile(dir=self._folder())
-        self._write(self.lines)
-        for line in self.lines:
-            self.spool.write(line + b"\n")
-            self.ends.append((self.ends[-1] if self.ends else 0) + len(line) + 1)
+        if not self.spool: self.spool = _Spool(_made_folder(self.path))
+        if self.parquet: self.parquet.write(self.lines, self.kinds)
+        self.spool.extend(self.lines)
         self.block, self.lines = [], []
 
-    def _folder(self):
-        if self.path: self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.path and self.path.parent
-
-    def _write(self, lines):
-        "Write `lines` to the Parquet file, when its columns are still those of the rows"
-        if not self.path or self.stale: return
-        import pyarrow.parquet as pq
-        schema = _schema(self.kinds or {"id": "str"})  # of no rows: without a column, `load_dataset` cannot even say that there are none
-        if not self.writer: self.writer = pq.ParquetWriter(self.path.with_suffix(".new"), schema, compression="zstd")
-        self.stale = self.writer.schema != schema
-        if lines and self.kinds and not self.stale: self.writer.write_table(_table(lines, self.kinds))  # an empty block is what it fails on
-
     def close(self) -> None:
-        "Finish the Parquet file. It is written aside and renamed, so that no reader meets half of one"
-        if not self.path: return
-        self._folder()
-        self._write(self.lines)
-        if self.stale:
-            self.writer.close()
-            self.writer, self.stale = None, False
-            for start in range(0, len(self), BLOCK): self._write([self._read(i) for i in range(start, min(start + BLOCK, len(self)))])
-        self.writer.close()
-        self.path.with_suffix(".new").replace(self.path)
+        "Finish the Parquet file, if there is one"
+        if not self.parquet: return
+        _made_folder(self.path)
+        self.parquet.write(self.lines, self.kinds)
+        if self.parquet.stale: self.parquet.write_again(self._blocks(), self.kinds)
+        self.parquet.finish()
 
-    def _read(self, i):
-        if i >= len(self.ends): return self.lines[i - len(self.ends)]
-        start = self.ends[i - 1] if i else 0
-        self.spool.seek(start)
-        line = self.spool.read(self.ends[i] - start)[:-1]
-        self.spool.seek(0, os.SEEK_END)
-        return line
+    def _blocks(self):
+        for start in range(0, len(self), BLOCK):
+            end = min(start + BLOCK, len(self))
+            yield [self._line_at(i) for i in range(start, end)]
 
-    def __len__(self): return len(self.ends) + len(self.block)
+    def _line_at(self, i):
+        spooled = self._spooled()
+        return self.spool[i] if i < spooled else self.lines[i - spooled]
+
+    def _spooled(self): return len(self.spool) if self.spool else 0
+
+    def __len__(self): return self._spooled() + len(self.block)
 
     def __getitem__(self, i):
         if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
-        return json.loads(self._read(i)) if i < len(self.ends) else self.block[i - len(self.ends)]
+        i, spooled = range(len(self))[i], self._spooled()
+        return json.loads(self.spool[i]) if i < spooled else self.block[i - spooled]
 
-    def __call__(self, reason: str) -> Sequence: return _having(self, reason, RowFile()).rows()
+    def __call__(self, reason: str) -> Sequence: return _add_matching(self, reason, RowFile()).rows()
 
     def rows(self) -> Sequence:
         "The rows: a list while they are few, else this file"
-        return self if self.ends else self.block
+        return self if self.spool else self.block
 
+# %% ../nbs/05a_rowfile.ipynb #7c52c9ad
 def write_parquet(rows, path) -> None:
     "Write `rows` (dicts) to the Parquet file at `path`, with the columns of all rows in order of appearance"
     file = RowFile(path)

@@ -24,7 +24,7 @@ class _Address(Limiter):
         self.held = {}                                  # worker → places
         self.vacant = []                                # until when the part of each worker that left is kept
 
-    def _accepted(self, db, start, end):
+    def accepted(self, db, start, end):
         sent = sum(start < when <= end for when in self.sent)
         refused = sum(start < when <= end for when in self.turned_away)
         return sent - refused
@@ -70,17 +70,17 @@ class _Spending:
     def enter(self, worker):
         "Whether a call of `worker` may be sent now; or, as text, why none may any more"
         if worker in self.gone: return "this worker was taken for lost"
-        try: enters = self.budget._enters()
+        try: enters = self.budget.enters()
         except CallFailed as e: return e.message
         self.under_way[worker] += enters
         return enters
 
     async def leave(self, worker, usage, cost):
         "A call of `worker` was answered, for so much; or not, where `usage` is None"
-        if usage is not None: self.budget._book(SimpleNamespace(usage=usage, cost=cost))
+        if usage is not None: self.budget.book(SimpleNamespace(usage=usage, cost=cost))
         if worker in self.gone: return  # its calls were taken for spent
         self.under_way[worker] -= 1
-        await self.budget.__aexit__()
+        self.budget.leave()
 
     def count_as_spent(self, worker):
         "`worker` is gone: count what it had under way as spent"
@@ -111,14 +111,14 @@ class Shares:
         refusals = [(now - age, *rest) for age, *rest in refusals]
         address.note([now - age for age in sent], refusals)
         self.store.commit()
-        address._look(now)
+        address.look(now)
         places = address.places(worker, under_way, min(most, self.concurrency))
         return places, time.time(), _address_state(address)
 
     async def lease(self, url):
         "The next sending times, in seconds from now; how long a limit is used up; the time, and the state of the base URL"
         address = _address_at(self, url)
-        await address._lease()
+        await address.lease()
         now, times = time.time(), list(address.permits)
         address.permits.clear()
         address.note(times, [])
@@ -174,11 +174,9 @@ class Share(Limiter):
     "A worker's part of the limits of a base URL"
     def __init__(self, url, name, most, actor, worker, **limits):
         super().__init__(url, None, most, **limits)
-        self.actor, self.worker, self.most = actor, worker, most
-        self.name = name                   # by which the actor knows the base URL
+        self.actor, self.worker, self.most, self.name = actor, worker, most, name  # by its `name` the actor knows the base URL
         self.sent, self.refusals = [], []  # what is still to be reported
-        self.talk = None                   # the task that keeps in touch
-        self.ahead = None                  # the sending times that were asked for ahead
+        self.talk, self.ahead = None, None # the task that keeps in touch; the sending times that were asked for ahead
         self.shift = 0.0                   # this clock less the actor's
 
     async def __aenter__(self):
@@ -192,9 +190,13 @@ class Share(Limiter):
             raise StoreError(f"the limits of {self.url} are not to be had: {why}")
         await super().__aenter__()
 
-    def _look(self, now): self.looked = now  # `_keep_in_touch` does
+    def look(self, now):
+        "Nothing is to be read: `_keep_in_touch` does it"
+        self.looked = now
 
-    def _count(self): self.sent.append(time.time())
+    def count_request(self):
+        "A request is sent without a sending time"
+        self.sent.append(time.time())
 
     def overloaded(self, sent, seconds, reason, too_many=False):
         "As in `Limiter`; it is reported at once"
@@ -209,7 +211,8 @@ class Share(Limiter):
         "As in `Limiter`; it is reported at once"
         self.overloaded(sent, seconds, reason, True)
 
-    async def _lease(self):
+    async def lease(self):
+        "Take the next sending times, which the actor gives"
         ages, full, clock, state = await (self.ahead or self.actor.lease.remote(self.name))
         _take_state(self, state)
         self.full = full and clock + full + self.shift
@@ -246,7 +249,7 @@ async def _talk_once(share):
     share.shift = time.time() - clock
     _take_state(share, state)
     if places:  # else others still have requests under way
-        _set_places(share.window, places)
+        share.window.resize(places)
         share.placed.set()
 
 def _take_state(share, state):
@@ -255,13 +258,6 @@ def _take_state(share, state):
     share.since = since and since + share.shift
     until = until + share.shift if until else 0
     share.until = max(until, share.until or 0)
-
-def _set_places(window, places):
-    "Let `window` have so many places; a window that was made smaller by refusals stays so"
-    whole = window.size == window.most
-    window.size = float(places) if whole else min(window.size, places)
-    window.most = places
-    window._wake()
 
 # %% ../nbs/28_shares.ipynb #6120edc4
 class SharedBudget:

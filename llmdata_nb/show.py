@@ -21,6 +21,7 @@ def _columns_of(character):
     if unicodedata.category(character) in ("Mn", "Me", "Mc", "Cf"): return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
+# %% ../nbs/05b_show.ipynb #04e148ed
 def short(
     text, # anything; what is no text is shown as Python prints it
     columns: int = 88,
@@ -42,6 +43,7 @@ def _text_block(text, language):
     style = "white-space:pre-wrap;overflow-wrap:break-word;text-align:start"
     return f'<div {where} style="{style}">{escape(visible(text))}</div>'
 
+# %% ../nbs/05b_show.ipynb #7e794d77
 def text_html(
     text,
     language=None, # the `Language` it is in, where that is known
@@ -68,6 +70,7 @@ def _text_of(value):
     if value is None: return ""
     return value if isinstance(value, str) else str(value)
 
+# %% ../nbs/05b_show.ipynb #56406b18
 def _as_messages(value):
     "The messages in a list, each as a dict; none where `value` is no list"
     if not isinstance(value, list): return []
@@ -107,6 +110,7 @@ def _answer_name(row, side):
         elif value is not None: parts.append(str(value))
     return " · ".join(parts)
 
+# %% ../nbs/05b_show.ipynb #b3e34ad1
 def _pair_lines(row, language):
     "The request, and the chosen and the rejected answer side by side"
     request = ("request", _text_of(row.get("prompt", row.get("messages"))), language)
@@ -114,6 +118,7 @@ def _pair_lines(row, language):
     rejected = (_answer_name(row, "rejected"), _text_of(row["rejected"]), language)
     return [[request], [chosen, rejected]]
 
+# %% ../nbs/05b_show.ipynb #ad36b5d6
 def _answer_lines(messages, answers, language):
     "The request, and its answers in twos"
     cells = [("answer", _text_of(answer), language) for answer in answers]
@@ -127,6 +132,7 @@ def _english_lines(row):
     if row.get("response_en"): cells.append(("answer in English", row["response_en"], english))
     return [cells] if cells else []
 
+# %% ../nbs/05b_show.ipynb #0a5495bd
 def _column_lines(row):
     "The columns of any row, in twos; its id and reason are shown elsewhere"
     cells = []
@@ -162,6 +168,7 @@ def _most_common(groups, most):
     rows = sum(n for *_, n in rest)
     return [*named, ("lost", f"{len(rest)} more reasons", rows)]
 
+# %% ../nbs/05b_show.ipynb #258b6a89
 def funnel(
     rows: dict,     # how many: `in` and `kept`
     reasons: list,  # `{state, reason, rows}`, as from `Outcome.reasons`
@@ -187,6 +194,7 @@ def total_money(
     if not known: return "price unknown"
     return f"price unknown for {unknown} of {len(calls)} steps, the others {money(sum(known))}"
 
+# %% ../nbs/05b_show.ipynb #1f546b9b
 def _sum_of(calls, *columns): return sum(call.get(column) or 0 for column in columns for call in calls)
 
 def _requests_text(calls):
@@ -219,17 +227,20 @@ def _run_language(manifest):
     try: return find_language(manifest["language"])
     except (KeyError, ValueError): return None
 
+# %% ../nbs/05b_show.ipynb #463d7571
 def _first_and_last(lines):
     "Of the texts of a row that ended early: the first, and the last line, where it ended"
     if len(lines) < 2: return sum(lines, [])
     return [lines[0][0], *lines[-1]]
 
+# %% ../nbs/05b_show.ipynb #56156c86
 def _id_and_reason(row, kind):
     "The id of `row`, and its reason where that says more than its `kind`"
     name = short(row.get("id", ""), 40)
     if row["reason"] == kind: return name
     return f"{name}: {short(row['reason'], 120)}"
 
+# %% ../nbs/05b_show.ipynb #6b166703
 def _example_lines(example, cells):
     "A row as text: its name, and its texts below each other"
     cells = [(short(name, 30), short(text)) for name, text, _ in cells]
@@ -291,12 +302,14 @@ def _cell_html(cell, width):
     head = f'<span style="{_GREY}">{escape(short(name, 60))}</span>'
     return _styled_div(head + text_html(text, language), style)
 
+# %% ../nbs/05b_show.ipynb #eced4d80
 def _line_html(line):
     "The texts of `line` side by side; below each other where there is no room"
     width = "48%" if len(line) > 1 else "97%"
     cells = "".join(_cell_html(cell, width) for cell in line)
     return _styled_div(cells, f"border-top:{_LINE};padding:.25em 0")
 
+# %% ../nbs/05b_show.ipynb #da7d4b2f
 def _row_html(row, name, language, color, most=4):
     "The texts of `row`, in its first lines, under its `name`"
     lines = to_read(row, language)
@@ -320,6 +333,7 @@ def _bar_html(name, state, left, n, total):
     bar = _styled_div(bar, f"{cell}:45%")
     return named + bar + _styled_div(count, f"{cell}:15%;margin-left:1%")
 
+# %% ../nbs/05b_show.ipynb #f7d32dc7
 def _table_line(tag, texts):
     "A line of the table of steps, whose cells are th or td"
     cells = []
@@ -346,6 +360,7 @@ def _summary_html(manifest, language):
     kept = f'<b>{rows["kept"]:,} of {rows["in"]:,} rows kept</b>'
     return f'<p>{kept} <span style="{_GREY}">· {details}</span></p>'
 
+# %% ../nbs/05b_show.ipynb #dc0b15ab
 def _reason_html(bar, row, total, language):
     "A bar of the funnel, which unfolds to the row where there is one"
     name, state, *_ = bar
@@ -354,6 +369,7 @@ def _reason_html(bar, row, total, language):
     example = _row_html(row, _id_and_reason(row, name), language, COLORS[state])
     return f"<details><summary>{html}</summary>{example}</details>"
 
+# %% ../nbs/05b_show.ipynb #dcfc50a9
 def outcome_html(
     manifest: dict, # as from `Outcome.manifest`
     samples: list,  # kept rows
@@ -403,6 +419,7 @@ def _item_html(item):
     mark = "•" if item[2] in "-*+" else item[2]
     return f'<div class="item" dir="auto" style="margin-inline-start:{1.2 * depth:g}em">{mark} {_inline_html(item[3])}</div>'
 
+# %% ../nbs/05b_show.ipynb #149751fb
 def _cells_html(line, tag):
     "A row of a table, whose cells are th or td"
     texts = line.strip().strip("|").split("|")
@@ -416,6 +433,7 @@ def _take_lines(lines, stop):
     while lines and not stop(lines[-1]): taken.append(lines.pop())
     return taken
 
+# %% ../nbs/05b_show.ipynb #edc268f4
 def _code_html(fence, lines):
     "The code up to a line that closes the `fence`"
     def closes(line):
@@ -425,6 +443,7 @@ def _code_html(fence, lines):
     del lines[-1:]  # the closing fence
     return f'<pre dir="ltr">{code}</pre>'
 
+# %% ../nbs/05b_show.ipynb #f2adedbb
 def _begins_table(line, lines):
     "Whether `line` is the head of a table: it has cells, and a rule comes next"
     if "|" not in line or not lines: return False
@@ -437,6 +456,7 @@ def _table_html(head, lines):
     rows = [_cells_html(head, "th"), *(_cells_html(line, "td") for line in body)]
     return f"<table>{''.join(rows)}</table>"
 
+# %% ../nbs/05b_show.ipynb #ebda6ccc
 def _ends_paragraph(line):
     if not line.strip() or "|" in line or line.startswith(("#", "&gt;")): return True
     return _FENCE.match(line) or _ITEM.match(line)
@@ -462,6 +482,7 @@ def _block_html(line, lines):
     if quote: return f'<blockquote dir="auto">{_inline_html(quote[1])}</blockquote>'
     return _paragraph_html(line, lines) if line.strip() else ""
 
+# %% ../nbs/05b_show.ipynb #aeb38c0f
 def markdown_html(
     text: str,
 ) -> str:

@@ -50,6 +50,7 @@ _MIGRATIONS = {0: [_LAYOUT], 1: [_FROM_1, _LAYOUT, _COPY_1], 2: [_FROM_2]}  # la
 
 def _layout_version(db): return db.execute("pragma user_version").fetchone()[0]
 
+# %% ../nbs/03_store.ipynb #8eb82d33
 def _migrate_layout(db):
     "Make the tables of a new file, or bring those of an older layout up to date; in the transaction that is open"
     for script in _MIGRATIONS.get(_layout_version(db), []):
@@ -68,6 +69,7 @@ _ADVICE = {  # a word of SQLite's message → what to do
     "malformed": "The file is damaged: move it away to start a new one; `sqlite3 FILE .recover` reads what can be read",
     "newer": "Update llmdata_nb, or give another store"}
 
+# %% ../nbs/03_store.ipynb #ab2f3c5c
 def _store_error(path, error):
     "The StoreError for what SQLite or the system said of the file at `path`"
     fitting = [advice for word, advice in _ADVICE.items() if word in str(error)]
@@ -85,6 +87,7 @@ def _transaction(db):
     finally:
         if db.in_transaction: db.execute("rollback")
 
+# %% ../nbs/03_store.ipynb #5b98b673
 def _switch_to_wal(db):
     "Switch to WAL; SQLite itself does not wait here for another process that does the same"
     for tries_left in reversed(range(601)):
@@ -95,6 +98,7 @@ def _switch_to_wal(db):
             if "locked" not in str(e) or not tries_left: raise
         time.sleep(0.1)
 
+# %% ../nbs/03_store.ipynb #bedf9351
 def _prepare_file(db):
     "Set up the open file `db`: journal, tables of the current layout, nothing old in `requests`"
     version = _layout_version(db)
@@ -120,6 +124,7 @@ def _write_values(db, sql, values):
     try: db.execute(sql, values)
     except _UNWRITABLE: db.execute(sql, [_as_sqlite(value) for value in values])
 
+# %% ../nbs/03_store.ipynb #40eb5e33
 def _wake_waiting(futures, error=None):
     "Tell those who wait for a commit that it is done, or that it failed"
     for future in futures:
@@ -206,6 +211,7 @@ def _pack_text(text):
     small = zlib.compress(data, 1) if len(data) > 200 else data
     return small if len(small) < len(data) else text
 
+# %% ../nbs/03_store.ipynb #a292cd2f
 def _pack_logprobs(logprobs): return zlib.compress(json.dumps(logprobs).encode(), 1) if logprobs else None
 
 def _unpack_text(value): return zlib.decompress(value).decode() if isinstance(value, bytes) else value
@@ -214,6 +220,7 @@ def _call_values(columns):
     "The values of a call as they stand in the table, from `step` to `seconds`"
     return [_pack_text(columns["text"]) if c == "text" else columns.get(c) for c in _COLUMNS]
 
+# %% ../nbs/03_store.ipynb #1562b9f0
 def _stored_call(row):
     "The call in a row that was read with `_GET`"
     call = dict(zip(_STORED, row))
@@ -239,6 +246,7 @@ class _ReadAhead:
 
     def pays(self): return self.hits * 4 >= self.read
 
+# %% ../nbs/03_store.ipynb #b7565f82
 class _Noted:
     "The ids that were noted, as bits"
     def __init__(self): self.bits = bytearray()
@@ -341,6 +349,7 @@ def _stats_by_step(store, where="1", values=()):
     with store.errors() as db: rows = db.execute(query, values).fetchall()
     return [dict(zip(("step", "model", *_COUNTED), row)) for row in rows]
 
+# %% ../nbs/03_store.ipynb #b1df5d93
 def stats(store: Store) -> dict:
     "What `store` holds: number of `calls`, their tokens, US dollars and bytes, the same in `by_step` for each step and model; `attempts`, the requests without a result, by kind; and in `attempts_usd` and `attempts_tokens` what those cost that were answered"
     with store.errors() as db:
@@ -368,6 +377,7 @@ def export(
             n += 1
     return n
 
+# %% ../nbs/03_store.ipynb #72cdeb1f
 Store.export = export
 
 # %% ../nbs/03_store.ipynb #1f046ab3
@@ -385,6 +395,7 @@ def unused(
     "The finished calls that no run since then has used, by step and model, as in `stats`"
     return _stats_by_step(store, _UNUSED, (since,))
 
+# %% ../nbs/03_store.ipynb #f89b632d
 def vacuum(store: Store, since: float) -> int:
     "Remove the calls that `unused` lists, with the failed attempts of that time, and shrink the file; gives how many. Not while a run goes on"
     with store.transaction() as db:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['table', 'to_markdown', 'to_latex']
 
-# %% ../nbs/21b_tables.ipynb #062a050f
+# %% ../nbs/21b_tables.ipynb #a34989ed
 from unicodedata import bidirectional
 
-from .export import escaped, markdown_table as _table
+from .export import escaped, markdown_table
 from .progress import visible
 
-# %% ../nbs/21b_tables.ipynb #42ea87fc
+# %% ../nbs/21b_tables.ipynb #e92b7857
 def _starting_side(text):
     "The side on which `text` begins: that of its first letter with a direction"
     for char in text:
@@ -20,7 +20,7 @@ def _starting_side(text):
         if direction == "L": return "left"
     return "left"
 
-# %% ../nbs/21b_tables.ipynb #8a666960
+# %% ../nbs/21b_tables.ipynb #f903ee02
 def _column_style(texts):
     "The CSS of a column with these `texts`: short ones are not broken, long ones have room"
     longest = max(map(len, texts))
@@ -28,7 +28,7 @@ def _column_style(texts):
     narrowest = 15 if longest > 60 else 5
     return f"white-space:pre-wrap; overflow-wrap:break-word; min-width:{narrowest}em; max-width:45em"
 
-# %% ../nbs/21b_tables.ipynb #63da2e61
+# %% ../nbs/21b_tables.ipynb #50774c60
 def _cell_html(tag, text, style):
     "One cell of a table, its `text` escaped; `tag` is `th` in the head and `td` below"
     from html import escape
@@ -36,31 +36,38 @@ def _cell_html(tag, text, style):
 
 def _row_html(texts, styles):
     "One row of a table below its head"
-    return "<tr>" + "".join(_cell_html("td", text, style) for text, style in zip(texts, styles)) + "</tr>"
+    cells = [_cell_html("td", text, style) for text, style in zip(texts, styles)]
+    return "<tr>" + "".join(cells) + "</tr>"
 
-# %% ../nbs/21b_tables.ipynb #47a64197
+def _head_html(names, styles):
+    "The cells of the head of a table; a name may be broken where the texts below it are not"
+    broken = [style.replace("white-space:pre;", "") for style in styles]
+    return "".join(_cell_html("th", str(name), style) for name, style in zip(names, broken))
+
+def _texts_of(record): return [visible(str(value)) for value in record.values()]
+
+# %% ../nbs/21b_tables.ipynb #602117c3
 def table(
     records: list # dicts with the same keys, which become the head
 ):
     "`records` as an HTML table that Jupyter shows; its texts are escaped"
     from IPython.display import HTML
-    lines = [[visible(str(value)) for value in record.values()] for record in records]
-    styles = [_column_style(column) for column in zip(*lines)] or [""]
-    names = records[0] if records else ["none"]
-    head = "".join(_cell_html("th", str(name), style.replace("white-space:pre;", "")) for name, style in zip(names, styles))
+    lines = list(map(_texts_of, records))
+    styles = list(map(_column_style, zip(*lines))) or [""]
+    head = _head_html(records[0] if records else ["none"], styles)
     body = "".join(_row_html(line, styles) for line in lines)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
-# %% ../nbs/21b_tables.ipynb #72e341a1
+# %% ../nbs/21b_tables.ipynb #92177f3b
 def to_markdown(
     records: list # dicts with the same keys, which become the head
 ) -> str:
     "`records` as a Markdown table; their texts are escaped"
     if not records: return "none"
-    lines = [[escaped(value) for value in record.values()] for record in records]
-    return _table([escaped(name) for name in records[0]], lines, words=2)
+    head, *lines = [list(map(escaped, line)) for line in (records[0], *map(dict.values, records))]
+    return markdown_table(head, lines, words=2)
 
-# %% ../nbs/21b_tables.ipynb #c99821c5
+# %% ../nbs/21b_tables.ipynb #7e65fe70
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _LATEX |= {char: "\\" + char for char in "&%$#_{}"}
@@ -72,14 +79,14 @@ def _latex_text(value):
 
 def _latex_line(cells): return " & ".join(map(_latex_text, cells)) + r" \\"
 
-# %% ../nbs/21b_tables.ipynb #863110ad
+# %% ../nbs/21b_tables.ipynb #c81d8ea1
 _OTHER_SCRIPTS = "% some cells are in other scripts: compile with XeLaTeX or LuaLaTeX, and a font that has them"
 
 def _has_other_scripts(text):
     "Whether `text` has letters that LaTeX's own fonts lack: beyond Latin, but for `…` and `−`"
     return any(ord(char) > 0x24f and char not in "…−" for char in text)
 
-# %% ../nbs/21b_tables.ipynb #6beef390
+# %% ../nbs/21b_tables.ipynb #0833c70f
 def to_latex(
     records: list # dicts with the same keys, which become the head
 ) -> str:

@@ -11,42 +11,57 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from .models import Endpoint
+from .models import Endpoint, authorization
 
 # %% ../nbs/04a_templates.ipynb #e987b132
 TODAY = datetime(2026, 1, 1)
 
-@cache
-def _environment():
-    from jinja2.exceptions import TemplateError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _generation_tag():
+    "An extension of Jinja that passes what stands in `{% generation %}` through"
+    from jinja2.ext import Extension
     class Generation(Extension):
         tags = {"generation"}
         def parse(self, parser):
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-    def refuse(message): raise TemplateError(message)
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = lambda value, ensure_ascii=False, **form: json.dumps(value, ensure_ascii=ensure_ascii, **form)
-    made.globals |= dict(raise_exception=refuse, strftime_now=TODAY.strftime)
-    return made
+    return Generation
+
+def _raise_exception(message):
+    from jinja2.exceptions import TemplateError
+    raise TemplateError(message)
+
+# %% ../nbs/04a_templates.ipynb #45786565
+def _to_json(value, ensure_ascii=False, **form): return json.dumps(value, ensure_ascii=ensure_ascii, **form)
+
+@cache
+def _environment():
+    "The sandbox in which templates run"
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    extensions = [_generation_tag(), loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _to_json
+    environment.globals |= dict(raise_exception=_raise_exception, strftime_now=TODAY.strftime)
+    return environment
 
 # %% ../nbs/04a_templates.ipynb #9fa50faf
+_TEMPLATE_FAULTS = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError)
+
 def render(
     chat_template: str, # Jinja, as in a tokenizer's `chat_template`
     messages: list,     # dicts of role and content
-    **variables,        # what else the template may ask for: bos_token, eos_token, add_generation_prompt, tools, enable_thinking …
+    **variables,        # what else the template asks for: bos_token, eos_token, add_generation_prompt, enable_thinking …
 ) -> str:
     "The text that a model with this template reads; ValueError where the template does not take the messages"
     from jinja2 import TemplateError
-    try: return _environment().from_string(chat_template).render(messages=messages, **{"add_generation_prompt": False} | variables)
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as e: raise ValueError(f"chat template: {e}") from e
+    variables = {"add_generation_prompt": False} | variables
+    try: return _environment().from_string(chat_template).render(messages=messages, **variables)
+    except (TemplateError, *_TEMPLATE_FAULTS) as e: raise ValueError(f"chat template: {e}") from e
 
 # %% ../nbs/04a_templates.ipynb #a2424854
 _USER, _ANSWER = "Ywordofauser", "Ywordofanassistant"
 
-def _around(chat_template, messages, variables):
+def _around_user(chat_template, messages, variables):
     "What stands before and what behind a user's text that follows `messages`"
     parts = render(chat_template, messages, **variables).split(_USER)
     if len(parts) != 2: raise ValueError(f"chat template: the text of a user stands in it {len(parts) - 1} times, expected once")
@@ -60,15 +75,18 @@ def pre_query(
     **variables,                # as for `render`: bos_token, eos_token, enable_thinking …
 ) -> str:
     "The prefix that opens a user's turn: all that a model with this template reads before the user's first word. ValueError where it cannot be told"
-    user = {"role": "user", "content": _USER}
-    if not system: return _around(chat_template, [*history, user], variables)[0]
-    if before := _with_system(chat_template, [{"role": "system", "content": system}, *history, user], variables): return before
-    first, *rest = *history, user
-    return _around(chat_template, [first | {"content": f"{system}\n\n{first['content']}"}, *rest], variables)[0]
+    messages = [*history, {"role": "user", "content": _USER}]
+    if not system: return _around_user(chat_template, messages, variables)[0]
+    before = _with_system(chat_template, [{"role": "system", "content": system}, *messages], variables)
+    if before: return before
+    first, *rest = messages
+    folded = first | {"content": f"{system}\n\n{first['content']}"}
+    return _around_user(chat_template, [folded, *rest], variables)[0]
 
+# %% ../nbs/04a_templates.ipynb #44e90e2a
 def _with_system(chat_template, messages, variables):
     "The prefix, or None where the template refuses a system message or leaves it out"
-    try: before = _around(chat_template, messages, variables)[0]
+    try: before = _around_user(chat_template, messages, variables)[0]
     except ValueError: return None
     return before if messages[0]["content"].strip() in before else None
 
@@ -80,12 +98,19 @@ def stops(
     **variables, # as for `pre_query`; the eos_token is one of the stops
 ) -> list:
     "The texts at which a user's turn has ended, the surest first"
-    before, after = _around(chat_template, [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}], variables)
+    turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
+    before, after = _around_user(chat_template, turns, variables)
     after = after.split(_ANSWER)[0].strip()
-    words = [] if _TOKEN.match(after) or not after else [after.splitlines()[0].strip()]
-    tokens = [t for t in _TOKEN.findall(after) + _TOKEN.findall(before) if "think" not in t and t != variables.get("bos_token")]
-    line = ["\n"] if "<|start_header_id|>" in chat_template and "ipython" not in chat_template else []
-    return list(dict.fromkeys(filter(None, [*words, *tokens, variables.get("eos_token"), *line])))
+    opens_with_words = after and not _TOKEN.match(after)
+    words = [after.splitlines()[0].strip()] if opens_with_words else []
+    tokens = [token for token in _TOKEN.findall(after) + _TOKEN.findall(before) if _is_stop(token, variables)]
+    up_to_llama_3 = "<|start_header_id|>" in chat_template and "ipython" not in chat_template
+    line_end = ["\n"] if up_to_llama_3 else []
+    found = [*words, *tokens, variables.get("eos_token"), *line_end]
+    return list(dict.fromkeys(text for text in found if text))
+
+# %% ../nbs/04a_templates.ipynb #eb44cd0d
+def _is_stop(token, variables): return "think" not in token and token != variables.get("bos_token")
 
 # %% ../nbs/04a_templates.ipynb #9c065225
 @dataclass(frozen=True)
@@ -100,8 +125,8 @@ class ChatTemplate:
     def opening(self, system: str | None = None, history: list = ()) -> str:
         "As `pre_query`, without the first token where the engine puts it there itself"
         text = pre_query(self.text, system, history, bos_token=self.bos, eos_token=self.eos)
-        adds = "bos_token" in self.text if self.adds_bos is None else self.adds_bos
-        return text.removeprefix(self.bos) if adds else text
+        adds_bos = "bos_token" in self.text if self.adds_bos is None else self.adds_bos
+        return text.removeprefix(self.bos) if adds_bos else text
 
     def stops(self) -> list:
         "As `templates.stops`"
@@ -113,77 +138,116 @@ def _from_tokenizer(config, jinja, source):
     text = jinja or config.get("chat_template")
     if isinstance(text, list): text = {t["name"]: t["template"] for t in text}.get("default")
     if not isinstance(text, str): raise ValueError(f"{source}: no chat template in it; expected chat_template in tokenizer_config.json, or a file chat_template.jinja")
-    bos, eos = (t["content"] if isinstance(t, dict) else t or "" for t in (config.get("bos_token"), config.get("eos_token")))
+    bos, eos = _token_text(config.get("bos_token")), _token_text(config.get("eos_token"))
     return ChatTemplate(text, bos, eos, str(source), config.get("add_bos_token"))
 
+def _token_text(token):
+    "A token in a tokenizer's configuration: a text, or an object that holds it"
+    return token["content"] if isinstance(token, dict) else token or ""
+
 # %% ../nbs/04a_templates.ipynb #d9326b63
-_SIZES = dict(enumerate((1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)))  # bytes of each type of value; 8 is a text, 9 a list
-_CHAT = "tokenizer.chat_template"
+_SIZES = dict(enumerate((1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)))  # bytes of each type of value
+_TEXT, _LIST = 8, 9  # the two types that have no size of their own
+_CHAT, _ADDS_BOS = "tokenizer.chat_template", "tokenizer.ggml.add_bos_token"
 
-def _from_gguf(path):
-    with open(path, "rb") as f:
-        if f.read(4) != b"GGUF": raise ValueError(f"{path}: not a GGUF file")
-        _, _, entries = struct.unpack("<IQQ", f.read(20))
-        found = {}
-        for _ in range(entries):
-            key, kind = _gguf_text(f), struct.unpack("<I", f.read(4))[0]
-            found[key] = _gguf_value(f, kind, key)
-    if _CHAT not in found: raise ValueError(f"{path}: no {_CHAT} among its metadata; give the template as a file")
-    def token(name): return found["tokenizer.ggml.tokens"][i] if (i := found.get(f"tokenizer.ggml.{name}_token_id")) is not None else ""
-    adds = found.get("tokenizer.ggml.add_bos_token")
-    return ChatTemplate(found[_CHAT], token("bos"), token("eos"), str(path), None if adds is None else bool(adds))
+def _read_numbers(file, form):
+    "The numbers that stand next in `file`, in the `form` of `struct`"
+    return struct.unpack(form, file.read(struct.calcsize(form)))
 
-def _gguf_text(f): return f.read(struct.unpack("<Q", f.read(8))[0]).decode("utf-8", "replace")
+def _gguf_text(file):
+    (length,) = _read_numbers(file, "<Q")
+    return file.read(length).decode("utf-8", "replace")
 
-def _gguf_value(f, kind, key):
+# %% ../nbs/04a_templates.ipynb #694d84b9
+def _gguf_value(file, kind):
     "A text, a whole number of four bytes, a list of texts; anything else is passed over"
-    if kind == 8: return _gguf_text(f)
-    if kind != 9: return int.from_bytes(f.read(_SIZES[kind]), "little")
-    kind, n = struct.unpack("<IQ", f.read(12))
-    if kind == 8: return [_gguf_text(f) for _ in range(n)]
-    f.seek(n * _SIZES[kind], 1)
+    if kind == _TEXT: return _gguf_text(file)
+    if kind != _LIST: return int.from_bytes(file.read(_SIZES[kind]), "little")
+    kind, n = _read_numbers(file, "<IQ")
+    if kind == _TEXT: return [_gguf_text(file) for _ in range(n)]
+    file.seek(n * _SIZES[kind], 1)
+
+# %% ../nbs/04a_templates.ipynb #087da9f6
+def _gguf_metadata(path):
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF": raise ValueError(f"{path}: not a GGUF file")
+        _, _, entries = _read_numbers(file, "<IQQ")
+        metadata = {}
+        for _ in range(entries):
+            key = _gguf_text(file)
+            (kind,) = _read_numbers(file, "<I")
+            metadata[key] = _gguf_value(file, kind)
+    return metadata
+
+# %% ../nbs/04a_templates.ipynb #644e9ab0
+def _from_gguf(path):
+    metadata = _gguf_metadata(path)
+    if _CHAT not in metadata: raise ValueError(f"{path}: no {_CHAT} among its metadata; give the template as a file")
+    def token(name):
+        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return "" if number is None else metadata["tokenizer.ggml.tokens"][number]
+    adds_bos = metadata.get(_ADDS_BOS)
+    return ChatTemplate(metadata[_CHAT], token("bos"), token("eos"), str(path), None if adds_bos is None else bool(adds_bos))
 
 # %% ../nbs/04a_templates.ipynb #a2c15886
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
 def read_template(
-    source: str, # a .jinja, .gguf or tokenizer_config.json file, a folder with a tokenizer's files, or a Hub id such as Qwen/Qwen2.5-7B-Instruct
+    source: str, # a .jinja, .gguf or tokenizer_config.json file, a folder with a tokenizer's files, or a Hub id
 ) -> ChatTemplate:
     "The chat template in `source`; ValueError when there is none"
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file(): return _from_gguf(path)
-    if path.suffix == ".jinja" and path.is_file() and path.name != "chat_template.jinja": return ChatTemplate(path.read_text(encoding="utf-8"), source=str(path))
-    folder = path if path.is_dir() else path.parent if path.is_file() else None
-    if folder is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", source): raise ValueError(f"template {source!r}: there is no such file; expected a .jinja, .gguf or tokenizer_config.json file, a folder, or a Hub id")
-    config, jinja = (_text(source, folder, name) for name in ("tokenizer_config.json", "chat_template.jinja"))
+    if path.is_file() and path.suffix == ".gguf": return _from_gguf(path)
+    own_jinja = path.suffix == ".jinja" and path.name != "chat_template.jinja"
+    if path.is_file() and own_jinja: return ChatTemplate(path.read_text(encoding="utf-8"), source=str(path))
+    return _from_tokenizer_files(source, path)
+
+# %% ../nbs/04a_templates.ipynb #15c68c6f
+def _from_tokenizer_files(source, path):
+    "The template in a tokenizer's files: in the folder `path`, in that of the file `path`, or on the Hub"
+    folder = path.parent if path.is_file() else path
+    if not folder.is_dir(): folder = None
+    if not folder and not _HUB_ID.fullmatch(source): raise ValueError(f"template {source!r}: there is no such file; expected a .jinja, .gguf or tokenizer_config.json file, a folder, or a Hub id")
+    config = _tokenizer_file(source, folder, "tokenizer_config.json")
+    jinja = _tokenizer_file(source, folder, "chat_template.jinja")
     if config is None and jinja is None: raise ValueError(f"template {source}: it has neither tokenizer_config.json nor chat_template.jinja, or may not be read (a gated model wants HF_TOKEN)")
     return _from_tokenizer(json.loads(config or "{}"), jinja, source)
 
-def _text(source, folder, name):
+def _tokenizer_file(source, folder, name):
     "What the file `name` holds, in a folder or on the Hub; None where there is none"
-    if folder: return (folder/name).read_text(encoding="utf-8") if (folder/name).exists() else None
+    if not folder: return _hub_text(source, name)
+    path = folder/name
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+# %% ../nbs/04a_templates.ipynb #533cebce
+def _hub_text(repo, name):
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-    try: return Path(hf_hub_download(source, name)).read_text(encoding="utf-8")
-    except LocalEntryNotFoundError as e: raise ValueError(f"template {source}: the Hub cannot be reached, and it is not in the cache; give a file") from e
+    try: return Path(hf_hub_download(repo, name)).read_text(encoding="utf-8")
+    except LocalEntryNotFoundError as e: raise ValueError(f"template {repo}: the Hub cannot be reached, and it is not in the cache; give a file") from e
     except (EntryNotFoundError, RepositoryNotFoundError): return None  # the latter also where it may not be read
-    except OSError as e: raise ValueError(f"template {source}: the Hub cannot be reached ({type(e).__name__}); give a file") from e
+    except OSError as e: raise ValueError(f"template {repo}: the Hub cannot be reached ({type(e).__name__}); give a file") from e
 
 # %% ../nbs/04a_templates.ipynb #4cba0ff3
-class _Stay(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
     "Refuses to go on to another address, which would get the key"
     def redirect_request(self, *_): return None
 
+# %% ../nbs/04a_templates.ipynb #ec65d180
 def fetch(
     endpoint: Endpoint,
     path: str,          # such as /props: beside /v1, not in it
     body: dict = None,  # sent as JSON, where there is one
 ) -> dict | None:
-    "What a server that speaks more than the common protocol tells at `path`; None where it does not know it"
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {})
-    request = urllib.request.Request(endpoint.url.removesuffix("/v1") + path, json.dumps(body).encode() if body else None, headers)
+    "What a server that speaks more than the common protocol answers at `path`; None where it does not know it"
+    headers = {"Content-Type": "application/json"} | authorization(endpoint)
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(endpoint.url.removesuffix("/v1") + path, data, headers)
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))  # no proxy gets the key either
     try:
-        with urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({})).open(request, timeout=20) as r: told = json.load(r)  # no proxy gets the key either
+        with opener.open(request, timeout=20) as response: answer = json.load(response)
     except (OSError, ValueError): return None  # no such path, no JSON, no answer
-    return told if isinstance(told, dict) else None
+    return answer if isinstance(answer, dict) else None
 
 # %% ../nbs/04a_templates.ipynb #e22f05fb
 def find_template(
@@ -192,10 +256,24 @@ def find_template(
 ) -> ChatTemplate:
     "The chat template of the model at `endpoint`; ValueError, with what to do, when it cannot be found"
     if source: return read_template(source)
-    told = fetch(endpoint, "/props") or {}
-    if told.get("chat_template"):
-        first = (fetch(endpoint, "/tokenize", {"content": "a", "add_special": True}) or {}).get("tokens"), (fetch(endpoint, "/tokenize", {"content": "a"}) or {}).get("tokens")
-        return ChatTemplate(told["chat_template"], told.get("bos_token") or "", told.get("eos_token") or "", f"{endpoint.name} /props", None if None in first else first[0] != first[1])
+    served = _served_template(endpoint)
+    if served: return served
     name = endpoint.model.partition(":")[0]
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name): raise ValueError(f"model {endpoint.name!r}: its server does not tell its chat template, and {name!r} is no name on the Hub; name the template: a .jinja, .gguf or tokenizer_config.json file, or a Hub id")
+    if not _HUB_ID.fullmatch(name): raise ValueError(f"model {endpoint.name!r}: its server does not tell its chat template, and {name!r} is no name on the Hub; name the template: a .jinja, .gguf or tokenizer_config.json file, or a Hub id")
     return read_template(name)
+
+# %% ../nbs/04a_templates.ipynb #3980169b
+def _served_template(endpoint):
+    "The template that a llama.cpp server serves, or None"
+    props = fetch(endpoint, "/props") or {}
+    if not props.get("chat_template"): return None
+    bos, eos = props.get("bos_token") or "", props.get("eos_token") or ""
+    return ChatTemplate(props["chat_template"], bos, eos, f"{endpoint.name} /props", _adds_bos(endpoint))
+
+def _adds_bos(endpoint):
+    "Whether the server puts its first token before a raw prompt; None where it does not say"
+    with_special = fetch(endpoint, "/tokenize", {"content": "a", "add_special": True}) or {}
+    without = fetch(endpoint, "/tokenize", {"content": "a"}) or {}
+    tokens, same_without = with_special.get("tokens"), without.get("tokens")
+    if tokens is None or same_without is None: return None
+    return tokens != same_without

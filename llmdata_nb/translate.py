@@ -6,7 +6,7 @@
 __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translate', 'keep_from', 'translate_and_judge']
 
 # %% ../nbs/10_translate.ipynb #8bb703e7
-from .checks import detect_language, prose, translation_problem
+from .checks import check_rule_names, detect_language, prose, translation_problem
 from .judge import check_score, rate, rubric
 from .languages import language as find_language
 from .models import CallFailed, object_schema
@@ -59,6 +59,7 @@ async def translate(
     *, part: str = "text",      # what the text is, for the reason of a drop and for the ledger: instruction, response
     role: str = "user",         # who says the text: user, assistant or system
     row: dict | None = None,    # gets the faulty translation in `bad_translation` when the row is dropped
+    skip_checks: tuple = (),    # names of checks that are left out, as `checks.rule_names` lists them
 ) -> str:
     "`text` in `language`, checked; asked for once more when a check finds a fault, and then dropped with the reason"
     if not needs_translation(text): return text
@@ -69,7 +70,7 @@ async def translate(
     for attempt in range(2):
         reply = await ask(messages, schema=_SCHEMA, step=f"translate {part}", role="translator", **sampling)
         translation = _unmarked(reply.parsed["translation"]) if reply.parsed else ""
-        problem = translation_problem(text, translation, target.code, reply.finish_reason, role)
+        problem = translation_problem(text, translation, target.code, reply.finish_reason, role, skip_checks)
         if not problem: return translation
         if reply.finish_reason == "length": break
         again = _prompt_text("again", AGAIN, target).replace("{problem}", problem)
@@ -92,10 +93,11 @@ def _conversation(messages, multi_turn):
 # %% ../nbs/10_translate.ipynb #a6fde8ac
 def _joined_text(messages): return "\n\n".join(m["content"] for m in messages)
 
-async def _translate_into(row, ask, messages, language, part):
+async def _translate_into(row, ask, messages, language, part, skip_checks=()):
     "Add the `messages`, translated, to those of the row"
     for message in messages:
-        text = await translate(message["content"], ask, language, part=part, role=message["role"], row=row)
+        options = dict(part=part, role=message["role"], row=row, skip_checks=skip_checks)
+        text = await translate(message["content"], ask, language, **options)
         row["messages"].append(message | {"content": text})
 
 # %% ../nbs/10_translate.ipynb #d2673f19
@@ -126,20 +128,22 @@ async def translate_and_judge(
     multi_turn: bool = False,    # translate all turns; else the first request and its response
     english_rubrics: bool = False, # write the rubrics in English even where `language` has a pack
     fidelity: bool = False,      # also judge each whole translation against its source, and keep it from `min_score` up
+    skip_checks: tuple = (),     # names of checks that are left out, as in `translate`
 ) -> dict:
     "Translate a conversation and keep it when the judge finds it good; adds `source_messages`, the verdicts and the language found"
     check_score(min_score)
+    check_rule_names(skip_checks)
     source = _conversation(row.get("messages", []), multi_turn)
     row["source_messages"], row["messages"] = source, []
     rubrics = {name: rubric(name, language, english_rubrics) for name in ("instruction", "response", "fidelity")}
     first_response = [m["role"] for m in source].index("assistant")
 
-    await _translate_into(row, ask, source[:first_response], language, "instruction")
+    await _translate_into(row, ask, source[:first_response], language, "instruction", skip_checks)
     request = row["messages"][-1]["content"]
     verdict = await rate(rubrics["instruction"], [request], ask, step="judge instruction")
     if _record_verdict(row, "instruction", verdict) == "low": drop("instruction: judged low")
 
-    await _translate_into(row, ask, source[first_response:], language, "response")
+    await _translate_into(row, ask, source[first_response:], language, "response", skip_checks)
     *before, response = row["messages"]
     verdict = await rate(rubrics["response"], [_joined_text(before), response["content"]], ask, step="judge response")
     keep_from(row, "response", verdict, min_score)

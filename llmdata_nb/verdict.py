@@ -9,7 +9,8 @@ __all__ = ['Verdict', 'parse_verdict', 'parse_ratings']
 import json, re, unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from .languages import language as find_language, pack, packs
+from typing import NamedTuple
+from .languages import language as find_language, pack, pack_pattern, pack_words, packs
 from .models import after_thinking
 
 # %% ../nbs/06a_verdict.ipynb #b551b4b4
@@ -25,408 +26,723 @@ class Verdict:
 # %% ../nbs/06a_verdict.ipynb #26a611ed
 _INVISIBLE = re.compile("[\ufeff\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\u00ad]")
 
-def _visible(text):
+def _visible_text(text):
+    "`text` without characters that nobody sees, and in one form of Unicode"
     return text if text.isascii() else unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
 
-def _answer(text):
+def _final_answer(text):
     "`text` without its thinking and its special tokens"
     if text.startswith("analysis"): text = text.rpartition("assistantfinal")[2]  # the tokens were lost
-    if not any(sign in text for sign in ("<", "◁", "[")): return text.strip()
-    return re.sub(r"<\|\w+\|>|</?(?:answer|final_answer|s)>", "", after_thinking(text)).strip()
+    has_marks = any(sign in text for sign in "<◁[")
+    if not has_marks: return text.strip()
+    answer = after_thinking(text)
+    return re.sub(r"<\|\w+\|>|</?(?:answer|final_answer|s)>", "", answer).strip()
 
 # %% ../nbs/06a_verdict.ipynb #c84895f4
-_OF = r"(?:/|\bout of\b|\bof\b|満点|满分|\bover\b|\bsu\b|\bd[ie]\b|\bsur\b|\bsobre\b|\bvon\b|\bvan(?: de)?\b|\buit\b|\bna\b|\bz\b|من)"
-_UNIT = (r"(?:points?|pts|stars?|punti|stelle|punkt\w*|sterne?n?|puntos?|estrellas?|pontos?|estrelas?|étoiles?|punten|sterren|点|分|अंक|పాయింట్లు|★|⭐)")
-_MARKS, _ENDS = r"[\s\"'*_`“”‘’\[(（「【|]*", r"[\s\"'*_`“”‘’\])）」】|#]*"
-_SCORE = re.compile(rf"{_MARKS}(?:(\d+)\s*(?:में से|点満点中|点中|分中的?|కి|కు|లో)\s*)?(\d{{1,3}}(?:\.\d{{1,4}}|,\d{{1,2}})?)(?!\d)\s*{_UNIT}?"
-                    rf"(?:[\s*_]*[(（]?{_OF}[\s*_]*(\d{{1,4}})(?:\.0)?\s*{_UNIT}?)?{_ENDS}(.*)", re.S | re.I)
-_AFTER = re.compile(r"[\s.。,;!…]*$|(?:です|とします|である|とする|と評価|と判断|है|ఉంది)"
-                    r"|(?:[.。;,，:：!(（]|(?:^|(?<=\s))[-–—]\s|because\b|since\b|as\b|perché\b|weil\b|porque\b|car\b)\s*([^\d\s].*)", re.S | re.I)
-_UNSURE = re.compile(rf"\W*(?:{_OF}|(?:or|and|to|but|maybe|perhaps|possibly|between|if|not|no|o|oder|ou|forse|vielleicht)\b)", re.I)
+def _in_any_language(part):
+    "The pattern of what all packs have for one `part` of a verdict"
+    return pack_pattern("verdict", part)
 
-def _digits(text):
+_OUT_OF, _POINTS, _AFTER_TOP = map(_in_any_language, ("out_of", "points", "after_top"))
+_OF = rf"(?:/|{_OUT_OF})"
+_UNIT = rf"(?:{_POINTS}|★|⭐)"
+_MARKS = r"[\s\"'*_`“”‘’\[(（「【|]*"
+_ENDS = r"[\s\"'*_`“”‘’\])）」】|#]*"
+_TOP_BEFORE = rf"(?:(?P<top_before>\d+)\s*{_AFTER_TOP}\s*)?"
+_VALUE = rf"(?P<number>\d{{1,3}}(?:\.\d{{1,4}}|,\d{{1,2}})?)(?!\d)\s*{_UNIT}?"
+_TOP = rf"(?:[\s*_]*[(（]?{_OF}[\s*_]*(?P<top>\d{{1,4}})(?:\.0)?\s*{_UNIT}?)?"
+_SCORE = re.compile(_MARKS + _TOP_BEFORE + _VALUE + _TOP + _ENDS + "(?P<rest>.*)", re.S | re.I)
+
+def _ascii_sign(sign):
+    "A sign as wide as a Chinese one, or a digit of any script, as ASCII"
+    if "！" <= sign <= "～": sign = chr(ord(sign) - 0xfee0)
+    return str(unicodedata.digit(sign)) if sign.isdecimal() else sign
+
+def _ascii_digits(text):
     "`text` with the digits and the signs of other scripts as ASCII"
-    if text.isascii(): return text
-    text = "".join(chr(ord(c) - 0xfee0) if "！" <= c <= "～" else c for c in text)
-    return "".join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in text)
+    return text if text.isascii() else "".join(map(_ascii_sign, text))
 
-def _harmless(rest):
+# %% ../nbs/06a_verdict.ipynb #ec45e20a
+_AFTER_VERDICT, _BECAUSE, _OR = map(_in_any_language, ("after_verdict", "because", "unsure"))
+_REASON = rf"(?:[.。;,，:：!(（]|(?:^|(?<=\s))[-–—]\s|{_BECAUSE})\s*(?P<words>[^\d\s].*)"
+_AFTER = re.compile(rf"[\s.。,;!…]*$|{_AFTER_VERDICT}|{_REASON}", re.S | re.I)
+_UNSURE = re.compile(rf"\W*(?:{_OF}|{_OR})", re.I)
+
+def _is_harmless(rest):
     "Whether `rest`, which stands after a value, leaves that as it is"
     m = _AFTER.match(rest)
+    if not m: return False
+    if m["words"] and _UNSURE.match(m["words"]): return False
     number = re.search(r"\d", rest)
-    return bool(m) and not (m[1] and _UNSURE.match(m[1])) and (not number or number.start() > 15)
+    return not number or number.start() > 15
 
 # %% ../nbs/06a_verdict.ipynb #fc054dda
-def _score(value, scale, alone=False):
+def _read_score(value, scale, alone=False):
     "The number that `value` stands for, within `scale`, or None; `alone`: only a fraction may have words after it"
     if isinstance(value, bool) or value is None: return None
-    m = _SCORE.match(_digits(str(value)[:1000]))
-    if not m or not _harmless(m[4]) or (alone and not (m[1] or m[3]) and m[4].strip(" .。!")): return None
-    number, top = float(m[2].replace(",", ".")), m[1] or m[3]
-    if (top and int(top) != scale[1]) or not scale[0] <= number <= scale[1]: return None
+    m = _SCORE.match(_ascii_digits(str(value)[:1000]))
+    if not m or not _is_harmless(m["rest"]): return None
+    top = m["top_before"] or m["top"]
+    if top and int(top) != scale[1]: return None
+    if alone and not top and m["rest"].strip(" .。!"): return None
+    number = float(m["number"].replace(",", "."))
+    if not scale[0] <= number <= scale[1]: return None
     return int(number) if number.is_integer() else number
 
 # %% ../nbs/06a_verdict.ipynb #70d977a4
 @cache
-def _codes(language): return [c for c in dict.fromkeys(["en", language and find_language(language).code]) if c in packs()]
+def _language_codes(language):
+    "English and `language`, of those that have a pack"
+    code = language and find_language(language).code
+    return [known for known in dict.fromkeys(["en", code]) if known in packs()]
 
 @cache
-def _words(kind, language): return [unicodedata.normalize("NFC", w) for code in _codes(language) for w in pack(code)["judge"][kind]]
+def _judge_words(kind, language):
+    "The words of one `kind` in the judge's table of the packs"
+    words = [word for code in _language_codes(language) for word in pack(code)["judge"][kind]]
+    return [unicodedata.normalize("NFC", word) for word in words]
 
 @cache
-def _reasons(language): return ["rationale", *_words("rationale_words", language)]
+def _grade_words(language):
+    "The words of the packs for low, medium and high: a set for each"
+    grades = []
+    for grade in pack("en")["labels"]:
+        words = {grade}
+        for code in _language_codes(language): words |= set(pack(code)["labels"][grade])
+        grades.append(words)
+    return grades
+
+# %% ../nbs/06a_verdict.ipynb #81819ea7
+class _Labels(NamedTuple):
+    words: dict   # word → label, or None where it is a word for two
+    pattern: str  # of all words
+
+def _word_pattern(word):
+    "The pattern of a word for a label, the longer of which come first"
+    if len(word) > 1: return re.escape(word)
+    capital = re.escape(word.upper())
+    return f"(?-i:{capital})"
 
 @cache
-def _labels(labels, language):
-    "{word: label, or None where it is a word for two} and the pattern of all words, for `labels` ((label, words), …)"
-    known = [{w for code in _codes(language) for w in [name, *pack(code)["labels"][name]]} for name in pack("en")["labels"]]
+def _label_table(labels, language):
+    "The words for `labels`, which are ((label, its words), …)"
     table = {}
     for label, words in labels:
-        mine = {str(label), *map(str, words)}
-        for more in known: mine |= more if mine & more else set()
-        for w in {unicodedata.normalize("NFC", w).casefold() for w in mine}: table[w] = None if w in table else label
-    pattern = "|".join(re.escape(w) if len(w) > 1 else f"(?-i:{re.escape(w.upper())})" for w in sorted(table, key=len, reverse=True))
-    return table, rf"(?<!\w)(?:{pattern})(?![\w-])"
+        own = {str(label), *map(str, words)}
+        for grade in _grade_words(language):
+            if own & grade: own |= grade
+        for word in {unicodedata.normalize("NFC", word).casefold() for word in own}:
+            table[word] = None if word in table else label
+    pattern = "|".join(map(_word_pattern, sorted(table, key=len, reverse=True)))
+    return _Labels(table, rf"(?<!\w)(?:{pattern})(?![\w-])")
+
+def _labels_of(labels, language):
+    "The same for `labels` as a list, or label → words; None where there are none"
+    if not labels: return None
+    words = labels if isinstance(labels, dict) else dict.fromkeys(labels, ())
+    pairs = [(label, tuple(words[label])) for label in labels]
+    return _label_table(tuple(pairs), language)
 
 # %% ../nbs/06a_verdict.ipynb #4c84c1ef
-_WORDS_FOR_QUALITY = r"(?:quality|qualit[àé]|qualität|calidad|qualidade|kwaliteit|jakość|品質|质量|गुणवत्ता|నాణ్యత|الجودة)"
-_QUALITY, _QUALITY_ENDS = re.compile(_WORDS_FOR_QUALITY, re.I), re.compile(rf"^{_WORDS_FOR_QUALITY}\s+|\s+{_WORDS_FOR_QUALITY}$", re.I)
+_QUALITY_WORDS = _in_any_language("quality")
+_QUALITY = re.compile(_QUALITY_WORDS, re.I)
+_QUALITY_ENDS = re.compile(rf"^{_QUALITY_WORDS}\s+|\s+{_QUALITY_WORDS}$", re.I)
 
-def _label(value, labels, alone=False):
+def _read_label(value, labels, alone=False):
     "The label that `value` is a word for, or None; words may follow it, but no other label's"
     if isinstance(value, bool) or value is None: return None
-    table, pattern = labels
     text = str(value)[:1000].strip(" \t\n\"'*_.:`“”‘’「」【】[]#!,;。|")
     text = _QUALITY_ENDS.sub("", text)
-    if text.casefold() in table: return table[text.casefold()]
+    if text.casefold() in labels.words: return labels.words[text.casefold()]
     if alone: return None
-    m = re.match(pattern, text, re.I)
-    if not m or not _harmless(text[m.end():].lstrip(" *_`\"'")) or re.search(pattern, text[m.end():], re.I): return None
-    return table[m[0].casefold()]
+    m = re.match(labels.pattern, text, re.I)
+    if not m: return None
+    rest = text[m.end():]
+    another = re.search(labels.pattern, rest, re.I)
+    if another or not _is_harmless(rest.lstrip(" *_`\"'")): return None
+    return labels.words[m[0].casefold()]
 
 # %% ../nbs/06a_verdict.ipynb #cf694fc2
-_FINAL = (r"(?:overall|final|total|complessiv[oae]|final[ei]|globale?|generale?|geral|gesamt|abschließende|général|finale|algemene|eind|uiteindelijke|ogólna|"
-          r"ostateczna|końcow[ay]|総合|最終|全体|综合|最终|总体|总|整体|अंतिम|कुल|समग्र|النهائية?|الإجمالية?|العامة?|نهائي|తుది|మొత్తం)")
-_CHOICE = "winner|choice|preference|preferred|decision|better|best|category|class"
+_FINAL = _in_any_language("final")
+_CHOICE_NAMES = "winner|choice|preference|preferred|decision|better|best|category|class"
 _ABOUT = r"(?:\s+(?:for|of)\s+(?:the\s+|this\s+)?(?:response|answer|translation|instruction|output|text))?"
 
 @cache
-def _key(language, choice):
-    "The pattern of a verdict's name"
-    words = "|".join(map(re.escape, sorted([*_words("rating_words", language), "evaluation", "points"], key=len, reverse=True))) + ("|" + _CHOICE if choice else "")
-    words = rf"(?:{words})(?:[\s_-]*(?:{words}))?"
-    return rf"(?:{_FINAL}[\s_-]*(?:(?:response|answer|translation|instruction)[\s_-]+)?(?:{words})?|{words}(?:[\s_-]+{_FINAL})?)"
+def _name_pattern(language, choice):
+    "The pattern of a verdict's name; `choice`: of one by labels too"
+    known = [*_judge_words("rating_words", language), "evaluation", "points"]
+    longest_first = sorted(known, key=len, reverse=True)
+    word = "|".join(map(re.escape, longest_first))
+    if choice: word += f"|{_CHOICE_NAMES}"
+    words = rf"(?:{word})(?:[\s_-]*(?:{word}))?"
+    judged = r"(?:(?:response|answer|translation|instruction)[\s_-]+)?"
+    return rf"(?:{_FINAL}[\s_-]*{judged}(?:{words})?|{words}(?:[\s_-]+{_FINAL})?)"
 
-def _tier(name): return 0 if re.search(_FINAL, name, re.I) else 2 if _QUALITY.fullmatch(name) else 1
+def _tier_of(name):
+    "How much a verdict under `name` counts: 0 the most, 2 the least"
+    if re.search(_FINAL, name, re.I): return 0
+    return 2 if _QUALITY.fullmatch(name) else 1
 
 @lru_cache(10_000)
-def _rank(name, key):
-    "How much the verdict under `name` counts, 0 the most; None where `name` is not one of `key`"
-    return _tier(name.strip()) if len(name) < 80 and re.fullmatch(key, name.strip(), re.I) else None
+def _rank_of(key, name):
+    "The tier of a JSON `key`; None where it is not one of the names, of which `name` is the pattern"
+    if len(key) >= 80: return None
+    key = key.strip()
+    return _tier_of(key) if re.fullmatch(name, key, re.I) else None
 
 # %% ../nbs/06a_verdict.ipynb #2a62fa3c
-class _Open(str): "A value at which the answer was cut off"
+class _CutOff(str): "A value at which the answer was cut off"
 
-def _pairs(pairs):
-    found = {}
-    for k, v in pairs: found[k] = [found[k], v] if k in found and found[k] != v else v
-    return found
+def _keep_both(pairs):
+    "A dict of the `pairs`, with different values under one key as a list"
+    kept = {}
+    for key, value in pairs:
+        twice = key in kept and kept[key] != value
+        kept[key] = [kept[key], value] if twice else value
+    return kept
 
-_decoder = json.JSONDecoder(strict=False, object_pairs_hook=_pairs)
+_decoder = json.JSONDecoder(strict=False, object_pairs_hook=_keep_both)
 
 # %% ../nbs/06a_verdict.ipynb #f272d8f6
+_QUOTES = "\"“”„＂'‘`"
 _GAP = re.compile(r"(?:[\s,;，]|//[^\n]*|/\*.*?(?:\*/|$)|#[^\n]*)*", re.S)
 _NAME = r"(?:[\"“”„＂'‘’`]([^\"“”„＂'‘’`\n:{}]{1,60})[\"“”„＂'‘’`]|([^\W\d][\w -]{0,40}))\s*[:：=]"
 _QUOTED_NAME = r"[\"“”„＂'‘’`][^\"“”„＂'‘’`\n:{}]{1,60}[\"“”„＂'‘’`]\s*[:：]"
 
 @cache
-def _string(quote, bare, in_list):
-    "The pattern of an escaped character, and, as a group, of the quote that closes a string"
+def _string_end(quote, bare, in_list):
+    "The pattern of an escaped character, and, as a group, of the quote that closes a string; `bare`: names have no quotes"
     name = rf"(?:{_QUOTED_NAME}|[^\W\d]\w*\s*[:：=])" if bare else _QUOTED_NAME
     quotes = "[\"＂]" if quote in "\"＂" else "['’`]" if quote in "'‘`" else "[\"“”„]"
-    goes_on = rf"[,，]\s*(?:$|[}}\]/#]|{name})|[\n]\s*{name}" if not in_list else r"[,，]"
+    goes_on = r"[,，]" if in_list else rf"[,，]\s*(?:$|[}}\]/#]|{name})|[\n]\s*{name}"
     return re.compile(rf"\\.|({quotes})(?=\s*(?:$|[}}\]]|//|/\*|#|```|{goes_on}))", re.S)
 
+def _loose_string(text, i, bare, in_list):
+    "The string whose opening quote stands at `i`, where it ends, and whether it was cut off"
+    start = i + 1
+    for m in _string_end(text[i], bare, in_list).finditer(text, start):
+        is_quote = m[1]
+        if is_quote: return text[start:m.start()], m.end(), False
+    return _CutOff(text[start:]), len(text), True
+
 # %% ../nbs/06a_verdict.ipynb #348fcd92
-def _loose(text, i, depth=0):
-    "The object or list that begins at `i`, however it is written, where it ends, and whether it was cut off; ValueError where it cannot be told"
-    if depth > 20: raise ValueError("too deep")
-    listed, bare, made, items, i = text[i] == "[", False, {}, [], i + 1
+_BARE_VALUE = re.compile(r"(.*?)\s*(?=[,，}\]\n]|//|\s#|/\*|```|$)", re.S)
+_OBJECT_NAME = re.compile(_NAME)
+_CUT_NAME = re.compile(r"[\"“'‘]?[^\n\"“”'‘’:{}]*[\"”'’]?\s*")
+
+def _loose_value(text, i, depth, bare=False, in_list=False):
+    "The value that begins at `i`: an object, a list, a string, or what stands there without quotes"
+    if i >= len(text): return _CutOff(), i, True
+    if text[i] in "{[": return _read_loosely(text, i, depth + 1)
+    if text[i] in _QUOTES: return _loose_string(text, i, bare, in_list)
+    m = _BARE_VALUE.match(text, i)
+    end = m.end()
+    if in_list and end == i: raise ValueError("nothing where a value should be")  # such as the brace in "[4}"
+    cut = text[end:].strip() in ("", "```")
+    return _CutOff(m[1]) if cut else m[1], end, cut
+
+def _skip_spaces(text, i):
+    "The place after at most 50 spaces at `i`"
+    some = text[i:i + 50]
+    return i + len(some) - len(some.lstrip())
+
+def _loose_list(text, i, depth):
+    "The list of which the inside begins at `i`"
+    items = []
     while True:
         i = _GAP.match(text, i).end()
-        if i >= len(text): return (items if listed else made), i, True
-        if text[i] == "]}"[not listed]: return (items if listed else made), i + 1, False
-        if not listed:
-            m = re.compile(_NAME).match(text, i)
-            if not m and re.fullmatch(r"[\"“'‘]?[^\n\"“”'‘’:{}]*[\"”'’]?\s*", text[i:i + 70]): return made, len(text), True
-            if not m or (m[2] and made and not bare): raise ValueError("no name")
-            name, bare, i = (m[1] or m[2]).strip(), bool(m[2]), m.end()
-            i += len(text[i:i + 50]) - len(text[i:i + 50].lstrip())
-        cut = False
-        if i >= len(text): value, cut = _Open(), True
-        elif text[i] in "{[": value, i, cut = _loose(text, i, depth + 1)
-        elif text[i] in "\"“”„＂'‘`":
-            m = next((m for m in _string(text[i], bare, listed).finditer(text, i + 1) if m[1]), None)
-            value, i, cut = (text[i + 1:m.start()], m.end(), False) if m else (_Open(text[i + 1:]), len(text), True)
-        else:
-            m = re.compile(r"(.*?)\s*(?=[,，}\]\n]|//|\s#|/\*|```|$)", re.S).match(text, i)
-            if listed and m.end() == i: raise ValueError("nothing where a value should be")  # such as the brace in "[4}"
-            value, i, cut = m[1], m.end(), text[m.end():].strip() in ("", "```")
-            if cut: value = _Open(value)
-        if listed: items.append(value)
-        else: made = _pairs([*made.items(), (name, value)])
-        if cut: return (items if listed else made), len(text), True
+        if i >= len(text): return items, i, True
+        if text[i] == "]": return items, i + 1, False
+        value, i, cut = _loose_value(text, i, depth, in_list=True)
+        items.append(value)
+        if cut: return items, len(text), True
+
+def _loose_object(text, i, depth):
+    "The object of which the inside begins at `i`; ValueError where a name is missing"
+    made, bare = {}, False
+    while True:
+        i = _GAP.match(text, i).end()
+        if i >= len(text): return made, i, True
+        if text[i] == "}": return made, i + 1, False
+        m = _OBJECT_NAME.match(text, i)
+        rest = text[i:i + 70]
+        if not m and _CUT_NAME.fullmatch(rest): return made, len(text), True
+        if not m: raise ValueError("no name")
+        quoted_name, bare_name = m.groups()
+        if bare_name and made and not bare: raise ValueError("no name")  # the others have quotes
+        bare = bool(bare_name)
+        i = _skip_spaces(text, m.end())
+        value, i, cut = _loose_value(text, i, depth, bare)
+        name = bare_name or quoted_name
+        made = _keep_both([*made.items(), (name.strip(), value)])
+        if cut: return made, len(text), True
+
+def _read_loosely(text, i, depth=0):
+    "The object or list that begins at `i`, however it is written; ValueError where it cannot be told"
+    if depth > 20: raise ValueError("too deep")
+    read = _loose_list if text[i] == "[" else _loose_object
+    return read(text, i + 1, depth)
 
 # %% ../nbs/06a_verdict.ipynb #4e458670
-_EXAMPLE = re.compile(r"\b(?:examples?|format|e\.g|for instance|such as|schema|esempio|beispiel|ejemplo|exemple|exemplo|voorbeeld|przykład|z\.\s?B)\b|例|形式", re.I)
+_EXAMPLE = re.compile(_in_any_language("example"), re.I)
 _FOREIGN = re.compile(r"\b(?:response|answer|output|assistant|model|it|text|prompt|user)['’\w]* (?:was|is|said|says|states?|claims|contains?|ha[sd]|read|returned|returns|printed|outputs?|writes|wrote|ends|begins|starts)\b", re.I)
 _GOES_ON = re.compile(r"[\s`'\"”]*(?:is|was|as|in|which|that|would|appears|instead|and)\b")
 
-def _own(text, start, end, key):
+def _is_own(text, start, end, name):
     "Whether the object at `start:end` is the judge's own word and not part of a sentence"
-    before = re.sub(r"\s*```\w*\s*$", "\n", text[max(0, start - 300):start]).rstrip(" \t*_`[(")
-    same = before[before.rfind("\n") + 1:]
-    said = re.split(r"[.!?。](?:\s|$)", before)[-1][-80:] if same or before.rstrip().endswith((":", "：")) else ""
-    if _EXAMPLE.search(said) or _FOREIGN.search(said) or _GOES_ON.match(text, end, end + 40): return False
-    return not same or not (same[-1].isalpha() or same[-1] in "'\"“‘") or bool(re.search(rf"(?:{key}|verdict|json|result)\W*(?:\w+\W*)?$", same[-60:], re.I))
+    before = text[max(0, start - 300):start]
+    before = re.sub(r"\s*```\w*\s*$", "\n", before).rstrip(" \t*_`[(")
+    line = before[before.rfind("\n") + 1:]
+    if line or before.rstrip().endswith((":", "：")):
+        sentence = re.split(r"[.!?。](?:\s|$)", before)[-1]
+        if _is_foreign(sentence): return False
+    if _GOES_ON.match(text, end, end + 40): return False
+    within_sentence = line and (line[-1].isalpha() or line[-1] in "'\"“‘")
+    if not within_sentence: return True
+    introduced = re.search(rf"(?:{name}|verdict|json|result)\W*(?:\w+\W*)?$", line[-60:], re.I)
+    return bool(introduced)
+
+def _is_foreign(sentence):
+    "Whether the end of a `sentence` announces an example, or what somebody else says"
+    end = sentence[-80:]
+    return bool(_EXAMPLE.search(end) or _FOREIGN.search(end))
 
 # %% ../nbs/06a_verdict.ipynb #5607dd1e
-def _names(value, key):
+def _count_names(value, name):
     "How many names for a verdict are in the JSON `value`"
-    if isinstance(value, dict): return sum((_rank(k, key) is not None) + _names(v, key) for k, v in value.items())
-    return sum(_names(v, key) for v in value) if isinstance(value, list) else 0
+    if isinstance(value, list): return sum(_count_names(item, name) for item in value)
+    if not isinstance(value, dict): return 0
+    own = sum(_rank_of(key, name) is not None for key in value)
+    return own + sum(_count_names(part, name) for part in value.values())
 
 def _one_object(text):
     "The object that is the whole of `text`, or None"
     text = text.strip()
-    if text[:3] == "```": text = text.removesuffix("```").partition("\n")[2].strip()
-    if text[:1] != "{" or text[-1] != "}": return None
+    if text[:3] == "```":
+        _, _, text = text.removesuffix("```").partition("\n")
+        text = text.strip()
+    if not (text.startswith("{") and text.endswith("}")): return None
     try: value, end = _decoder.raw_decode(text)
     except (ValueError, RecursionError): return None
     return value if end == len(text) else None
 
+# %% ../nbs/06a_verdict.ipynb #e791fab3
+def _decoded_at(text, start):
+    "The object that the standard reader finds at `start`, and its end; None where it finds none"
+    try: return _decoder.raw_decode(text, start)
+    except ValueError: return None
+
+def _repaired_at(text, start, name):
+    "The object that the careful reading finds at `start`, and its end; None where it is in doubt, ValueError where there is none"
+    value, end, cut = _read_loosely(text, start)
+    named = _count_names(value, name)
+    quoted_names = re.findall(_quoted_pattern(name), text[start:end], re.I)
+    if len(quoted_names) > named: return None
+    lists = [part for part in value.values() if isinstance(part, list)]
+    if cut and (_count_names(lists, name) or not named): return None
+    return value, end
+
+def _quoted_pattern(name):
+    "The pattern of a `name` in quotes, as a key"
+    return rf"[\"“'‘]{name}[\"”'’]\s*[:：]"
+
 # %% ../nbs/06a_verdict.ipynb #26f4a1b7
 _START = re.compile(rf"\{{(?=\s*(?:(?:#|//)[^\n]{{0,200}}\n\s*|/\*.{{0,200}}?\*/\s*)?(?:{_NAME}|[\"“'‘]?\w*$))", re.S)
 
-def _objects(text, key):
+def _own_objects(text, name):
     "The judge's own objects in `text` as lists (those of one list, or in a row, together) and what stands outside; None where it cannot be told"
-    groups, outside, i, failed, name = [], [], 0, 0, re.compile(rf"[\"“'‘]({key})[\"”'’]\s*[:：]", re.I)
+    groups, outside, i, unreadable = [], [], 0, 0
     while m := _START.search(text, i):
         start = m.start()
-        try: value, end = _decoder.raw_decode(text, start)
-        except RecursionError: return None
-        except ValueError:
-            try: value, end, cut = _loose(text, start)
+        outside.append(text[i:start])
+        read = _decoded_at(text, start)
+        if not read:
+            try: read = _repaired_at(text, start, name)
             except ValueError:
-                if (failed := failed + 1) > 20 or re.match(r"\{\s*[\"“'‘]", text[start:start + 50]): return None
-                outside.append(text[i:start])
+                unreadable += 1
+                has_quoted_name = re.match(r"\{\s*[\"“'‘]", text[start:start + 50])
+                if unreadable > 20 or has_quoted_name: return None
                 i = start + 1
                 continue
-            if len(name.findall(text[start:end])) > _names(value, key) or cut and (not _names(value, key) or any(_names(v, key) for v in value.values() if isinstance(v, list))): return None
-        outside.append(text[i:start])
-        if _own(text, start, end, key):
-            if len(groups) > 200: return None
-            if groups and outside[-1].strip() == ",": groups[-1].append(value)
-            else: groups.append([value])
-        i = end
+            if not read: return None
+        value, i = read
+        if not _is_own(text, start, i, name): continue
+        if len(groups) > 200: return None
+        in_a_row = groups and outside[-1].strip() == ","
+        if in_a_row: groups[-1].append(value)
+        else: groups.append([value])
     outside.append(text[i:])
     return groups, outside
 
 # %% ../nbs/06a_verdict.ipynb #16cc8d36
-_WRAPPERS = re.compile(r"(?:(?:final|overall|the|my)?[\s_-]*(?:results?|evaluations?|responses?|answers?|outputs?|judge?ments?|judge|assessments?|reviews?|feedback|verdicts?|"
-                       r"ratings?|scores?|data|json|object|items?|instruction|translation|text|final|overall|value))[\s_-]*\d*", re.I)
-_SCALE_KEY, _PART_KEYS = re.compile(r"out.?of|max|scale|range", re.I), {"aspect", "criterion", "criteria", "metric", "dimension"}
+_WHOLES = ("results?|evaluations?|responses?|answers?|outputs?|judge?ments?|judge|assessments?|reviews?|feedback|verdicts?|"
+           "ratings?|scores?|data|json|object|items?|instruction|translation|text|final|overall|value")
+_WRAPPERS = re.compile(rf"(?:(?:final|overall|the|my)?[\s_-]*(?:{_WHOLES}))[\s_-]*\d*", re.I)
+_PART_KEYS = {"aspect", "criterion", "criteria", "metric", "dimension"}
 
-def _stated(value, labels):
+def _may_be_verdict(value, labels):
     "Whether `value`, under a name for a verdict, may be one: not so the text in an \"assessment\" beside the score"
-    if labels: return bool(re.search(labels[1], str(value), re.I))
-    return value is None or not isinstance(value, str) or bool(re.match(r"[\W_]*(?:\d|$|null$|none$|n/a$|true$|false$)", value, re.I))
+    if labels: return bool(re.search(labels.pattern, str(value), re.I))
+    if not isinstance(value, str): return True
+    return bool(re.match(r"[\W_]*(?:\d|$|null$|none$|n/a$|true$|false$)", value, re.I))
 
 # %% ../nbs/06a_verdict.ipynb #875f5608
-def _found(value, key, labels=None):
+def _named_verdicts(value, name, labels=None):
     "The pairs (verdict, the object it is in) in a JSON `value`"
-    if isinstance(value, list): return [(None, {}) if isinstance(v, dict) and _PART_KEYS & v.keys() else pair for v in value for pair in _found(v, key, labels)]
+    if isinstance(value, list): return _verdicts_in_list(value, name, labels)
     if not isinstance(value, dict): return []
     tiers = ([], [], [])
-    for k, v in value.items():
-        if (rank := _rank(str(k), key)) is not None: tiers[rank].append((k, v))
+    for key, part in value.items():
+        rank = _rank_of(str(key), name)
+        if rank is not None: tiers[rank].append(part)
     unread = []
-    for own in tiers:
-        pairs = []
-        for k, v in own:
-            if isinstance(v, list) and len(v) == 1: v = v[0]
-            if isinstance(v, dict): pairs += _found(v, key, labels) or ([(v["value"], {**v, **value})] if "value" in v else [])
-            else: pairs.append((v, value))
-        if stated := [(v, o) for v, o in pairs if _stated(v, labels)]: return stated
+    for parts in tiers:
+        pairs = [pair for part in parts for pair in _verdicts_of_part(part, value, name, labels)]
+        stated = [pair for pair in pairs if _may_be_verdict(pair[0], labels)]
+        if stated: return stated
         unread += pairs
-    if unread: return unread
-    return [pair for k, v in value.items() if isinstance(v, (dict, list)) and _WRAPPERS.fullmatch(str(k).strip()) for pair in _found(v, key, labels)]
+    return unread or _wrapped_verdicts(value, name, labels)
+
+def _verdicts_in_list(items, name, labels):
+    "The same in each of the `items`; the verdict of an item about one aspect is none"
+    pairs = []
+    for item in items:
+        inside = _named_verdicts(item, name, labels)
+        of_aspect = isinstance(item, dict) and _PART_KEYS & item.keys()
+        pairs += [(None, {})] * len(inside) if of_aspect else inside
+    return pairs
+
+def _verdicts_of_part(part, holder, name, labels):
+    "The same of the `part` that stands in `holder` under a name for a verdict"
+    if isinstance(part, list) and len(part) == 1: part = part[0]
+    if not isinstance(part, dict): return [(part, holder)]
+    inside = _named_verdicts(part, name, labels)
+    if inside or "value" not in part: return inside
+    return [(part["value"], {**part, **holder})]
+
+def _wrapped_verdicts(value, name, labels):
+    "The same in those parts of an object that stand for the whole"
+    pairs = []
+    for key, part in value.items():
+        if isinstance(part, (dict, list)) and _WRAPPERS.fullmatch(str(key).strip()):
+            pairs += _named_verdicts(part, name, labels)
+    return pairs
+
+# %% ../nbs/06a_verdict.ipynb #d4156c4f
+class _Form(NamedTuple):
+    scale: tuple            # lowest and highest score
+    labels: _Labels | None  # instead of a score
+    name: str               # pattern of the names of a verdict
+    reasons: list           # names of a rationale
+    patterns: "_Patterns"   # of the sentences in which one may stand
+
+def _form_of(scale, labels, language):
+    "What is looked for in an answer in `language`; `labels` as for `parse_verdict`"
+    choice = bool(labels)
+    return _Form(scale, _labels_of(labels, language), _name_pattern(language, choice), _rationale_names(language),
+                 _sentence_patterns(language, choice))
+
+@cache
+def _rationale_names(language): return ["rationale", *_judge_words("rationale_words", language)]
 
 # %% ../nbs/06a_verdict.ipynb #5ccb220a
-def _read(value, scale, labels, alone=False):
+def _read_value(value, form, alone=False):
     "The score or label that `value` stands for, or None"
-    if isinstance(value, list): return _read(value[0], scale, labels) if len(value) == 1 else None
-    if not isinstance(value, _Open): return _label(value, labels, alone) if labels else _score(value, scale, alone)
-    number = _score(value, scale, True) if re.fullmatch(r"\s*[\"']?\d+", _digits(value)) and not labels else None
-    return None if number is None or number * 10 <= scale[1] else number  # what was cut off may have been a longer number
+    if isinstance(value, list):
+        if len(value) != 1: return None
+        return _read_value(value[0], form)
+    if isinstance(value, _CutOff):
+        return None if form.labels else _read_cut_off(value, form.scale)
+    if form.labels: return _read_label(value, form.labels, alone)
+    return _read_score(value, form.scale, alone)
 
-def _agreed(values):
+def _read_cut_off(value, scale):
+    "The score that a `value` is at which the answer was cut off, or None"
+    if not re.fullmatch(r"\s*[\"']?\d+", _ascii_digits(value)): return None
+    number = _read_score(value, scale, alone=True)
+    return None if number is None or number * 10 <= scale[1] else number
+
+def _all_agree(values):
     "The one thing all `values` are, or None"
-    return values[0] if values and all(type(v) is not bool and v == values[0] for v in values) else None
+    if not values: return None
+    first = values[0]
+    agree = all(value == first and type(value) is not bool for value in values)
+    return first if agree else None
 
-def _from_json(group, scale, labels, key, reasons):
+# %% ../nbs/06a_verdict.ipynb #20d0b43d
+_SCALE_KEY = re.compile(r"out.?of|max|scale|range", re.I)
+
+def _stated_tops(holders):
+    "The highest scores, as texts, that the objects `holders` name beside their verdict"
+    tops = []
+    for holder in holders:
+        for key, value in holder.items():
+            if not _SCALE_KEY.search(str(key)): continue
+            numbers = re.findall(r"\d+", _ascii_digits(str(value)[:200]))
+            tops += numbers[-1:]
+    return tops
+
+def _rationale_in(holders, reasons):
+    "The first text under one of the names `reasons`, or None"
+    for holder in holders:
+        for reason in reasons:
+            for key in holder:
+                if str(key).strip().casefold() == reason: return str(holder[key])
+    return None
+
+# %% ../nbs/06a_verdict.ipynb #e6b7120a
+def _ok_verdict(value, rationale, labels):
+    "The verdict that `value` is: a label where `labels` were asked for, else a score"
+    if labels: return Verdict(None, value, rationale, "", "ok")
+    return Verdict(value, None, rationale, "", "ok")
+
+def _from_json(group, form):
     "The verdict in a group of JSON values, or an unjudged one; None where they name none"
-    pairs = _found(group, key, labels)
+    pairs = _named_verdicts(group, form.name, form.labels)
     if not pairs: return None
-    tops = [n[-1] for _, o in pairs for k in o if _SCALE_KEY.search(str(k)) and (n := re.findall(r"\d+", _digits(str(o[k])[:200])))]
-    if not labels and any(top != str(scale[1]) for top in tops): return Verdict()
-    it = _agreed([_read(v, scale, labels) for v, _ in pairs])
-    if it is None: return Verdict()
-    why = next((str(o[k]) for _, o in pairs for r in reasons for k in o if str(k).strip().casefold() == r), None)
-    return Verdict(None if labels else it, it if labels else None, why, "", "ok")
+    holders = [holder for _, holder in pairs]
+    tops = {*_stated_tops(holders), str(form.scale[1])}
+    if len(tops) > 1 and not form.labels: return Verdict()
+    values = [_read_value(verdict, form) for verdict, _ in pairs]
+    value = _all_agree(values)
+    if value is None: return Verdict()
+    rationale = _rationale_in(holders, form.reasons)
+    return _ok_verdict(value, rationale, form.labels)
 
 # %% ../nbs/06a_verdict.ipynb #e214e144
-_DIGIT, _END = re.compile(r"\d"), re.compile(r"[.!?][\"”'’)*_]*\s+|[。！？]")
+_END = re.compile(r"[.!?][\"”'’)*_]*\s+|[。！？]")
 
-def _sentences(line):
-    ends = [0, *(m.end() for m in _END.finditer(line)), len(line)]
-    return [line[a:b] for a, b in zip(ends, ends[1:]) if a < b]
+def _split_sentences(line):
+    "The sentences of a `line`, each with what stands between it and the next"
+    ends = [m.end() for m in _END.finditer(line)] + [len(line)]
+    starts = [0, *ends]
+    sentences = [line[start:end] for start, end in zip(starts, ends)]
+    return list(filter(None, sentences))
 
 # %% ../nbs/06a_verdict.ipynb #110d655e
-_IS = r"(?:is|è|ist|est|es|é|jest|to|は|が|为|是)"
-_OPENERS = (r"(?:(?:my|the|your|this|so|thus|therefore|hence|in conclusion|finally|la|il|le|lo|mia|mio|meine?|die|das|der|ma|mon|mi|tu|minha|a|o|mijn|de|moja|"
-            r"私の|我的|したがって|因此|この回答の|quindi|pertanto|daher|donc|por lo tanto|portanto|dus)[\s,、，]*)")
-_AFTER_ALL = r"(?:on reflection|considering|given|based on|in my|in summary|in short|in conclusion|all in all|all things|overall|taking|after|with this|nel complesso|in definitiva|alles in allem|im ganzen|dans l'ensemble|en resumen|no geral)"
-_OBJECT = (r"(?:(?:it|this|that|the|a|an|as|to|with|of|at|solid|strong|response|answer|translation|instruction|output|text|overall|final|score|rating|grade|mark|un|una|uno|une|ein|eine[nmr]?|um|uma|een|"
-           r"quest[ao]|alla|la|risposta|diese[rsnm]?|die|der|antwort|cette|à|réponse|esta|respuesta|resposta|essa|dit|deze|antwoord|tej|odpowiedzi|ocenę|punteggio|voto|note|nota|punktzahl)\b[\s:*]*)*")
-_GIVE = (r"(?:\b(?:I|we)\b(?:['’]d| would| will|['’]ll| have| must| therefore| do| can only)?(?: therefore| only| also)? (?:rate|give|score|grade|assign|award|gave|rated)\b|\b(?:deserves|merits|earns|receives)\b"
-         r"|\b(?:darei|assegno|assegnerei|attribuisco|valuto|merita|gebe|vergebe|bewerte|würde|donne|donnerais|attribue|mérite|doy|daría|otorgo|califico|merece|"
-         r"dou|daria|atribuo|avalio|geef|beoordeel|verdient|daję|oceniam|przyznaję|zasługuje)\b)")
-_DOUBT = re.compile(r"\b(?:not|never|if|unless|would have|could|might|almost|nearly|initially|before|had|otherwise|user|human|critic|reviewer|author|between|tempted|instead|"
-                    r"non|se|nicht|wenn|si|pas|não|niet|als|nie|jeśli|who|which|that)\b|n['’]t\b", re.I)
+_BE, _EQUALS, _OPENER, _ON_BALANCE = map(_in_any_language, ("is", "equals", "openers", "on_balance"))
+_GIVES, _OBJECT = map(_in_any_language, ("gives", "object"))
+
+class _Patterns(NamedTuple):
+    statement: re.Pattern  # a sentence that names its verdict
+    brackets: re.Pattern   # a verdict in double brackets
+    tag: re.Pattern        # a verdict in a tag
+    giving: re.Pattern     # a sentence in which the judge gives a score
+    rationale: re.Pattern  # a line with the rationale
 
 @cache
-def _patterns(language, choice):
-    "The patterns of a sentence that names a verdict, of one in brackets, in a tag, given by the judge, and of a line with the rationale"
-    key, reasons = _key(language, choice), "|".join(map(re.escape, _reasons(language)))
-    line = (rf"(?:\d{{1,2}}[.)][\s*_]*)?(?:{_AFTER_ALL}[^\d.:;,\"“\n]{{0,40}}, )?{_OPENERS}{{0,4}}[*_\s]*([\"“'‘]?)(?P<key>{key}){_ABOUT}(?P<of>\s*[(\[（][^()\[\]\n]{{0,25}}[)\]）])?"
-            rf"[\"”'’*_\s]*(?:[:：|→]|[=-]>|=|\s[-–—]\s|{_IS}(?=[\W\d])\s*[:：]?|$)(?P<value>.*)|(?P<key2>{key})\s+(?P<bare>\d[\d.,/\s]*)[\W_]*$")
-    return (re.compile(line, re.S | re.I), re.compile(rf"(?:{key})[^\n.。!?\[\]]{{0,30}}\[\[([^\[\]\n]{{1,40}})\]\]|(?:^|[:：])[\s*_]*\[\[([^\[\]\n]{{1,40}})\]\][\s.。*_]*$", re.I),
-            re.compile(rf"<({key})>([^<>]*)</\1>", re.I), re.compile(rf"{_GIVE}(?P<object>[\s*:]*{_OBJECT})(?P<value>\d.*)$", re.S | re.I),
-            re.compile(rf"^(?:[^\w\n]|_)*(?:{reasons})[\s*_]*[:：]\s*(.+)", re.I | re.M))
+def _sentence_patterns(language, choice):
+    "The patterns of the sentences in which a verdict may stand, by score or by `choice`"
+    name = _name_pattern(language, choice)
+    reasons = "|".join(map(re.escape, _rationale_names(language)))
+    on_balance = rf"(?:{_ON_BALANCE}[^\d.:;,\"“\n]{{0,40}}, )?"
+    opening = rf"(?:\d{{1,2}}[.)][\s*_]*)?{on_balance}(?:{_OPENER}[\s,、，]*){{0,4}}[*_\s]*[\"“'‘]?"
+    named = rf"(?P<key>{name}){_ABOUT}(?P<of>\s*[(\[（][^()\[\]\n]{{0,25}}[)\]）])?[\"”'’*_\s]*"
+    equals = rf"(?:[:：|→]|[=-]>|=|\s[-–—]\s|(?:{_BE}|{_EQUALS})(?=[\W\d])\s*[:：]?|$)"
+    statement = rf"{opening}{named}{equals}(?P<value>.*)|(?P<key2>{name})\s+(?P<bare>\d[\d.,/\s]*)[\W_]*$"
+    giving = rf"{_GIVES}(?P<object>[\s*:]*(?:{_OBJECT}[\s:*]*)*)(?P<value>\d.*)$"
+    rationale = rf"^(?:[^\w\n]|_)*(?:{reasons})[\s*_]*[:：]\s*(.+)"
+    brackets = rf"(?:{name})[^\n.。!?\[\]]{{0,30}}\[\[([^\[\]\n]{{1,40}})\]\]|(?:^|[:：])[\s*_]*\[\[([^\[\]\n]{{1,40}})\]\][\s.。*_]*$"
+    return _Patterns(
+        statement=re.compile(statement, re.S | re.I),
+        brackets=re.compile(brackets, re.I),
+        tag=re.compile(rf"<({name})>([^<>]*)</\1>", re.I),
+        giving=re.compile(giving, re.S | re.I),
+        rationale=re.compile(rationale, re.I | re.M))
 
 # %% ../nbs/06a_verdict.ipynb #fb710103
-def _alone(text, scale, labels):
+def _whole_line(text, form):
     "The verdict that a line is, without a word more"
-    return _read(text.lstrip("# \t"), scale, labels, True) if len(text) < 200 else None
+    if len(text) >= 200: return None
+    return _read_value(text.lstrip("# \t"), form, alone=True)
+
+# %% ../nbs/06a_verdict.ipynb #2bb1ca93
+def _in_brackets(sentence, marked, form):
+    "What a `sentence` states in double brackets; `marked` are their matches"
+    stated = []
+    for m in marked:
+        before = sentence[:m.start()]
+        quoted = before.rstrip().endswith(("'", '"', "“", "「"))
+        if quoted or _EXAMPLE.search(before): continue
+        after_name, alone = m.groups()
+        stated.append((1, _read_value(after_name or alone, form)))
+    return stated
+
+def _under_name(m, following, form):
+    "What a sentence states under a name, from the match `m` of it; the value may be the line that is `following`"
+    tier = _tier_of(m["key"] or m["key2"])
+    value = m["bare"] or m["value"]
+    of = m["of"] or ""
+    tops = re.findall(r"\d+", _ascii_digits(of))
+    if of and not tops and not re.search(_FINAL, of, re.I): return []  # of one aspect
+    if not re.search(r"\w", value):
+        value = "" if _read_value(following, form, alone=True) is None else following
+    read = _read_value(value, form)
+    if read is not None:
+        other_scale = not form.labels and tops[-1:] not in ([], [str(form.scale[1])])
+        return [(tier, None if other_scale else read)]
+
+    unread = [(tier, None)]
+    if not form.labels:
+        has_number = re.match(r"[\W_]*[~≈<>±+-]?\d", value)
+        return unread if has_number else []
+    has_label = re.search(form.labels.pattern, value, re.I)
+    return _chosen_labels(m.string, form.labels) or (unread if has_label else [])
+
+# %% ../nbs/06a_verdict.ipynb #32c9f75e
+_DOUBT = re.compile(_in_any_language("doubt"), re.I)
+_FRACTION = re.compile(rf"\d+(?:\.\d+)?\s*{_UNIT}?\s*{_OF}", re.I)
+
+def _given_score(sentence, form):
+    "What a `sentence` states in which the judge gives a score"
+    m = form.patterns.giving.search(sentence)
+    if not m: return []
+    opening = sentence[:m.start()]
+    before = sentence[:m.start("value")]
+    of_aspect = re.search(r"[\":]|\b(?:for|in terms|regarding|as for)\b", opening, re.I)
+    if of_aspect or _DOUBT.search(before): return []
+    top = str(form.scale[1])
+    numbers = re.findall(r"\d+", _ascii_digits(before))
+    if numbers and numbers[-1] != top: return [(1, None)]
+    score_of = re.search(r"(?:score|rating|grade|mark) of\W*$|\ba\W*$", before)
+    if not score_of and not _FRACTION.match(m["value"]): return []
+    return [(1, _read_score(m["value"], form.scale))]
 
 # %% ../nbs/06a_verdict.ipynb #28ac4d7c
-def _said(sentence, following, scale, labels, patterns):
-    "The pairs (tier, verdict) stated in a `sentence`; the verdict is None where one is named that cannot be read"
-    line, brackets, _, give, _ = patterns
+def _may_hold_score(sentence, following):
+    "Whether there is a digit in a `sentence`, or after a short one in the line that is `following`"
+    if re.search(r"\d", sentence): return True
+    return len(sentence) <= 60 and bool(re.search(r"\d", following))
+
+def _stated_verdicts(sentence, following, form):
+    "The pairs (tier, verdict) that a `sentence` states"
     sentence = sentence.lstrip(" \t*_#-–•·|`([<~:,")
     if len(sentence) > 1000 or sentence[:1] == ">": return []
-    if not labels and not _DIGIT.search(sentence) and (len(sentence) > 60 or not _DIGIT.search(following)): return []
-    if "[[" in sentence and (found := list(brackets.finditer(sentence))):
-        return [(1, _read(m[1] or m[2], scale, labels)) for m in found if not _EXAMPLE.search(sentence[:m.start()]) and sentence[:m.start()].rstrip()[-1:] not in ("'", '"', "“", "「")]
-    if m := line.match(sentence):
-        key, value = m["key"] or m["key2"], m["bare"] or m["value"]
-        top = re.findall(r"\d+", _digits(m["of"] or ""))
-        if m["of"] and not top and not re.search(_FINAL, m["of"], re.I): return []  # of one aspect
-        if not re.search(r"\w", value): value = following if _read(following, scale, labels, True) is not None else ""
-        it = _read(value, scale, labels)
-        if it is not None: return [(_tier(key), None if top and top[-1] != str(scale[1]) and not labels else it)]
-        named = re.search(labels[1], value, re.I) if labels else re.match(r"[\W_]*[~≈<>±+-]?\d", value)
-        if labels and (won := _won(sentence, labels)): return won
-        return [(_tier(key), None)] if named else []
-    if labels: return _won(sentence, labels)
-    if (m := give.search(sentence)) and not _DOUBT.search(before := sentence[:m.start("value")]) and not re.search(r"[\":]|\b(?:for|in terms|regarding|as for)\b", sentence[:m.start()], re.I):
-        fraction = re.match(rf"\d+(?:\.\d+)?\s*{_UNIT}?\s*{_OF}", m["value"], re.I) or re.search(r"(?:score|rating|grade|mark) of\W*$|\ba\W*$", before)
-        top = _DIGIT.search(before) and re.findall(r"\d+", _digits(before))[-1]
-        if top and top != str(scale[1]): return [(1, None)]
-        return [(1, _score(m["value"], scale))] if fraction else []
-    return []
+    if not form.labels and not _may_hold_score(sentence, following): return []
+    marked = list(form.patterns.brackets.finditer(sentence)) if "[[" in sentence else []
+    if marked: return _in_brackets(sentence, marked, form)
+    named = form.patterns.statement.match(sentence)
+    if named: return _under_name(named, following, form)
+    if form.labels: return _chosen_labels(sentence, form.labels)
+    return _given_score(sentence, form)
 
 # %% ../nbs/06a_verdict.ipynb #06d4751a
-_ADVERB = r"(?:(?:clearly|definitely|slightly|much|far|overall|generally|therefore|thus|marginally|significantly|somewhat|still|also|the|a|an|la|il|le|el|o|de|het|die|der|das|clairement|chiaramente)\s+)*"
-_BETTER = r"(?:better|best|superior|preferable|preferred|stronger overall|winner|migliore|besser|beste|meilleure?|mejor|melhor|beter|lepsz[aye])\b"
+_ADVERB, _BETTER, _IS_BETTER, _PICKS = map(_in_any_language, ("adverbs", "better", "is_better", "picks"))
 _ASPECT = r"(?!\s+(?:in(?! this case| general| every| all)|at|on|with (?:respect|regard)|when|if|where|regarding|or|only|written|\w+ed)\b)"
-_PICK = (r"(?:\b(?:I|we)\b[^.;:,]{0,30}\b(?:choose|chose|select|pick|prefer|go with|opt for|vote for|favou?r)|\bwinner is|\bwinner:|\bchoice is|\bverdict is|\b(?:scelgo|preferisco|wähle|bevorzuge|choisis|préfère|elijo|"
-         r"prefiero|escolho|prefiro|kies|wybieram))\s*:?\s*(?:the\s+|is\s+)?")
 
 @cache
-def _choice(pattern):
-    "The patterns of a sentence that names the better one, whose label is in group 1, 2 or 3"
-    return re.compile(rf"({pattern})[\"'*_`”]*\s*(?:(?:is|was|è|ist|est|es|é|jest)\s+{_ADVERB}{_BETTER}{_ASPECT}|wins\b{_ASPECT}|(?:の方|のほう)?が(?:より)?(?:優れ|良い|よい)|更好|更优)"
-                      rf"|{_PICK}({pattern})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|over|because|since|due|for|to be)\b))"
-                      rf"|\b(?:better|best|superior|preferred) (?:output|response|answer|one|choice|option|assistant) is\s+(?:the\s+)?({pattern})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|because|since)\b))", re.I)
+def _choice_pattern(label):
+    "The pattern of a sentence that names the better one, whose `label` is in group 1, 2 or 3"
+    is_better = rf"(?:{_BE}|was)\s+(?:{_ADVERB}\s+)*{_BETTER}{_ASPECT}"
+    better = rf"({label})[\"'*_`”]*\s*(?:{is_better}|wins\b{_ASPECT}|{_IS_BETTER})"
+    picked = rf"{_PICKS}\s*:?\s*(?:the\s+|is\s+)?({label})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|over|because|since|due|for|to be)\b))"
+    named = rf"\b(?:better|best|superior|preferred) (?:output|response|answer|one|choice|option|assistant) is\s+(?:the\s+)?({label})(?=[\"'*_`]*(?:$|[.,;:!]|\s+(?:as|because|since)\b))"
+    return re.compile(f"{better}|{picked}|{named}", re.I)
 
 # %% ../nbs/06a_verdict.ipynb #f423b14b
-_DENIED = re.compile(r"\b(?:not|never|hardly|deny|doubt|nor|non|nicht|pas|niet)\b(?:(?!\b(?:so|therefore|thus|hence|but|while|whereas|and)\b)[^,.;])*$"
-                     r"|n['’]t\b(?:(?!\b(?:so|therefore|thus|hence|but|while|whereas|and)\b)[^,.;])*$"
-                     r"|\b(?:if|unless|whether|suppose|se|wenn|si)\b(?:(?!\b(?:so|therefore|thus|hence)\b)[^.;])*$|\b(?:some|one|might|may|could|seems?|argue|initially|at first|or|nor|both)\b[^,.;]*$|\b(?:user|says|said|argu\w+|claims?|false|wrong|untrue|believes)\b[^.;]*$|[\"“'‘]\s*$", re.I)
-_TIE = re.compile(r"\b(?:both|both (?:\S+ and \S+|(?:of the )?(?:outputs|responses|answers|assistants))|(?:the )?(?:two )?(?:outputs|responses|answers|assistants)|(?:output|response|answer|assistant) ?\(?\w\)? and (?:output |response |answer |assistant )?\(?\w\)?)"
-                  r" (?:are|is) (?:\w+ )?(?:equally (?:good|bad|well|helpful|valid|strong|weak|poor|correct|wrong|effective|matched|acceptable|accurate)|equal\b|equivalent|tied|identical|comparable|of the same quality)|\b(?:it is|it['’]s|this is|result is|verdict is|call it|declare) a (?:tie|draw)\b(?! card)"
-                  r"|\bno (?:clear )?winner\b|\bneither\b.{0,30}\bbetter\b|\bcannot (?:choose|decide)\b|\bparimerito\b|\bgleich gut\b|\bugualmente buon", re.I)
-_TIE_HINTS = ("equal", "equiv", "identical", "tie", "draw", "compar", "same", "winner", "neither", "cannot", "parimerito", "gleich", "ugual")
-_TIE_WORDS = {"tie", "tied", "draw", "equal", "both", "same", "neither", "equally good", "pareggio", "unentschieden", "égalité", "empate", "remis", "gelijk"}
-_CONCLUDES = re.compile(r"[\W_]*(?:therefore|so|thus|hence|overall|in conclusion|in summary|to conclude|consequently|finally|quindi|pertanto|in conclusione|daher|insgesamt|donc|en conclusion|"
-                        r"por lo tanto|en conclusión|portanto|dus|daarom|zatem|podsumowując)\b|[\W_]*(?:したがって|よって|因此|所以|总之)", re.I)
+_NOT, _IF = map(_in_any_language, ("not", "if"))
+_TO_THE_END = r"(?:(?!\b(?:so|therefore|thus|hence|but|while|whereas|and)\b)[^,.;])*$"
+_DENIED = re.compile("|".join([  # before the choice
+    rf"\b(?:{_NOT}|deny|doubt|nor)\b{_TO_THE_END}",
+    rf"n['’]t\b{_TO_THE_END}",
+    rf"\b{_IF}\b(?:(?!\b(?:so|therefore|thus|hence)\b)[^.;])*$",
+    r"\b(?:some|one|might|may|could|seems?|argue|initially|at first|or|nor|both)\b[^,.;]*$",
+    r"\b(?:user|says|said|argu\w+|claims?|false|wrong|untrue|believes)\b[^.;]*$",
+    r"[\"“'‘]\s*$",
+]), re.I)
+_NEGATED = re.compile(rf"\b{_NOT}\b|n['’]t\b", re.I)
+_TIE = re.compile(_in_any_language("tie"), re.I)
+_TIE_LABELS = {word.casefold() for words in pack_words("verdict", "tie_labels").values() for word in words}
 
-def _won(sentence, labels):
-    "The labels that a `sentence` calls better, as `_said` gives them"
-    table, pattern = labels
-    won = []
+def _chosen_labels(sentence, labels):
+    "The labels that a `sentence` calls better, as pairs (tier, label); the label is None where the choice is denied"
     if sentence.rstrip().endswith(("?", "？")): return []
-    for m in _choice(pattern).finditer(sentence):
-        if _DENIED.search(sentence[max(0, m.start() - 200):m.start()]) or re.search(r"\b(?:not|never|hardly|non|nicht|pas)\b|n['’]t\b", m[0], re.I): return [(1, None)]
-        won.append((1, table[(m[1] or m[2] or m[3]).casefold()]))
-    if not won and any(w in sentence.casefold() for w in _TIE_HINTS) and (m := _TIE.search(sentence)) and not re.search(r"\b(?:but|however|yet|though)\b", sentence[m.end():], re.I): won = [(1, next((label for word, label in table.items() if word in _TIE_WORDS), None))]
-    return won
+    chosen = []
+    for m in _choice_pattern(labels.pattern).finditer(sentence):
+        before = sentence[max(0, m.start() - 200):m.start()]
+        if _DENIED.search(before) or _NEGATED.search(m[0]): return [(1, None)]
+        word = m[1] or m[2] or m[3]
+        chosen.append((1, labels.words[word.casefold()]))
+    return chosen or _tie_label(sentence, labels)
+
+def _tie_label(sentence, labels):
+    "The label for a tie where a `sentence` says that it is one, as pairs (tier, label); the label is None where there is none for ties"
+    m = _TIE.search(sentence)
+    if not m: return []
+    taken_back = re.search(r"\b(?:but|however|yet|though)\b", sentence[m.end():], re.I)
+    if taken_back: return []
+    ties = [label for word, label in labels.words.items() if word in _TIE_LABELS]
+    return [(1, ties[0] if ties else None)]
+
+# %% ../nbs/06a_verdict.ipynb #75e0b6be
+_CONCLUDES = re.compile(rf"[\W_]*{_in_any_language('concludes')}", re.I)
+_TWO_NUMBERS = re.compile(rf"\d\s*{_OF}\s*\d")
+
+def _announces_other(line):
+    "Whether a `line` announces what somebody else says, or an example"
+    return line.rstrip().endswith(":") and _is_foreign(line)
+
+def _in_tags(text, form):
+    "What a `text` states in tags, such as <score>4</score>"
+    if "</" not in text: return []
+    tags = form.patterns.tag.findall(text)
+    return [(1, _read_value(value, form)) for _, value in tags]
+
+def _lines_alone(lines, form):
+    "What the first and the last of the `lines` state by being a verdict; as the last one a bare number is none"
+    stated = [_whole_line(lines[0], form)]
+    if len(lines) > 1:
+        *_, line_before, last = lines
+        introduced = line_before.rstrip().endswith(":")
+        may_conclude = form.labels or _TWO_NUMBERS.search(last[-200:])
+        if may_conclude and not introduced: stated.append(_whole_line(last, form))
+    return [(1, value) for value in stated if value is not None]
 
 # %% ../nbs/06a_verdict.ipynb #eff927c6
-def _from_words(text, scale, labels, patterns):
+def _from_words(text, form):
     "The verdict stated in `text` or None, and whether one was stated that cannot be read or is contradicted"
-    lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] != ">"]
-    said, last = [(1, _read(v, scale, labels)) for _, v in (patterns[2].findall(text) if "</" in text else [])], None
-    for i, line in enumerate(lines):
-        quoted = 0
-        for sentence in _sentences(line):
-            last = [] if quoted % 2 or (i and lines[i - 1].rstrip().endswith(":") and (_FOREIGN.search(lines[i - 1][-80:]) or _EXAMPLE.search(lines[i - 1][-80:]))) else _said(sentence, lines[i + 1] if i + 1 < len(lines) else "", scale, labels, patterns)
-            said += last
-            concludes = labels and _CONCLUDES.match(sentence[:100])
-            quoted += sentence.count('"') + sentence.count("“") + sentence.count("”")
-    if lines:
-        it = _alone(lines[0], scale, labels)
-        if it is not None: said.append((1, it))
-        if len(lines) > 1 and (labels or re.search(rf"\d\s*{_OF}\s*\d", lines[-1][-200:])):
-            it = _alone(lines[-1], scale, labels)
-            if it is not None and not lines[-2].rstrip().endswith(":"): said.append((1, it))
-    top = min((tier for tier, _ in said), default=None)
-    it = _agreed([v for tier, v in said if tier == top])
-    if it is None and labels and lines and last and concludes: it = _agreed([v for _, v in last])
-    return it, bool(said) and it is None
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(">")]
+    lines_before, lines_after = ["", *lines], [*lines[1:], ""]
+    stated, last, concludes = _in_tags(text, form), [], False
+    for before, line, following in zip(lines_before, lines, lines_after):
+        others, quotes = _announces_other(before), 0
+        for sentence in _split_sentences(line):
+            own = not others and quotes % 2 == 0
+            last = _stated_verdicts(sentence, following, form) if own else []
+            stated += last
+            concludes = bool(form.labels and _CONCLUDES.match(sentence[:100]))
+            quotes += sum(map(sentence.count, '"“”'))
+    if lines: stated += _lines_alone(lines, form)
+
+    highest = min((tier for tier, _ in stated), default=None)
+    verdict = _all_agree([value for tier, value in stated if tier == highest])
+    if verdict is None and concludes: verdict = _all_agree([value for _, value in last])
+    return verdict, bool(stated) and verdict is None
 
 # %% ../nbs/06a_verdict.ipynb #01b29b53
-def _table(labels, language):
-    return _labels(tuple((k, tuple(labels[k]) if isinstance(labels, dict) else ()) for k in labels), language) if labels else None
+def _read_answer(text, form):
+    "The verdict in `text`, without its `raw`"
+    whole = _one_object(text)
+    if whole: return _from_json([whole], form) or Verdict()
+    text = _final_answer(text)
+    objects = _own_objects(text, form.name)
+    if not objects: return Verdict()
+    groups, outside = objects
+    around = "\n".join(outside)
+    left_over = "{" in text and re.search(_quoted_pattern(form.name), around, re.I)
+    if left_over: return Verdict()
 
-def _judged(text, scale, labels, language):
-    "The verdict in `text`, without its `raw`; an answer that is one object is taken whole: a `<think>` in it is part of the rationale"
-    key, reasons = _key(language, bool(labels)), _reasons(language)
-    if whole := _one_object(text): return _from_json([whole], scale, labels, key, reasons) or Verdict()
-    text, patterns = _answer(text), _patterns(language, bool(labels))
-    found = _objects(text, key) if "{" in text else ([], [text])
-    if not found: return Verdict()
-    groups, outside = found
-    if "{" in text and re.search(rf"[\"“'‘]{key}[\"”'’]\s*[:：]", "\n".join(outside), re.I): return Verdict()  # of an object that was read wrongly
-    verdict = next((v for group in reversed(groups) if (v := _from_json(group, scale, labels, key, reasons))), None)
-    rest = outside[-1] if verdict else "\n".join(outside)
-    it, doubt = _from_words(rest, scale, labels, patterns) if rest.strip("` \n.]") else (None, False)
-    if verdict: return Verdict() if doubt or it not in (None, verdict.score, verdict.label) else verdict
-    if it is None: return Verdict()
-    why = patterns[4].search(text)
-    return Verdict(None if labels else it, it if labels else None, why and why[1].strip(), "", "ok")
+    verdict = None
+    for group in reversed(groups):
+        verdict = verdict or _from_json(group, form)
+    words = outside[-1] if verdict else around
+    stated, doubt = _from_words(words, form) if words.strip("` \n.]") else (None, False)
+    if verdict:
+        contradicted = doubt or stated not in (None, verdict.score, verdict.label)
+        return Verdict() if contradicted else verdict
+    if stated is None: return Verdict()
+    rationale = form.patterns.rationale.search(text)
+    return _ok_verdict(stated, rationale and rationale[1].strip(), form.labels)
 
 # %% ../nbs/06a_verdict.ipynb #d4ef1c2d
 def parse_verdict(
@@ -436,89 +752,176 @@ def parse_verdict(
     language: str | None = None, # the answer may use its words and labels besides the English ones
 ) -> Verdict:
     "The verdict in `text`; `unjudged`, with neither score nor label, whenever there is doubt"
-    try: verdict = _judged(_visible(text), scale, _table(labels, language), language)
+    form = _form_of(scale, labels, language)
+    try: verdict = _read_answer(_visible_text(text), form)
     except RecursionError: verdict = Verdict()  # no judge nests its answer that deep
     verdict.raw = text
     return verdict
 
 # %% ../nbs/06a_verdict.ipynb #64babaf3
-_ITEM = (r"(?:responses?|answers?|outputs?|assistants?|models?|candidates?|completions?|texts?|items?|options?|ratings?|scores?|translations?|instructions?|"
-         r"rispost[ae]|test[oi]|antwort(?:en)?|réponses?|respuestas?|respostas?|odpowiedzi?|antwoord|voto|valutazione|回答|応答|答案|回复|评分|評価|उत्तर|الإجابة)")
+_ITEM = _in_any_language("item")
 _NUMBER = r"[ \t_#(\-]*(\d{1,3}|(?-i:[A-Z]\b))[)\]]?"
 
-def _place(number): return int(number) if number.isdecimal() else ord(number) - 64
+def _place_number(number):
+    "The place that a number or a capital letter stands for, from 1"
+    return int(number) if number.isdecimal() else ord(number) - 64
 
-def _in_order(places, verdicts):
-    "The `verdicts` in the order of their numbers, which must be 1, 2, … or 0, 1, …; None where they are not"
+def _in_order(by_place):
+    "The values of the dict `by_place` in the order of their places, which must be 1, 2, … or 0, 1, …; None where they are not"
+    places = sorted(by_place)
     n = len(places)
-    return [v for _, v in sorted(zip(places, verdicts), key=lambda p: p[0])] if sorted(places) in (list(range(1, n + 1)), list(range(n))) else None
+    from_1, from_0 = list(range(1, n + 1)), list(range(n))
+    if places not in (from_1, from_0): return None
+    return [by_place[place] for place in places]
+
+# %% ../nbs/06a_verdict.ipynb #585b5076
+_ID_KEYS = ("id", "index", "number", "response", "response_id", "answer", "output", "assistant", "text", "item", "name")
+_NUMBERED = re.compile(rf"{_ITEM}?{_NUMBER}", re.I)
+
+def _rating_of(value, form):
+    "The verdict that a JSON `value` is"
+    if isinstance(value, dict): return _from_json([value], form) or Verdict()
+    score = None if isinstance(value, list) else _read_value(value, form)
+    return Verdict() if score is None else Verdict(score, status="ok")
+
+def _own_place(item):
+    "The place that an `item` of a list names itself, as in {\"id\": \"Response 2\"}; None where it names none"
+    if not isinstance(item, dict): return None
+    for key in _ID_KEYS:
+        m = _NUMBERED.fullmatch(str(item.get(key)))
+        if m: return _place_number(m[1])
+    return None
+
+def _ratings_in_list(items, n, form):
+    "The `n` verdicts that a list holds, or None"
+    if len(items) != n: return None
+    ratings = [_rating_of(item, form) for item in items]
+    places = [_own_place(item) for item in items]
+    if None in places: return ratings
+    if len(set(places)) < n: return None
+    return _in_order(dict(zip(places, ratings)))
 
 # %% ../nbs/06a_verdict.ipynb #199c4e10
-def _series(value, n, one, key):
+def _numbered_parts(value, name):
+    "The verdicts and the rationales under numbered names in an object: two dicts of place → values"
+    verdicts, rationales = {}, {}
+    of_verdict = rf"(?:{_ITEM}|{name})?{_NUMBER}(?:[\s_-]*{name})?"
+    of_rationale = rf"[^\W\d]+{_NUMBER}"
+    for key, part in value.items():
+        key = str(key).strip()
+        if re.search(r"[_\s-][a-z]$", key): key = key[:-1] + key[-1].upper()  # response_a
+        if m := re.fullmatch(of_verdict, key, re.I):
+            verdicts.setdefault(_place_number(m[1]), []).append(part)
+        elif m := re.fullmatch(of_rationale, key):
+            rationales[_place_number(m[1])] = str(part)
+    return verdicts, rationales
+
+def _ratings_listed(value, n, form):
     "The `n` verdicts that a JSON `value` lists, or None"
-    if isinstance(value, list):
-        if len(value) != n: return None
-        ids = [next((m[1] for k in ("id", "index", "number", "response", "response_id", "answer", "output", "assistant", "text", "item", "name")
-                     if isinstance(v, dict) and (m := re.fullmatch(rf"{_ITEM}?{_NUMBER}", str(v.get(k)), re.I))), None) for v in value]
-        return [one(v) for v in value] if None in ids else _in_order([_place(i) for i in ids], [one(v) for v in value])
+    if isinstance(value, list): return _ratings_in_list(value, n, form)
     if not isinstance(value, dict): return None
-    places, whys = {}, {}
-    for k, v in value.items():
-        k = re.sub(r"(?<=[_\s-])[a-z]$", lambda m: m[0].upper(), str(k).strip())  # response_a
-        if m := re.fullmatch(rf"(?:{_ITEM}|{key})?{_NUMBER}(?:[\s_-]*{key})?", k, re.I): places.setdefault(_place(m[1]), []).append(one(v))
-        elif m := re.fullmatch(rf"[^\W\d]+{_NUMBER}", k): whys[_place(m[1])] = str(v)
-    if len(places) == n and all(len(v) == 1 for v in places.values()):
-        for i, (v,) in places.items(): v.rationale = v.rationale or whys.get(i)
-        return _in_order(list(places), [v for v, in places.values()])
-    if places: return None
-    lists = [found for v in value.values() if isinstance(v, (list, dict)) and (found := _series(v, n, one, key))]
-    return lists[0] if len(lists) == 1 else None
+    parts, rationales = _numbered_parts(value, form.name)
+    if not parts:
+        inside = [_ratings_listed(part, n, form) for part in value.values()]
+        found = list(filter(None, inside))
+        return found[0] if len(found) == 1 else None
+    if len(parts) != n: return None
+    ratings = {}
+    for place, values in parts.items():
+        if len(values) > 1: return None
+        rating = _rating_of(values[0], form)
+        rating.rationale = rating.rationale or rationales.get(place)
+        ratings[place] = rating
+    return _in_order(ratings)
 
 # %% ../nbs/06a_verdict.ipynb #bc45ff8c
-def _blocks(text, n, one, words):
-    "The `n` verdicts under numbered headings in a plain `text`, or those that a sentence gives to numbered responses; None where they are not all there"
-    heading = re.compile(rf"^[^\w\n]*(?:\w+ for )?{_ITEM}{_NUMBER}(?:['’]s)?(?:[ \t]+(?:score|rating))?[ \t*_]*(?:(?:[:：=]|[-–—]\s|is\s)(.*))?$", re.I | re.M)
-    found, heads = {}, list(heading.finditer(text))
-    for m, after in zip(heads, [*heads[1:], None]):
-        block, first = text[m.end():after.start() if after else len(text)], m[2] or ""
-        verdict, doubt = (one(first), False) if re.match(r"[\W_]*\d", first) else words(first + "\n" + block)
-        if doubt: return None
-        if verdict: found.setdefault(_place(m[1]), []).append(verdict)
-    if not found:
-        for m in re.finditer(rf"\b{_ITEM}{_NUMBER}\s+(?:(?:gets|receives|deserves|earns)\s+)?(?:a|an)\s+(?:score|rating|grade) of\s+([\d.]*\d\S*)", text, re.I):
-            found.setdefault(_place(m[1]), []).append(one(m[2]))
-        for m in re.finditer(rf"\b(?:scores|ratings) (?:for|of) ((?:{_ITEM}{_NUMBER}(?:, and |, | and )?)+) are ((?:[\d./]+(?:, and |, | and |\b))+)", text, re.I):
-            for place, number in zip(re.findall(_NUMBER, m[1]), re.findall(r"[\d./]*\d", m[3])): found.setdefault(_place(place), []).append(one(number))
-    if any(v.status != "ok" or v.score != vs[0].score for vs in found.values() for v in vs): return None
-    return _in_order(list(found), [vs[0] for vs in found.values()]) if len(found) == n else None
+_HEADING = re.compile(rf"^[^\w\n]*(?:\w+ for )?{_ITEM}{_NUMBER}(?:['’]s)?(?:[ \t]+(?:score|rating))?[ \t*_]*(?:(?:[:：=]|[-–—]\s|is\s)(.*))?$", re.I | re.M)
+_SCORE_EACH = re.compile(rf"\b{_ITEM}{_NUMBER}\s+(?:(?:gets|receives|deserves|earns)\s+)?(?:a|an)\s+(?:score|rating|grade) of\s+([\d.]*\d\S*)", re.I)
+_SCORES_TOGETHER = re.compile(rf"\b(?:scores|ratings) (?:for|of) ((?:{_ITEM}{_NUMBER}(?:, and |, | and )?)+) are ((?:[\d./]+(?:, and |, | and |\b))+)", re.I)
 
-def _first_line(text, n, one):
+def _rating_in_block(line, block, form):
+    "The verdict under a heading, or None, and whether it is in doubt; `line` is the rest of the heading's own line"
+    if re.match(r"[\W_]*\d", line): return _rating_of(line, form), False
+    text = f"{line}\n{block}"
+    score, doubt = _from_words(f"-\n{text}", form)
+    if score is None: return None, doubt
+    rationale = form.patterns.rationale.search(text)
+    return Verdict(score, rationale=rationale and rationale[1].strip(), status="ok"), doubt
+
+def _under_headings(text, form):
+    "Place → verdicts under the numbered headings of a plain `text`; None where one is in doubt"
+    by_place, headings = {}, list(_HEADING.finditer(text))
+    ends = [heading.start() for heading in headings[1:]] + [len(text)]
+    for heading, end in zip(headings, ends):
+        line, block = heading[2] or "", text[heading.end():end]
+        verdict, doubt = _rating_in_block(line, block, form)
+        if doubt: return None
+        place = _place_number(heading[1])
+        if verdict: by_place.setdefault(place, []).append(verdict)
+    return by_place
+
+def _in_sentences(text, form):
+    "Place → verdicts that sentences of a plain `text` give to numbered responses"
+    pairs = [(m[1], m[2]) for m in _SCORE_EACH.finditer(text)]
+    for m in _SCORES_TOGETHER.finditer(text):
+        places, scores = re.findall(_NUMBER, m[1]), re.findall(r"[\d./]*\d", m[3])
+        pairs += zip(places, scores)
+    by_place = {}
+    for place, score in pairs:
+        rating = _rating_of(score, form)
+        by_place.setdefault(_place_number(place), []).append(rating)
+    return by_place
+
+def _ratings_in_blocks(text, n, form):
+    "The `n` verdicts that a plain `text` gives to numbered responses; None where they are not all there"
+    by_place = _under_headings(text, form)
+    if by_place is None: return None
+    by_place = by_place or _in_sentences(text, form)
+    for verdicts in by_place.values():
+        scores = {verdict.score for verdict in verdicts}
+        if len(scores) > 1 or None in scores: return None
+    if len(by_place) != n: return None
+    return _in_order({place: verdicts[0] for place, verdicts in by_place.items()})
+
+def _ratings_in_first_line(text, n, form):
     "The `n` verdicts where their numbers alone are the first line, or None"
-    line = re.sub(r"^[^\W\d]+\s*[:：]", "", text.partition("\n")[0].strip(" *_`[]"))
+    line, _, _ = text.partition("\n")
+    line = re.sub(r"^[^\W\d]+\s*[:：]", "", line.strip(" *_`[]"))
     parts = re.split(r"[,;]\s+|\s+", line.strip())
-    return [one(p) for p in parts] if len(parts) == n and all(re.fullmatch(r"\d+(?:[.,]\d+)?(?:/\d+)?", p) for p in map(_digits, parts)) else None
+    if len(parts) != n: return None
+    for part in parts:
+        number = re.fullmatch(r"\d+(?:[.,]\d+)?(?:/\d+)?", _ascii_digits(part))
+        if not number: return None
+    return [_rating_of(part, form) for part in parts]
 
 # %% ../nbs/06a_verdict.ipynb #a0c55385
-def _rated(text, n, scale, language):
+def _ratings_in_objects(groups, n, form):
+    "The `n` verdicts in the judge's own objects: in one group, or one in each"
+    for group in reversed(groups):
+        value = group if len(group) > 1 or n == 1 else group[0]
+        ratings = _ratings_listed(value, n, form)
+        if ratings: return ratings
+    if n < 2 or len(groups) != n: return None
+    items = [item for group in groups for item in group]
+    return _ratings_listed(items, n, form)
+
+def _ratings_in_text(text, n, form):
+    "The `n` verdicts in a plain `text`, or None where its first line and its blocks differ"
+    first = _ratings_in_first_line(text, n, form)
+    blocks = _ratings_in_blocks(text, n, form)
+    if not (first and blocks): return first or blocks
+    same = [verdict.score for verdict in first] == [verdict.score for verdict in blocks]
+    return first if same else None
+
+def _read_ratings(text, n, form):
     "The `n` verdicts in `text` in order, or None"
-    key, reasons, patterns = _key(language, False), _reasons(language), _patterns(language, False)
-    def one(value):
-        if isinstance(value, dict): return _from_json([value], scale, None, key, reasons) or Verdict()
-        score = None if isinstance(value, list) else _read(value, scale, None)
-        return Verdict(score, status="unjudged" if score is None else "ok")
-    def words(block):
-        score, doubt = _from_words("-\n" + block, scale, None, patterns)
-        return (Verdict(score, rationale=(m := patterns[4].search(block)) and m[1].strip(), status="ok") if score is not None else None), doubt
-    plain = _visible(text)
-    whole, plain = _one_object(plain), plain if _one_object(plain) else _answer(plain)
-    groups, outside = ([[whole]], [""]) if whole else (_objects(plain, key) if "{" in plain else ([], [plain])) or ([], [])
-    found = next((s for group in reversed(groups) if (s := _series(group if len(group) > 1 or n == 1 else group[0], n, one, key))), None)
-    if not found and n > 1 and len(groups) == n: found = _series([v for group in groups for v in group], n, one, key)
-    if not found and not groups and outside:
-        first, blocks = _first_line(plain, n, one), _blocks(plain, n, one, words)
-        found = None if first and blocks and [v.score for v in first] != [v.score for v in blocks] else first or blocks
-    if not found and n == 1: found = [parse_verdict(text, scale, language=language)]
-    return found
+    whole = _one_object(text)
+    if whole: return _ratings_in_objects([[whole]], n, form)
+    text = _final_answer(text)
+    objects = _own_objects(text, form.name)
+    if not objects: return None
+    groups, _ = objects
+    return _ratings_in_objects(groups, n, form) if groups else _ratings_in_text(text, n, form)
 
 # %% ../nbs/06a_verdict.ipynb #22676b54
 def parse_ratings(
@@ -528,7 +931,10 @@ def parse_ratings(
     language: str | None = None, # the answer may use its words besides the English ones
 ) -> list:
     "The `n` verdicts in `text`, in the order of their numbers; all `unjudged` where one is missing or in doubt"
-    try: found = _rated(text, n, scale, language)
-    except RecursionError: found = None
-    good = found and all(v.status == "ok" for v in found)
-    return [Verdict(v.score, None, v.rationale, text, "ok") for v in found] if good else [Verdict(raw=text) for _ in range(n)]
+    form = _form_of(scale, None, language)
+    try: ratings = _read_ratings(_visible_text(text), n, form)
+    except RecursionError: ratings = None
+    if not ratings and n == 1: ratings = [parse_verdict(text, scale, language=language)]
+    if ratings and all(verdict.status == "ok" for verdict in ratings):
+        return [Verdict(verdict.score, None, verdict.rationale, text, "ok") for verdict in ratings]
+    return [Verdict(raw=text) for _ in range(n)]

@@ -60,6 +60,14 @@ def test_bad_requests_have_a_reason_and_no_judge_is_paid(asked, reason):
     assert len(bodies) == 12 and all(r["reason"].startswith(f"instruction: {reason}") for r in outcome.dropped) and len(outcome.dropped) == 12
 
 
+def test_checks_left_out_by_name():
+    asked = "What did the miller of the three villages write down?"
+    outcome, _ = made(lambda b: answer(b, asked=asked), direct=True, skip_checks=("wrong_language", "doubtful_language", "switches_language"))
+    assert len(outcome.kept) == 12
+    outcome, bodies = made(direct=True, skip_checks=("wrong",))
+    assert "no check is named 'wrong'" in outcome.failed[0]["reason"] and not bodies
+
+
 def test_a_new_task_changes_only_the_rows_that_draw_it():
     more = TASKS | {"riddle": (3, "a riddle")}
     before, after = ([r["task"] for r in made(direct=True, tasks=tasks)[0].kept] for tasks in (TASKS, more))

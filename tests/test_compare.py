@@ -194,3 +194,12 @@ def test_scores_that_are_words_are_no_scores(tmp_path):
     assert [line["mean score"] for line in compare(runs)] == ["4.50 (chosen score; n = 1)", "no scores"]
     draw(plot_compared_scores(runs))
     save_comparison(runs, tmp_path / "compared")
+
+
+def test_the_column_of_scores_of_a_recipe_is_compared_first(tmp_path, monkeypatch):
+    "A row may have been through several recipes, and have a score of each"
+    from llmdata_nb.recipes import RECIPES, Recipe
+    monkeypatch.setitem(RECIPES, "haiku", Recipe("haiku", main_score="charm_score"))
+    for recipe in ("haiku", "rerank_preferences", "simplify"): write_run(tmp_path / recipe, [make_row(0, charm_score=2, chosen_score=5)], recipe=recipe)
+    assert {line["recipe"]: line["mean score"] for line in compare(read_runs(tmp_path))} == {
+        "haiku": "2.00 (charm score; n = 1)", "rerank_preferences": "5.00 (chosen score; n = 1)", "simplify": "4.00 (response score; n = 1)"}

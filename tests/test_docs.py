@@ -9,11 +9,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for p in (ROOT / "llmdata_nb").glob("*.py") if p.name != "_modidx.py")
 NBS = sorted(p for folder in ("", "pipelines", "tutorials") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
 LONGEST = 60  # lines of a code cell
-LONG = {("03b_limits", "class Limiter"): "one limiter, whose few methods share all of its state",
-        ("04_models", "class Ask"): "one call's way from the store to the network and back",
-        ("05a_rowfile", "class RowFile"): "one file, with the methods of a list",
-        ("23_playground", "def _prompt_panel"): "a widget, whose parts share what is edited",
-        ("23_playground", "def playground"): "a widget, whose parts share the rows and the run"}  # notebook and definition → why it stays whole
+LONG = {}  # (notebook, definition) → why it stays whole; none does
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda p: p.stem)

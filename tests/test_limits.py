@@ -99,7 +99,7 @@ def test_a_wait_that_is_nonsense_breaks_nothing(text):
         assert seconds is None or seconds >= 0, f"{header}: {text} is {seconds}"
         limiter.refused(time.time(), seconds, "429 slow down")
         limiter.status()
-        try: limiter._pause()
+        try: limits._pause_seconds(limiter)
         except CallFailed as e: assert "can be asked again" in str(e)
 
 
@@ -214,8 +214,8 @@ def test_as_many_as_before_the_cut_when_all_is_answered():
 def test_a_pause_holds_for_calls_that_wait_for_their_sending_time():
     async def main():
         limiter = Limiter("http://x/v1", Store(":memory:"))
-        with limiter._shared(): limiter.rate, limiter.since, limiter.next = 2.0, time.time(), time.time()
-        limiter._look(time.time())
+        with limiter.shared(): limiter.rate, limiter.since, limiter.next = 2.0, time.time(), time.time()
+        limiter.look(time.time())
         sent = []
         async def one():
             async with limiter: sent.append(time.time())

@@ -130,6 +130,16 @@ def test_a_model_that_writes_nothing_good_ends_the_run(template):
     assert re.match(r"10\d of 10\d rows are in another language: see with compare_steering", told)
 
 
+def test_checks_left_out_by_name(template):
+    "English requests and answers are kept where the checks of the language are left out; a wrong name costs nothing"
+    english = dict(write=lambda seed: f"What is the {seed}th prime number, and how do you find it?", answer=lambda body: "One tries all the smaller ones, and this takes a while.")
+    languages = ("wrong_language", "doubtful_language", "switches_language")
+    with model(**english) as (reference, bodies): outcome = made(reference, template, rows=list(seeds(1)), skip_checks=languages)
+    assert len(outcome.kept) == 1 and outcome.kept[0]["in_language"] is False
+    with model(**english) as (reference, bodies): outcome = made(reference, template, rows=list(seeds(1)), skip_checks=("lenght_ratio",))
+    assert "no check is named 'lenght_ratio'" in outcome.failed[0]["reason"] and not bodies
+
+
 def test_a_server_that_breaks_down_ends_the_run(template):
     with model(lambda seed: request(seed) if seed < 3 else (400, {"error": {"message": "out of memory"}})) as (reference, bodies): outcome = made(reference, template, until=50)
     assert len(outcome.kept) == 3 and outcome.about["gave_up"] == "the last 20 rows failed" and len(outcome.failed) < 30

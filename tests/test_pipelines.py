@@ -18,7 +18,7 @@ from llmdata_nb.cli import main
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
-PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "prompts", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
+PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "skip_checks", "prompts", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
 
 
 def manifest(folder): return json.loads((folder / "manifest.json").read_text())
@@ -108,6 +108,21 @@ def test_a_failed_run_leaves_the_last_one_as_it_was(project, capsys):
     err = capsys.readouterr().err
     assert "min_score 9: expected 1 to 5" in err and "holds the dataset made from a.jsonl" in err and "Traceback" not in err
     assert all(p.read_bytes() == data for p, data in before.items()) and (out / "run-unfinished.ipynb").exists() and len(bodies) == 4
+
+
+def test_checks_left_out_by_name(project, capsys):
+    "A name that no check has is refused before anything is paid; one that is left out keeps what it would have dropped"
+    row = {"instruction": "Please tell me about the number 1 and why people like it", "output": "People like the number 1 because of its many friends 1"}
+    (project / "a.jsonl").write_text(json.dumps(row))
+    with serve(translator_and_judge) as (model, bodies):
+        run = ["translate_and_judge", "--language", "es", "-p", "source=a.jsonl", "-p", f"model={model}", "-p"]
+        assert main([*run, "skip_checks=wrong_langage"]) == 1 and not bodies
+        assert "no check is named 'wrong_langage', there are" in capsys.readouterr().err
+        assert main([*run, "skip_checks="]) == 1  # the server answers in Italian
+        out = project / "outputs" / "es" / "translate_and_judge"
+        assert "skip_checks" not in manifest(out)["arguments"]
+        assert main([*run, "skip_checks=wrong_language, wrong_script"]) == 0
+    assert manifest(out)["rows"]["kept"] == 1 and "wrong_language" in manifest(out)["arguments"]["skip_checks"]
 
 
 def test_ctrl_c_stops_in_one_line_and_keeps_the_calls(project):

@@ -23,7 +23,7 @@ from llmdata_nb.judge import compare, rate, rubric
 from llmdata_nb.languages import language, pack, packs
 from llmdata_nb.magpie import magpie, seeds
 from llmdata_nb.models import CallFailed, object_schema
-from llmdata_nb.playground import _call_html, _flat, differences, in_all, playground, prompts_in, read_prompts, save_prompts, verdict_text, watch, with_prompts
+from llmdata_nb.playground import _call_html, _flat_texts, differences, in_all, playground, prompts_in, read_prompts, save_prompts, verdict_text, watch, with_prompts
 from llmdata_nb.rerank import rerank_preferences
 from llmdata_nb.run import run
 from llmdata_nb.translate import translate_and_judge
@@ -128,7 +128,7 @@ def test_failures_are_told_with_what_was_said():
 
 # prompts
 
-names = st.sampled_from(sorted(n for n, t in _flat(pack("en")).items() if isinstance(t, str) and "{" not in t))
+names = st.sampled_from(sorted(n for n, t in _flat_texts(pack("en")).items() if isinstance(t, str) and "{" not in t))
 words = st.text(min_size=1).filter(lambda t: t.strip() and not any("\ud800" <= c <= "\udfff" for c in t))
 
 
@@ -140,9 +140,9 @@ def test_any_prompt_comes_back_from_its_file(tmp_path_factory, prompts, criteria
     save_prompts(file, prompts)
     assert read_prompts(file) == prompts
     for code, texts in prompts.items():
-        found = _flat(with_prompts(code, file).texts)
-        assert all(found[n] == t for n, t in texts.items()) and {n for n in found if found[n] != _flat(pack("en") | pack(code))[n]} <= set(texts)
-        assert _flat(pack(code)) == _flat(language(code).texts), "the pack itself is as it was"
+        found = _flat_texts(with_prompts(code, file).texts)
+        assert all(found[n] == t for n, t in texts.items()) and {n for n in found if found[n] != _flat_texts(pack("en") | pack(code))[n]} <= set(texts)
+        assert _flat_texts(pack(code)) == _flat_texts(language(code).texts), "the pack itself is as it was"
 
 
 @pytest.mark.parametrize("text, message", [("x = 1", "in brackets"), ("[it]\nresponse.tusk = 'a'", "did you mean response.task"), ("[it]\nresponse.task = 3", "should be a text"), ("[it]\nresponse.scale = ['a']", "expected 5"),

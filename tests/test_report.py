@@ -207,3 +207,32 @@ def test_preferences_are_called_answers():
     rows = [dict(kind="preference", human=0, judged="tie"), dict(kind="preference", human=1, judged=1)]
     ax = draw(report.plot_agreement(SimpleNamespace(rows=rows))).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["answer 1", "answer 2"] and [t.get_text() for t in ax.get_xticklabels()] == ["answer 2", "tie"]
+
+
+def test_a_recipe_without_a_record_gets_the_plots_of_any_rows(tmp_path):
+    rows = [make_row(i, detected_language="it", detected_confidence=1.0) for i in range(3)]
+    assert list(run_plots(read_folder(write_run(tmp_path / "a", rows, recipe="simplify")))) == ["funnel", "scores", "requests", "languages", "calls"]
+    assert list(run_plots(read_folder(write_run(tmp_path / "b", [dict(id="a")], recipe="simplify")))) == ["funnel", "calls"]
+
+
+def test_a_plot_of_ones_own_is_one_line(tmp_path, monkeypatch):
+    from llmdata_nb.recipes import RECIPES, Recipe
+    monkeypatch.setitem(report.PLOTS, "charm", (plot_scores, "kept", "score_column"))
+    monkeypatch.setitem(RECIPES, "haiku", Recipe("haiku", main_score="charm_score", score_columns=dict(charm_score=[3, 2, 1]), plots=("funnel", "charm")))
+    run = read_folder(write_run(tmp_path / "run", [dict(id="a", charm_score=3)], recipe="haiku"))
+    figure = draw(run_plots(run)["charm"])
+    assert figure.get_suptitle() == "Charm score: 1 of 1 rows judged" and texts(figure) == ["0", "0", "1"]
+    monkeypatch.setitem(RECIPES, "haiku", Recipe("haiku", plots=("wit",)))
+    with pytest.raises(ValueError, match="no plot is called 'wit': add it to report.PLOTS, or take one of funnel"): run_plots(run)
+
+
+def test_plots_of_records_are_there():
+    from llmdata_nb.recipes import RECIPES
+    named = {name for record in RECIPES.values() if not callable(record.plots) for name in record.plots}
+    assert named <= set(report.PLOTS) and all(getattr(report, f"plot_{name}") is plot for name, (plot, *_) in report.PLOTS.items())
+
+
+@pytest.mark.parametrize("nb", ["21b_tables", "21c_figures", "21d_plots", "21e_judge_plots", "21f_compare", "22_report"])
+def test_notebooks_with_plots_stay_small(nb):
+    path = Path(__file__).parents[1] / "nbs" / f"{nb}.ipynb"
+    assert path.stat().st_size < 300_000, "draw fewer or smaller pictures"
