@@ -197,7 +197,7 @@ async def back_instruct(
     styles: tuple = tuple(STYLES), # the styles to draw from
     temperature: float = 0.7, # of the request
     translate_with=None,    # function (text, source code, target code) → text or awaitable, in place of a model
-    examples: list = (),    # dicts of instruction, response and score, in the language in which pairs are judged
+    examples: list | tuple = (),    # dicts of instruction, response and score, in the language in which pairs are judged
     choose: bool = False,   # a model chooses the passage in `text`
     min_length: int = 150,  # of a chosen passage, in letters of English, as in `passages.choose_passage`
     max_length: int = 3000, # of a chosen passage

@@ -508,13 +508,13 @@ def run(
     *,
     model: str | dict,      # a reference, or one per role; keys are those of each machine's environment
     out,                    # folder to write the dataset to, on the machine of the driver
-    address: str = None,    # of the Ray cluster; default: one that is found, or a new one of this machine
-    shards: int = None,     # how many; default: one for each thousand rows
-    shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`); default: `out` with `.shards`
-    stores: str = None,     # folder for the stores, one file a shard; default: `shared`, or a folder of each machine
+    address: str | None = None,    # of the Ray cluster; default: one that is found, or a new one of this machine
+    shards: int | None = None,     # how many; default: one for each thousand rows
+    shared: str | None = None,     # folder that all machines see, or URL (`s3://bucket/folder`); default: `out` with `.shards`
+    stores: str | None = None,     # folder for the stores, one file a shard; default: `shared`, or a folder of each machine
     concurrency: int = 64,  # most requests to one base URL, over all machines; and rows under way in a shard
     budget=None,            # over all machines; as for `run.run`
-    seed: int = 0, source=None, per_minute: int = None, per_day: int = None, # as for `run.run`, as are
+    seed: int = 0, source=None, per_minute: int | None = None, per_day: int = None, # as for `run.run`, as are
     wait: bool = False, timeout: float = 900.0,                              # these
     **recipe_args,
 ) -> Outcome:

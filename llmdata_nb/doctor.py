@@ -130,7 +130,7 @@ async def examine(
 
 # %% ../nbs/35_doctor.ipynb #ad417ecb
 async def doctor(
-    references: list = (), # models; none: the embedded one
+    references: list | tuple = (), # models; none: the embedded one
     show=print,
 ) -> int: # 0 when the machine is fit and all models answer, else 1
     "Say what will work: on this machine, and with each model"

@@ -246,9 +246,9 @@ def progress_line(
     ledger: Ledger,
     total: int | None,    # rows in all; None when that is not known
     seconds: float,       # since the run was begun
-    waiting: list = (),   # texts: what it waits for
+    waiting: list | tuple = (),   # texts: what it waits for
     concurrency: int = 64,
-    until: int = None,    # end when so many rows are kept
+    until: int | None = None,    # end when so many rows are kept
     last: bool = False,   # the run is over
 ) -> str:
     "How far the run is, what makes it wait, and what it has taken, the most important first"
@@ -272,7 +272,7 @@ class RunProgress:
     def __init__(self,
         about: dict,          # as from `about_run`
         concurrency: int,
-        until: int = None,
+        until: int | None = None,
     ):
         self.name = f"{about['recipe']} {about.get('language', '')}".strip()
         self.concurrency, self.until, self.started, self.display = concurrency, until, time.monotonic(), Progress()
@@ -285,7 +285,7 @@ class RunProgress:
         "Whether the line that is shown has grown old"
         return self.display.due()
 
-    def show(self, tally: Counter, ledger: Ledger, total: int | None, waiting: list = (), last: bool = False) -> None:
+    def show(self, tally: Counter, ledger: Ledger, total: int | None, waiting: list | tuple = (), last: bool = False) -> None:
         "Show the line, when it is due; the last one is always shown. Parameters as in `progress_line`"
         run = dict(concurrency=self.concurrency, until=self.until)
         line = progress_line(self.name, tally, ledger, total, self.seconds(), waiting, **run, last=last)

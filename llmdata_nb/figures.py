@@ -156,7 +156,7 @@ def legend_below(
 def empty_figure(
     title: str,
     text: str = "no rows", # why there is nothing to draw
-    rows: list = None      # where they are given and empty, that is the reason
+    rows: list | None = None      # where they are given and empty, that is the reason
 ): # a matplotlib Figure
     "A figure that says `text` where there is nothing to draw"
     if rows is not None and not rows: text = "no rows"
@@ -172,7 +172,7 @@ def draw_bars(
     lefts,           # where each bar begins; one number for all
     widths: list,    # how long each bar is
     color,           # one for all, or one for each
-    name: str = None # in the legend
+    name: str | None = None # in the legend
 ): # the bars
     "Horizontal bars from the top down, the first at 0"
     where = range(len(widths))

@@ -163,8 +163,8 @@ class SharedLimits:
     def __init__(self,
         url: str,
         store,              # Store
-        models: list = (),  # as their names stand in the store: those that answer at `url`
-        budgets: list = (), # (seconds, most requests in them), of all processes and runs that share the store
+        models: list | tuple = (),  # as their names stand in the store: those that answer at `url`
+        budgets: list | tuple = (), # (seconds, most requests in them), of all processes and runs that share the store
     ):
         self.url, self.store, self.models, self.budgets = url, store, models, budgets
         self.rate, self.steady = None, None   # requests per second, once learned; whether it has refused since then
@@ -292,9 +292,9 @@ class Limiter(SharedLimits):
         url: str,
         store,                    # Store
         concurrency: int = 64,
-        models: list = (),        # as their names stand in the store: those that answer at `url`
-        per_minute: int = None,   # most requests in a minute, and
-        per_day: int = None,      # in 24 hours, of all processes and runs that share the store
+        models: list | tuple = (),        # as their names stand in the store: those that answer at `url`
+        per_minute: int | None = None,   # most requests in a minute, and
+        per_day: int | None = None,      # in 24 hours, of all processes and runs that share the store
         wait: bool = False,       # wait however long it takes
     ):
         budgets = [(span, n) for span, n in ((60, per_minute), (86_400, per_day)) if n]

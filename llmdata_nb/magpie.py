@@ -86,7 +86,7 @@ def prefix(
     language: str,
     steering: str = "system",
     system: str | None = None, # the system message, for steerings with `system`
-    history: list = (),        # the conversation so far, for a later turn
+    history: list | tuple = (),        # the conversation so far, for a later turn
 ) -> str:
     "The raw text that the model completes; without the first token, which engines add themselves"
     parts, target = read_steering(steering), find_language(language)

@@ -174,7 +174,7 @@ def _verdict_bars(rows, column):
 def plot_scores(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "response_score", # a column of scores from 1 to 5
-    min_score: float = None # the threshold, drawn as a line
+    min_score: float | None = None # the threshold, drawn as a line
 ): # a matplotlib Figure
     "How many `rows` got each score"
     figure = _verdict_bars(rows, column)

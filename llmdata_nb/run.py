@@ -82,11 +82,11 @@ def run(
     seed: int = 0,
     store=None,             # path of the store; default: `store_path()`
     source=None,            # where the rows came from, for the manifest and the card
-    per_minute: int = None, # most requests to one base URL per minute, and
-    per_day: int = None,    # per day, over all runs that share the store
+    per_minute: int | None = None, # most requests to one base URL per minute, and
+    per_day: int | None = None,    # per day, over all runs that share the store
     wait: bool = False,     # where a pause of more than ten minutes is wanted: wait; else the rows fail and say until when
     timeout: float = 900.0, # seconds for one request
-    until: int = None,      # end when so many rows are kept; `rows` may then be endless
+    until: int | None = None,      # end when so many rows are kept; `rows` may then be endless
     least: float = 0.05,    # with `until`: give up when of the last 100 rows a smaller share than this was kept
     **recipe_args,
 ) -> Outcome:

@@ -293,7 +293,7 @@ class SharedBudget:
 # %% ../nbs/28_shares.ipynb #861d48dd
 @contextmanager
 def connected(
-    address: str = None, # of a Ray cluster; default: as `ray.init` finds one, or makes one of this machine
+    address: str | None = None, # of a Ray cluster; default: as `ray.init` finds one, or makes one of this machine
 ):
     "Ray, connected to a cluster, for as long as the block lasts; ImportError where it is not installed"
     try: import ray
