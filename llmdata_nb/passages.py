@@ -7,18 +7,21 @@ __all__ = ['ENDS_ALWAYS', 'ENDS_SOMETIMES', 'MORE_ENDS', 'ABBREVIATIONS', 'ANYWH
            'ARCHAIC', 'PASSAGE_RULES', 'CHOOSE', 'SHOWN', 'sentences', 'passages', 'english_length', 'broken_encoding',
            'scan_noise', 'hyphenated', 'markup', 'code', 'table', 'mostly_list', 'mostly_links', 'short_lines',
            'header_or_footer', 'missing_words', 'cut_off', 'few_sentences', 'year_dense', 'mostly_quotations',
-           'contact', 'archaic', 'foreign', 'passage_problem', 'unlike', 'select', 'choose_passage', 'whole_files']
+           'contact', 'archaic', 'foreign', 'repetitive', 'passage_problem', 'unlike', 'select', 'choose_passage',
+           'whole_files']
 
 # %% ../nbs/09_passages.ipynb #b781fc49
 import re
 from itertools import islice, pairwise
 from pathlib import Path
-from .checks import ascii_digits, script_density, scripts_of, script_share, shorten, doubtful_language, main_script, prose, repetition, switches_language, wrong_language, wrong_script, DENSITY, PROTECTED
+from .checks import DENSITY, PROTECTED, ascii_digits, script_density, script_share, scripts_of, shorten
+from .checks import doubtful_language, main_script, prose, repetition
+from .checks import switches_language, wrong_language, wrong_script
 from .dedup import Seen
 from .languages import language as find_language, pack_words
 from .models import object_schema, read_json
 from .run import drop
-from .rows import Unreadable, check_bytes as _check_bytes, file_lines as _file_lines, matching_files as _matching
+from .rows import Unreadable, check_bytes, file_lines, matching_files
 
 # %% ../nbs/09_passages.ipynb #56e98c65
 ENDS_ALWAYS = "。！？｡।॥؟۔።፧፨։။។៕᙮᠃᠉꯫᱾᱿"  # no other use, and often no space after them
@@ -26,21 +29,28 @@ ENDS_SOMETIMES = ".!?…‼⁇⁈⁉‽།༎"
 MORE_ENDS = dict(el=";;", hy=":")  # the Greek question mark looks like a semicolon, and Armenian is typed with a colon
 _CLOSE = "\"'”’»›«“)\\]」』）】〕》〉*_"
 _AFTER = rf"(?:[\u00a0\u202f]?[{_CLOSE}]| [”»](?=\s|\Z))*(?:\[\d{{1,3}}\])*"  # what may stand between the mark and the space
-_UNIT = "|".join([r'(?<![\w.,!?…])"[^"\n]{1,300}"(?!\w)', r"“[^“”\n]{1,300}”", r"„[^„“”\n]{1,300}[“”]", r"«[^«»\n]{1,300}»", r"‘[^‘’\n]{1,300}’(?!\w)",
-    r"\([^()\n]{1,300}\)", r"（[^（）\n]{1,300}）", r"「[^「」\n]{1,300}」", r"『[^『』\n]{1,300}』"])  # what is quoted or in brackets is not split, unless it is long
+_UNIT = "|".join([  # what is quoted or in brackets is not split, unless it is long
+    r'(?<![\w.,!?…])"[^"\n]{1,300}"(?!\w)', r"“[^“”\n]{1,300}”", r"„[^„“”\n]{1,300}[“”]", r"«[^«»\n]{1,300}»",
+    r"‘[^‘’\n]{1,300}’(?!\w)", r"\([^()\n]{1,300}\)", r"（[^（）\n]{1,300}）", r"「[^「」\n]{1,300}」", r"『[^『』\n]{1,300}』"])
 
-def _stops(more=""):
+# %% ../nbs/09_passages.ipynb #9c000002
+def _sentence_stops(more=""):
     "The pattern of every place where a sentence may end, with the white space after it"
-    always, sometimes = re.escape(ENDS_ALWAYS), re.escape(ENDS_SOMETIMES + more)
-    return re.compile(rf"(?:(?P<unit>{_UNIT})(?:\[\d{{1,3}}\])*|(?P<always>[{always}{sometimes}]*[{always}][{always}{sometimes}]*|፡፡){_AFTER}"
-        rf"|(?P<sometimes>[{sometimes}]+){_AFTER}(?=\s|\Z)|(?P<line>[\n\r\u2028\u2029])|(?P<space>(?<=[\u0e00-\u0eff]) +(?=[\u0e00-\u0eff])))\s*")
+    always = re.escape(ENDS_ALWAYS)
+    sometimes = re.escape(ENDS_SOMETIMES + more)
+    unit = rf"(?P<unit>{_UNIT})(?:\[\d{{1,3}}\])*"
+    sure = rf"(?P<always>[{always}{sometimes}]*[{always}][{always}{sometimes}]*|፡፡){_AFTER}"
+    unsure = rf"(?P<sometimes>[{sometimes}]+){_AFTER}(?=\s|\Z)"
+    line, space = r"(?P<line>[\n\r\u2028\u2029])", r"(?P<space>(?<=[\u0e00-\u0eff]) +(?=[\u0e00-\u0eff]))"
+    return re.compile(rf"(?:{unit}|{sure}|{unsure}|{line}|{space})\s*")
 
-_STOPS = {code: _stops(more) for code, more in MORE_ENDS.items()} | {"": _stops()}
+_STOPS = {code: _sentence_stops(more) for code, more in MORE_ENDS.items()} | {"": _sentence_stops()}
 
 # %% ../nbs/09_passages.ipynb #766b72dd
 ABBREVIATIONS = pack_words("passages", "abbreviations")  # these stand before a capital
 ANYWHERE = ["dr", "prof", "st", "mr", "mrs"]  # for a language that has none in its pack
-BEFORE_NUMBER = "no nr num núm nro n° art artt pag pagg pág págs p pp s str fig abb vol bd cap kap ch sec ca c circa v vv tel rif ref par § hfst blz afl ст стр рис с".split()
+BEFORE_NUMBER = """no nr num núm nro n° art artt pag pagg pág págs p pp s str fig abb vol bd cap kap ch sec ca c circa v vv tel
+rif ref par § hfst blz afl ст стр рис с""".split()
 ORDINALS = set("de da nb nn no fi cs sk sl hr sr bs hu pl et lv tr is fo eu lb".split())  # languages that write "19." for 19th
 _COPULAS = set("है हैं था थी थे हो हूँ गा गी गे".split())  # one letter and its signs, yet no abbreviation
 
@@ -48,48 +58,75 @@ def _word_before(text, start, at):
     "The word of `text` that ends at `at`, and no further back than `start`"
     return re.search(r"[^\s()\[\]«»“”\"‘’'/—–-]*\Z", text[max(start, at - 30):at])[0]
 
-def _abbreviation(word, following, code):
+# %% ../nbs/09_passages.ipynb #9c000004
+def _is_initial(word):
+    "Whether `word` is a single letter with its signs; a Korean syllable is a word"
+    letters = [c for c in word if c.isalpha()]
+    return len(letters) == 1 and not "\uac00" <= word <= "\ud7a3" and word not in _COPULAS
+
+def _is_abbreviation(word, following, code):
     "Whether the full stop after `word` is its own; `following` is the character after the space"
     if word.isdigit(): return code in ORDINALS and len(word) <= 2
-    letters = [c for c in word if c.isalpha()]
     if "." in word.strip("."): return not word[-1].isdigit()  # o.a., U.S.; but not 10.30
-    if len(letters) == 1 and not "\uac00" <= word <= "\ud7a3" and word not in _COPULAS: return word[0].isalpha()  # an initial, or డా
-    if following.isdigit() and word.casefold() in BEFORE_NUMBER: return True
-    return word.casefold() in ABBREVIATIONS.get(code, ANYWHERE)
+    if _is_initial(word): return word[0].isalpha()
+    lower = word.casefold()
+    if following.isdigit() and lower in BEFORE_NUMBER: return True
+    return lower in ABBREVIATIONS.get(code, ANYWHERE)
 
 # %% ../nbs/09_passages.ipynb #3a04c1a4
 _ITEM = re.compile(r"[ \t]*(?:[-*•·▪◦‣○●]|\d{1,3}[.)、]|[A-Za-z]\)|\(\w\))\s")
 _BREAK = re.compile("\r\n|[\n\r\u2028\u2029]")
 
-def _line_ends(text, m):
+def _ends_paragraph(text, m):
     "Whether the line break at `m` ends a paragraph, though no mark stands before it"
-    before, after = _BREAK.split(text[max(0, m.start() - 201):m.start()])[-1], _BREAK.split(text[m.end():m.end() + 201])[0]
-    return len(_BREAK.findall(m[0])) > 1 or len(before) > 200 or len(after) > 200 or bool(_ITEM.match(text, m.end()))
+    if len(_BREAK.findall(m[0])) > 1: return True
+    start, end = m.span()
+    before = _BREAK.split(text[max(0, start - 201):start])[-1]
+    after = _BREAK.split(text[end:end + 201])[0]
+    is_long = max(len(before), len(after)) > 200
+    return is_long or bool(_ITEM.match(text, end))
 
 # %% ../nbs/09_passages.ipynb #9eede7d5
 _OPEN = re.compile(r"""["'“‘«»„‹(\[{¿¡—–*_\-「『（【〔《〈\s]*""")
 _CLITIC = re.compile(r"['’][a-z]{1,2}[ -](?=[^\W\d_])")  # Dutch: 't Was laat
 
-def _first(text, at=0):
+def _first_character(text, at=0):
     "The first character of `text` from `at` on that is no quotation mark, bracket or dash, and no Dutch clitic"
-    at = clitic.end() if (clitic := _CLITIC.match(text, at)) else _OPEN.match(text, at).end()
-    return text[min(at, len(text) - 1)]
+    opening = _CLITIC.match(text, at) or _OPEN.match(text, at)
+    return text[min(opening.end(), len(text) - 1)]
 
 # %% ../nbs/09_passages.ipynb #bee65d7d
-def _ends(text, start, m, code):
-    "Whether the sentence of `text` from `start` ends with the match `m` of `_stops`"
+_CHINESE_OR_KATAKANA = re.compile("[\u4e00-\u9fff\u30a0-\u30ff]")
+
+def _unit_ends(unit, gap, following):
+    "Whether a quoted `unit` can end a sentence: it ends with a mark, and the sentence does not go on with a particle"
+    if unit[-1] == "）": return False
+    last = unit[:-1].rstrip()[-1]
+    if last not in ENDS_ALWAYS + ENDS_SOMETIMES: return False
+    return bool(gap) or bool(_CHINESE_OR_KATAKANA.match(following))  # 「行こう。」と言った
+
+def _full_stop_ends(text, start, at, following, code):
+    "Whether the full stop at `at` ends the sentence from `start`: it has letters, and no abbreviation before it"
+    has_letters = any(map(str.isalpha, text[start:min(at, start + 200)]))
+    if not has_letters: return False
+    word = _word_before(text, start, at)
+    return not _is_abbreviation(word, following, code)
+
+# %% ../nbs/09_passages.ipynb #9c000006
+def _sentence_ends(text, start, m, code):
+    "Whether the sentence of `text` from `start` ends with the match `m` of `_sentence_stops`"
     if m.end() >= len(text): return True
     if m["space"]: return m.start() - start >= 40  # Thai and Lao: a space is all there is
-    if m["line"]: return _line_ends(text, m)
-    if _BREAK.search(gap := m[0][len(m[0].rstrip()):]) and _line_ends(text, m): return True
-    following = _first(text, m.end())
-    if m["unit"]:
-        if m["unit"][:-1].rstrip()[-1] not in ENDS_ALWAYS + ENDS_SOMETIMES or m["unit"][-1] == "）": return False
-        if not gap and not ("\u4e00" <= following <= "\u9fff" or "\u30a0" <= following <= "\u30ff"): return False  # 「行こう。」と言った
-    elif m["always"] and not gap: return following not in "、，,を"
+    if m["line"]: return _ends_paragraph(text, m)
+    mark = m[0].rstrip()
+    gap = m[0][len(mark):]
+    if _BREAK.search(gap) and _ends_paragraph(text, m): return True
+
+    following = _first_character(text, m.end())
+    if m["unit"] and not _unit_ends(m["unit"], gap, following): return False
+    if m["always"] and not gap: return following not in "、，,を"
     if following.islower() or following in ",;:)、，": return False
-    if m["sometimes"] != ".": return True
-    return any(map(str.isalpha, text[start:min(m.start(), start + 200)])) and not _abbreviation(_word_before(text, start, m.start()), following, code)
+    return m["sometimes"] != "." or _full_stop_ends(text, start, m.start(), following, code)
 
 # %% ../nbs/09_passages.ipynb #097f71ff
 def sentences(
@@ -99,24 +136,28 @@ def sentences(
     "Where each sentence of `text` starts and ends, one by one; where in doubt, two sentences stay together"
     code, start = find_language(language).code, 0
     for m in _STOPS.get(code, _STOPS[""]).finditer(text):
-        if _ends(text, start, m, code):
+        if _sentence_ends(text, start, m, code):
             yield start, m.end()
             start = m.end()
     if start < len(text): yield start, len(text)
 
 # %% ../nbs/09_passages.ipynb #500ecc6a
-def _trim(text, start, end):
+def _trim_span(text, start, end):
     "The span without white space at its ends; none where nothing is left"
-    while start < end and text[end - 1].isspace(): end -= 1
-    while start < end and text[start].isspace(): start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    while start < end and text[start].isspace():
+        start += 1
     return (start, end) if start < end else None
 
-def _paragraphs(text, language):
+def _paragraphs_of(text, language):
     "The sentences of each paragraph, a list of spans for each; one at a time"
     group = []
     for start, end in sentences(text, language):
         group.append((start, end))
-        if _BREAK.search(text, len(text[max(start, end - 100):end].rstrip()) + max(start, end - 100), end):
+        tail = max(start, end - 100)
+        last_letter = tail + len(text[tail:end].rstrip())
+        if _BREAK.search(text, last_letter, end):
             yield group
             group = []
     if group: yield group
@@ -127,11 +168,14 @@ _END = re.compile(rf"[{re.escape(ENDS_ALWAYS + ENDS_SOMETIMES)}፡;:]{_AFTER}(?:
 def _is_heading(text, group):
     "Whether the paragraph `group` is one short line without a mark at its end, and no list item"
     start, end = group[0]
-    line = text[start:end].strip() if len(group) == 1 and end - start < 200 else ""
-    return bool(line.startswith(("#", "==")) or 0 < len(line) <= 80 and not _BREAK.search(line) and not _END.search(line) and not _ITEM.match(line))
+    if len(group) > 1 or end - start >= 200: return False
+    line = text[start:end].strip()
+    if line.startswith(("#", "==")): return True
+    if not 0 < len(line) <= 80: return False
+    return not (_BREAK.search(line) or _END.search(line) or _ITEM.match(line))
 
 # %% ../nbs/09_passages.ipynb #92821312
-def _pack(spans, most):
+def _join_spans(spans, most):
     "`spans` joined from the left as long as they stay within `most` characters"
     start = end = None
     for a, b in spans:
@@ -157,67 +201,113 @@ def passages(
 ):  # (start, end), in order and not overlapping; shorter than `least` only where nothing could be added
     "Where each passage of `text` starts and ends: whole paragraphs, or whole sentences of a long one"
     density = script_density(find_language(language).script)
-    least, most, start, end, n = least * density, most * density, None, None, 0
-    for group, following in pairwise(_and_none(_paragraphs(text, language))):
-        a, b = group[0][0], group[-1][1]
-        heading = _is_heading(text, group) and following is not None and not _is_heading(text, following)
-        if start is not None and (heading or b - start > most or end - start >= least and n >= FEWEST):
-            yield from filter(None, [_trim(text, start, end)])
-            start, n = None, 0
+    spans = _passage_spans(text, language, least * density, most * density)
+    yield from filter(None, (_trim_span(text, *span) for span in spans))
+
+def _passage_spans(text, language, least, most):
+    "The spans of `passages`, with the white space around them; `least` and `most` in characters of the language"
+    held = None
+    for group, following in pairwise(_and_none(_paragraphs_of(text, language))):
+        start, end = group[0][0], group[-1][1]
+        is_last = following is None
+        heading = not is_last and _is_heading(text, group) and not _is_heading(text, following)
+        is_complete = held and (heading or end - held[0] > most or _is_enough(held, least))
+        if is_complete:
+            yield held[:2]
+            held = None
         if heading: continue
-        if b - a > most and start is None:
-            yield from filter(None, (_trim(text, *span) for span in _pack(group, most)))
-        else: start, end, n = a if start is None else start, b, n + len(group)
-    if start is not None: yield from filter(None, [_trim(text, start, end)])
+        if held: held = held[0], end, held[2] + len(group)
+        elif end - start > most: yield from _join_spans(group, most)
+        else: held = start, end, len(group)
+    if held: yield held[:2]
+
+def _is_enough(held, least):
+    "Whether a passage (start, end, number of sentences) needs no more"
+    start, end, n = held
+    return end - start >= least and n >= FEWEST
 
 # %% ../nbs/09_passages.ipynb #45ff34c6
 def english_length(text: str) -> float:
     "How long `text` is, in letters of English"
     return len(text) / DENSITY.get(main_script(text), 1)
 
-def _lines(text): return [line for line in text.splitlines() if line.strip()]
+def _filled_lines(text):
+    "The lines of `text` that have something on them"
+    return [line for line in text.splitlines() if line.strip()]
+
+def _is_much(n, least, limit):
+    "Whether `n` is `least` at the least, and more than `limit`: a share that also holds for short texts"
+    return n >= least and n > limit
 
 # %% ../nbs/09_passages.ipynb #23cfde38
 _LOST = re.compile("\ufffd|[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff]")
 _SUSPECT = re.compile(r"[ÃÂ][\xa1-\xba\xbc-\xbf\u0152-\u02dc€™‚„†‡]|â€[\u0080-\uffff]|Ã\xa0|Ã (?=[a-z])|ï»¿")
+_QUESTION_INSIDE = re.compile(r"[^\W\d_]+\?[^\W\d_]+")
 
-def _undone(run):
+def _read_again(run):
     "`run` read as UTF-8, None where it is not"
     try: return run.encode("cp1252").decode()
     except UnicodeError: return None
 
+# %% ../nbs/09_passages.ipynb #9c000008
+def _doubled_letters(text):
+    "The runs of `text` that are UTF-8 when written back, where they are most of those that are not ASCII"
+    if text.isascii(): return []
+    runs = re.findall(r"[^\0-\x7f]+", text)
+    doubled = [run for run in runs if _read_again(run)]
+    is_much = _is_much(len(doubled), 3, len(runs) / 2)
+    return doubled if is_much else []
+
+def _lost_letters(text):
+    "The words of `text` with a question mark in them before a small letter"
+    words = _QUESTION_INSIDE.findall(prose(text)) if "?" in text else []
+    inside = [word for word in words if word.split("?")[1][0].islower()]
+    return words if len(inside) >= 2 else []
+
 def broken_encoding(text: str, language: str) -> str | None:
     "Show a letter that was lost or doubled by the wrong encoding"
-    if lost := _LOST.search(text): return f"broken encoding (U+{ord(lost[0]):04X})"
-    if found := _SUSPECT.search(text): return f"broken encoding ({found[0]})"
-    runs = [] if text.isascii() else re.findall(r"[^\0-\x7f]+", text)
-    doubled = [run for run in runs if _undone(run)]
-    if len(doubled) >= 3 and len(doubled) > len(runs) / 2: return f"broken encoding ({shorten(doubled[0], 8)})"
-    asked = re.findall(r"[^\W\d_]+\?[^\W\d_]+", prose(text)) if "?" in text else []
-    if len([a for a in asked if a.split("?")[1][0].islower()]) >= 2: return f"broken encoding ({shorten(asked[0])})"
+    lost = _LOST.search(text)
+    if lost: return f"broken encoding (U+{ord(lost[0]):04X})"
+    suspect = _SUSPECT.search(text)
+    if suspect: return f"broken encoding ({suspect[0]})"
+    doubled = _doubled_letters(text)
+    if doubled: return f"broken encoding ({shorten(doubled[0], 8)})"
+    words = _lost_letters(text)
+    if words: return f"broken encoding ({shorten(words[0])})"
 
 # %% ../nbs/09_passages.ipynb #69c99753
 _STRAY = re.compile(r"\|(?![|\s\d]|\Z)|[~^\\{}<>=¬¦■□●◦§¤¢¥¶†‡•#*+]")
-_BROKEN_WORD = re.compile(r"(?<!\w)(?:[^\W\d_]+[\d|!\\^~{}<>*#$§°¬;,]+[^\W\d_]{2,}|\d+[^\W\d_A-Z]{3,}|[^\W\d_]+\|+|[a-zà-ÿ]+[A-Z][a-zà-ÿ]*[A-Z]\w*)(?!\w)")
+_BROKEN_WORD = re.compile(
+    r"(?<!\w)(?:[^\W\d_]+[\d|!\\^~{}<>*#$§°¬;,]+[^\W\d_]{2,}|\d+[^\W\d_A-Z]{3,}|[^\W\d_]+\|+"
+    r"|[a-zà-ÿ]+[A-Z][a-zà-ÿ]*[A-Z]\w*)(?!\w)")
+_SINGLE_LETTERS = re.compile(r"(?<!\w)(?:[^\W\d_] ){6,}")
 
 def scan_noise(text: str, language: str) -> str | None:
     "Show what looks like a bad scan: stray symbols, broken words, words in single letters"
-    stray = _STRAY.findall(text)
-    if len(stray) >= 5 and len(stray) > 0.015 * len(text): return f"scan noise ({len(stray)} stray symbols)"
+    stray = len(_STRAY.findall(text))
+    is_strewn = _is_much(stray, 5, 0.015 * len(text))
+    if is_strewn: return f"scan noise ({stray} stray symbols)"
     if main_script(text) not in ("Latn", "Cyrl", "Grek"): return None
-    broken, words = _BROKEN_WORD.findall(prose(text)), text.split()
-    if len(broken) >= 3 and len(broken) > 0.03 * len(words): return f"scan noise ({shorten(broken[0])})"
-    if spaced := re.search(r"(?<!\w)(?:[^\W\d_] ){6,}", text): return f"scan noise ({shorten(spaced[0])})"
+    broken = _BROKEN_WORD.findall(prose(text))
+    is_much = _is_much(len(broken), 3, 0.03 * len(text.split()))
+    if is_much: return f"scan noise ({shorten(broken[0])})"
+    spaced = _SINGLE_LETTERS.search(text)
+    if spaced: return f"scan noise ({shorten(spaced[0])})"
 
 # %% ../nbs/09_passages.ipynb #9dd525f6
 _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})[-‐¬\u00ad][ \t]{0,9}[\r\n]\s{0,9}(?P<rest>[^\W\d_]+)")
 
 def hyphenated(text: str, language: str) -> str | None:
     "Show a word that was cut at the end of its line"
-    if cut := next((m for m in _HYPHEN.finditer(text) if m["rest"][0].islower()), None): return f"hyphenated line end ({shorten(text[max(0, cut.start() - 12):cut.end()])})"
+    for cut in _HYPHEN.finditer(text):
+        goes_on = cut["rest"][0].islower()
+        around = text[max(0, cut.start() - 12):cut.end()]
+        if goes_on: return f"hyphenated line end ({shorten(around)})"
 
 # %% ../nbs/09_passages.ipynb #4d4bd106
-_MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|'''|==[^=\n]{1,100}==|</?[a-zA-Z][^<>\n]{0,200}>|&(?:[a-z]{2,6}|#\d{2,5});|\\[a-z]{4,}|!\[|^#{1,6} |\{\||\|\}", re.M)
+_MARKUP = re.compile(
+    r"\{\{|\}\}|\[\[|\]\]|'''|==[^=\n]{1,100}==|</?[a-zA-Z][^<>\n]{0,200}>|&(?:[a-z]{2,6}|#\d{2,5});"
+    r"|\\[a-z]{4,}|!\[|^#{1,6} |\{\||\|\}", re.M)
 _KEYWORD = re.compile(r"(?:def|class|import|from|return|function|const|let|var|public|private|static|#include|if|for|while)\b")
 
 def _is_code(line):
@@ -231,117 +321,181 @@ def markup(text: str, language: str) -> str | None:
 
 def code(text: str, language: str) -> str | None:
     "Say so when `text` has a fenced block, or two and more lines that are code, a fifth of all"
-    lines = _lines(text)
+    lines = _filled_lines(text)
     n = sum(_is_code(line.strip()) for line in lines)
-    if "```" in text or n >= 2 and n > len(lines) / 5: return "code"
+    is_much = _is_much(n, 2, len(lines) / 5)
+    if "```" in text or is_much: return "code"
 
 # %% ../nbs/09_passages.ipynb #aa0d662c
 _ROW = re.compile(r"(?<!\|)\|(?!\|).+(?<!\|)\|(?!\|)|\t.*\t|\S {3,}\S.* {3,}\S|;[^;\n]{0,30};[^;\n]{0,30};[^;\n]{0,30};")
 
 def table(text: str, language: str) -> str | None:
     "Say so when two lines of `text` have columns, or when a fifth of it is figures"
-    if sum(bool(_ROW.search(line)) for line in text.splitlines()) >= 2: return "table"
+    rows = [line for line in text.splitlines() if _ROW.search(line)]
+    if len(rows) >= 2: return "table"
     digits = sum(map(str.isdigit, text))
-    if digits > 20 and digits > 0.2 * english_length(text): return "table (figures)"
+    is_much = _is_much(digits, 21, 0.2 * english_length(text))
+    if is_much: return "table (figures)"
 
 def mostly_list(text: str, language: str) -> str | None:
     "Say so when more than half the lines of `text` are list items"
-    lines = _lines(text)
-    items = sum(bool(_ITEM.match(line)) for line in lines)
-    if items >= 2 and items > len(lines) / 2: return f"mostly a list ({items} of {len(lines)} lines)"
+    lines = _filled_lines(text)
+    items = [line for line in lines if _ITEM.match(line)]
+    is_much = _is_much(len(items), 2, len(lines) / 2)
+    if is_much: return f"mostly a list ({len(items)} of {len(lines)} lines)"
 
+# %% ../nbs/09_passages.ipynb #9c000009
 _LINK = re.compile(r"\[[^\[\]\n]{0,200}\]\([^()\s]{0,500}\)|(?:" + PROTECTED["url"] + ")")
 
 def mostly_links(text: str, language: str) -> str | None:
     "Say so when links are more than 40 % of `text`"
-    linked = sum(len(m[0]) for m in _LINK.finditer(text))
-    if linked > 0.4 * len(text): return f"mostly links ({linked / len(text):.0%})"
+    linked = sum(len(link[0]) for link in _LINK.finditer(text))
+    share = linked / len(text) if text else 0
+    if share > 0.4: return f"mostly links ({share:.0%})"
 
 # %% ../nbs/09_passages.ipynb #f881f73d
-_PAGE = re.compile(r"[-–—\[( ]*(?:\d{1,4}|[ivxlc]{1,7}|(?:p(?:age|ag|agina|ágina|g)?|seite|blz|bladzijde|стр|頁)\.? ?\d{1,4}(?: ?\S{1,4} ?\d{1,4})?|\d{1,4} ?(?:頁|ページ|/ ?\d{1,4}))[-–—\]) ]*", re.I)
-_FOOTER = re.compile(r"[©®]|\(c\) ?\d{4}|\b(?:all rights reserved|tutti i diritti riservati|todos los derechos|todos os direitos|tous droits réservés|alle rechten voorbehouden"
-                     r"|alle rechte vorbehalten|project gutenberg|isbn[ :-]?[\dx-]{9,}|javascript|cookies?)\b|無断転載|版权所有|सर्वाधिकार", re.I)
+_PAGE = re.compile(
+    r"[-–—\[( ]*(?:\d{1,4}|[ivxlc]{1,7}|(?:p(?:age|ag|agina|ágina|g)?|seite|blz|bladzijde|стр|頁)\.? ?\d{1,4}"
+    r"(?: ?\S{1,4} ?\d{1,4})?|\d{1,4} ?(?:頁|ページ|/ ?\d{1,4}))[-–—\]) ]*", re.I)
+_FOOTER = re.compile(
+    r"[©®]|\(c\) ?\d{4}|\b(?:all rights reserved|tutti i diritti riservati|todos los derechos|todos os direitos"
+    r"|tous droits réservés|alle rechten voorbehouden|alle rechte vorbehalten|project gutenberg|isbn[ :-]?[\dx-]{9,}"
+    r"|javascript|cookies?)\b|無断転載|版权所有|सर्वाधिकार", re.I)
 
 def short_lines(text: str, language: str) -> str | None:
     "Say so when `text` has four lines or more, and over 60 % of them are short and end without a mark"
-    lines = _lines(text)
-    short = [line for line in lines if not _END.search(line.strip()) and english_length(line) < 45]
-    if len(lines) >= 4 and len(short) > 0.6 * len(lines): return f"short lines ({len(short)} of {len(lines)})"
+    lines = _filled_lines(text)
+    unfinished = [line for line in lines if not _END.search(line.strip())]
+    short = [line for line in unfinished if english_length(line) < 45]
+    is_much = len(lines) >= 4 and len(short) > 0.6 * len(lines)
+    if is_much: return f"short lines ({len(short)} of {len(lines)})"
 
 def header_or_footer(text: str, language: str) -> str | None:
     "Show a page number on a line of its own, or words that only headers and footers have"
-    if page := next((line for line in map(str.strip, _lines(text)) if len(line) < 20 and _PAGE.fullmatch(line)), None): return f"header or footer ({page})"
-    if found := _FOOTER.search(text): return f"header or footer ({shorten(found[0])})"
+    lines = [line.strip() for line in _filled_lines(text)]
+    for line in lines:
+        is_page = len(line) < 20 and _PAGE.fullmatch(line)
+        if is_page: return f"header or footer ({line})"
+    found = _FOOTER.search(text)
+    if found: return f"header or footer ({shorten(found[0])})"
 
 # %% ../nbs/09_passages.ipynb #74a99854
-_MISSING = re.compile(r"\(\s*[,;:、]?\s*\)|（\s*[,，;、：]?\s*）|\[\s*\]|「\s*」|[(（]\s*[,;、，]|[,、，]\s*[,、，](?!\d)|«\s*»|“\s*”|[\u3040-\u9fff] {2,}[\u3040-\u9fff]|\w {2,}[,.](?!\.)")
+_MISSING = re.compile(
+    r"\(\s*[,;:、]?\s*\)|（\s*[,，;、：]?\s*）|\[\s*\]|「\s*」|[(（]\s*[,;、，]|[,、，]\s*[,、，](?!\d)|«\s*»|“\s*”"
+    r"|[\u3040-\u9fff] {2,}[\u3040-\u9fff]|\w {2,}[,.](?!\.)")
 
 def missing_words(text: str, language: str) -> str | None:
     "Show empty brackets, doubled commas or a gap"
-    if found := _MISSING.search(text): return f"words missing ({shorten(text[max(0, found.start() - 15):found.end()])})"
+    found = _MISSING.search(text)
+    if not found: return None
+    around = text[max(0, found.start() - 15):found.end()]
+    return f"words missing ({shorten(around)})"
 
 # %% ../nbs/09_passages.ipynb #03ba1735
 _PAIRS = ["()", "（）", "「」", "『』", "[]", "«»", "“”"]
 _PARTICLE = re.compile("[はがをにへ][\u4e00-\u9fff\u30a0-\u30ff]")  # Japanese: the word before it was lost
 _NO_MARKS = {"Thai", "Laoo"}  # scripts whose sentences end with a space
 
+def _starts_inside(text, code):
+    "Whether `text` starts in the middle of a sentence"
+    first = _first_character(text)
+    return first.islower() or first in ",;:.…、，。)」』）" or code == "ja" and bool(_PARTICLE.match(text))
+
+def _ends_inside(text, code):
+    "Whether `text` ends in the middle of a sentence; a colon or a semicolon ends one only where it is a mark for that"
+    if main_script(text) in _NO_MARKS: return False
+    end = _END.search(text.rstrip())
+    return not end or end[0][0] in ";:" and code not in MORE_ENDS
+
+def _unpaired_mark(text):
+    "What is open at the end of `text`, or was not opened in it"
+    pairs = _PAIRS[:6] if "„" in text else _PAIRS  # „…“ ends with what opens “…”
+    for a, b in pairs:
+        more_opened = text.count(a) - text.count(b)
+        ends_open = text.rfind(a) > text.rfind(b)
+        if more_opened > 0 and ends_open: return f"not closed ({a})"
+        starts_closed = text.find(b) < (text + a).find(a)
+        if more_opened < 0 and starts_closed and b not in "»)]": return f"not opened ({b})"
+    is_odd = text.count('"') % 2
+    if is_odd and '"' in (text[0], text[-1]): return 'not closed (")'
+
+# %% ../nbs/09_passages.ipynb #9c00000c
 def cut_off(text: str, language: str) -> str | None:
     "Say so when `text` starts or ends in the middle of a sentence or of a quotation"
-    first = _first(text)
-    if first.islower() or first in ",;:.…、，。)」』）" or _PARTICLE.match(text) and find_language(language).code == "ja": return f"starts in the middle ({shorten(text, 20)})"
-    end = _END.search(text.rstrip())
-    if main_script(text) not in _NO_MARKS and (not end or end[0][0] in ";:" and not (find_language(language).code in MORE_ENDS)): return f"ends in the middle ({shorten(text[-20:])})"
-    for a, b in _PAIRS[:6 if "„" in text else None]:
-        if text.count(a) > text.count(b) and text.rfind(a) > text.rfind(b): return f"not closed ({a})"
-        if text.count(a) < text.count(b) and text.find(b) < (text + a).find(a) and b not in "»)]": return f"not opened ({b})"
-    if text.count('"') % 2 and '"' in (text[0], text[-1]): return 'not closed (")'
+    code = find_language(language).code
+    if _starts_inside(text, code): return f"starts in the middle ({shorten(text, 20)})"
+    if _ends_inside(text, code): return f"ends in the middle ({shorten(text[-20:])})"
+    return _unpaired_mark(text)
 
 # %% ../nbs/09_passages.ipynb #b4c3bf36
 def few_sentences(text: str, language: str) -> str | None:
     "Say so when `text` has fewer than three sentences"
-    n = sum(b - a >= 5 for a, b in islice(sentences(text, language), 100))
+    spans = islice(sentences(text, language), 100)
+    n = sum(end - start >= 5 for start, end in spans)
     if n < FEWEST: return f"too few sentences ({n})"
 
 # %% ../nbs/09_passages.ipynb #dd357b71
 _YEAR = re.compile(r"(?<![\d.,-])(?:1[0-9]{3}|20[0-9]{2})(?![\d,]|\.\d)")
+_QUOTATION = re.compile(r"""  "[^"]{1,2000}" | “[^”]{1,2000}” | „[^“”]{1,2000}[“”] | «[^»]{1,2000}» | »[^«]{1,2000}«
+    | 「[^」]{1,2000}」 | 『[^』]{1,2000}』 | ''[^']{1,2000}''  """, re.X)
 
 def year_dense(text: str, language: str) -> str | None:
     "Say so when `text` has three years or more, and more than one for 30 words"
-    years, words = len(_YEAR.findall(ascii_digits(text))), english_length(text) / 6
-    if years >= 3 and years > words / 30: return f"year-dense ({years} in {words:.0f} words)"
-
-_QUOTATION = re.compile(r"""  "[^"]{1,2000}" | “[^”]{1,2000}” | „[^“”]{1,2000}[“”] | «[^»]{1,2000}» | »[^«]{1,2000}« | 「[^」]{1,2000}」 | 『[^』]{1,2000}』 | ''[^']{1,2000}''  """, re.X)
+    years = len(_YEAR.findall(ascii_digits(text)))
+    words = english_length(text) / 6
+    is_much = _is_much(years, 3, words / 30)
+    if is_much: return f"year-dense ({years} in {words:.0f} words)"
 
 def mostly_quotations(text: str, language: str) -> str | None:
     "Say so when more than 40 % of `text` is in quotation marks"
-    quoted = sum(len(m[0]) for m in _QUOTATION.finditer(text))
-    if quoted > 0.4 * len(text): return f"mostly quotations ({quoted / len(text):.0%})"
+    quoted = sum(len(quotation[0]) for quotation in _QUOTATION.finditer(text))
+    share = quoted / len(text) if text else 0
+    if share > 0.4: return f"mostly quotations ({share:.0%})"
 
 # %% ../nbs/09_passages.ipynb #a4a5d674
-_CONTACT = re.compile(r"(?<=[\w.+-])@[a-z0-9-]{1,63}\.[a-z]{2}|\+\d{1,3}[ ./(-]{1,2}\d[\d ./()-]{5,}\d|(?:\b(?:tel|telefono|teléfono|telefone|telefoon|phone|fax|cell|whatsapp)\b|電話|☎|фон|फ़ोन|ఫోన్)[.:： ]{0,3}\(?\+?\d[\d ./()-]{5,}\d", re.I)
+_CONTACT = re.compile(
+    r"(?<=[\w.+-])@[a-z0-9-]{1,63}\.[a-z]{2}|\+\d{1,3}[ ./(-]{1,2}\d[\d ./()-]{5,}\d"
+    r"|(?:\b(?:tel|telefono|teléfono|telefone|telefoon|phone|fax|cell|whatsapp)\b|電話|☎|фон|फ़ोन|ఫోన్)"
+    r"[.:： ]{0,3}\(?\+?\d[\d ./()-]{5,}\d", re.I)
 
 def contact(text: str, language: str) -> str | None:
     "Say so when `text` has an email address or a telephone number"
-    if found := _CONTACT.search(text): return "contact data (email)" if "@" in found[0] else "contact data (telephone)"
+    found = _CONTACT.search(text)
+    if found: return f"contact data ({'email' if '@' in found[0] else 'telephone'})"
 
 # %% ../nbs/09_passages.ipynb #bfac9319
-ARCHAIC = {code: re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.I) for code, patterns in pack_words("passages", "archaic").items()}
+def _whole_words(patterns):
+    "The pattern of a whole word that one of `patterns` matches"
+    return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.I)
+
+ARCHAIC = {code: _whole_words(patterns) for code, patterns in pack_words("passages", "archaic").items()}
 
 def archaic(text: str, language: str) -> str | None:
     "Show an old spelling when `text` has two or more, one for 60 words; only for the languages in `ARCHAIC`"
     pattern = ARCHAIC.get(find_language(language).code)
     found = pattern.findall(text) if pattern else []
-    if len(found) >= 2 and len(found) > english_length(text) / 6 / 60: return f"archaic ({shorten(', '.join(found[:3]))})"
+    words = english_length(text) / 6
+    is_much = _is_much(len(found), 2, words / 60)
+    if is_much: return f"archaic ({shorten(', '.join(found[:3]))})"
 
 # %% ../nbs/09_passages.ipynb #cbef1148
 def foreign(text: str, language: str) -> str | None:
     "What `wrong_language`, `wrong_script` (from a tenth of the letters on) or `doubtful_language` says, the first of them"
     own = scripts_of(find_language(language).code)
-    script = wrong_script(text, language) if script_share(text, own) < 0.9 else None
+    has_words = script_share(text, own) < 0.9
+    script = wrong_script(text, language) if has_words else None
     return wrong_language(text, language) or script or doubtful_language(text, language)
 
-PASSAGE_RULES = [broken_encoding, markup, code, table, mostly_list, mostly_links, short_lines, header_or_footer, hyphenated, scan_noise, missing_words, cut_off, few_sentences,
-    year_dense, mostly_quotations, contact, lambda text, language: repetition(text), foreign, switches_language]
+def repetitive(text: str, language: str) -> str | None:
+    "What `repetition` says"
+    return repetition(text)
+
+PASSAGE_RULES = [  # in this order; the first that has something to say is the reason
+    broken_encoding, markup, code, table, mostly_list, mostly_links,
+    short_lines, header_or_footer, hyphenated, scan_noise, missing_words, cut_off,
+    few_sentences, year_dense, mostly_quotations, contact, repetitive,
+    foreign, switches_language,
+]
 
 def passage_problem(
     text: str,
@@ -349,45 +503,68 @@ def passage_problem(
     rules: list = PASSAGE_RULES,  # functions of the text and the language, each with a reason or None
 ) -> str | None:
     "The first objection of `rules` to `text` as an answer"
-    return next((reason for rule in rules if (reason := rule(text, language))), None)
+    for rule in rules:
+        if reason := rule(text, language): return reason
 
 # %% ../nbs/09_passages.ipynb #4c248a2b
-def _answer(row):
+def _last_answer(row):
     "The text of the last answer in the conversation of `row`, and the request before it; None where there is none"
     turns = row["messages"]
-    at = max((n for n, m in enumerate(turns) if m["role"] == "assistant"), default=None)
-    if at is None: return None, None
-    return turns[at]["content"], next((m["content"] for m in reversed(turns[:at]) if m["role"] == "user"), None)
+    answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if not answers: return None, None
+    last = answers[-1]
+    requests = [turn["content"] for turn in turns[:last] if turn["role"] == "user"]
+    request = requests[-1] if requests else None
+    return turns[last]["content"], request
 
-def _candidates(row, language, least, most):
+_OWN_COLUMNS = {"id", "text", "messages", "dropped", "failed", "response", "document", "start", "end"}
+
+def _candidate_spans(row, language, least, most):
     "The text of `row`, its spans and the columns that go along"
-    kept = {k: v for k, v in row.items() if k not in ("id", "text", "messages", "dropped", "failed", "response", "document", "start", "end")}
+    kept = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
     if not row.get("messages"):
         text = row.get("text") or ""
         return text, passages(text, language, least, most), kept
-    text, asked = _answer(row)
-    return text, filter(None, [_trim(text or "", 0, len(text or ""))]), kept | ({"source_request": asked} if asked else {})
+    text, request = _last_answer(row)
+    whole = _trim_span(text or "", 0, len(text or ""))
+    if request: kept["source_request"] = request
+    return text, [whole] if whole else [], kept
 
+# %% ../nbs/09_passages.ipynb #9c00000e
 def _length_problem(length, least, most):
     "Say so when `length` (in letters of English) is outside the limits"
     if length < least: return f"too short ({length:.0f})"
     if length > most: return f"too long ({length:.0f})"
 
+def _name_copied(row, seen, column="response"):
+    "Name the earlier row that `row` repeats"
+    copy = seen.repeats(row[column], row["id"])
+    if copy: return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
+
+# %% ../nbs/09_passages.ipynb #9c00000f
 def unlike(
     rows,  # an iterable of documents: rows with `text`
     near: float = 0.7,  # as in `select`; 0 or None keeps repeats
-):
-    "The documents of `rows` one by one, those that repeat an earlier one with the reason in `dropped`: for `choose_passage`, which reads whole documents"
+):  # rows, one by one
+    "The documents of `rows`, for `choose_passage`; those that repeat an earlier one have the reason in `dropped`"
     seen = Seen(near) if near else None
     for row in rows:
-        problem = _repeats(seen, row, "text") if seen and row.get("text") and not row.get("dropped") and not row.get("failed") else None
-        yield row | ({"dropped": f"document: {problem}"} if problem else {})
-
-def _repeats(seen, new, column="response"):
-    "Name the earlier row that `new` repeats"
-    if copy := seen.repeats(new[column], new["id"]): return f"near-duplicate (of {copy[0]}, {copy[1]:.2f})"
+        is_gone = row.get("dropped") or row.get("failed")
+        is_asked = seen and row.get("text") and not is_gone
+        problem = _name_copied(row, seen, "text") if is_asked else None
+        yield row | {"dropped": f"document: {problem}"} if problem else dict(row)
 
 # %% ../nbs/09_passages.ipynb #8fd9cc9d
+def _as_row(document, text, start, end, kept):
+    "The row for the passage of `document` from `start` to `end`; `kept` are the columns that go along"
+    name = document["id"]
+    return {"id": f"{name}-{start}", "response": text[start:end], "document": name, "start": start, "end": end} | kept
+
+def _mark_refused(row, problem):
+    "`row`, dropped where there is a `problem`"
+    if problem: row["dropped"] = f"passage: {problem}"
+    return row
+
 def select(
     rows,  # an iterable of rows with `text` or `messages`, as `stream_rows` gives them
     language: str,  # code or name of the language that they should be in
@@ -397,24 +574,27 @@ def select(
     rules: list = PASSAGE_RULES,  # as in `passage_problem`
     near: float | None = 0.7,  # Jaccard similarity from which a passage repeats an earlier one; None to keep repeats
 ):  # rows with `id`, `response`, `document`, `start`, `end` and the document's other columns; one by one
-    "A row for each passage of `rows`; one that is refused has the reason in `dropped`, and rows that arrive dropped or failed pass through"
+    "A row for each passage of `rows`, a refused one with the reason in `dropped`; rows that arrive dropped or failed pass through"
     density, seen = script_density(find_language(language).script), Seen(near) if near else None
     for row in rows:
-        if row.get("dropped") or row.get("failed"):
-            yield row
-            continue
-        text, spans, kept = _candidates(row, language, least, most)
-        found = passed = 0
-        for start, end in spans:
-            found += 1
-            new = {"id": f"{row['id']}-{start}", "response": text[start:end], "document": row["id"], "start": start, "end": end} | kept
-            problem = _length_problem((end - start) / density, least, most)
-            if problem and end - start > most: new["response"] = text[start:start + most]  # a line of 50 MB need not be carried along
-            problem = problem or passage_problem(new["response"], language, rules) or seen and _repeats(seen, new)
-            passed += not problem
-            yield new | ({"dropped": f"passage: {problem}"} if problem else {})
-            if passed == per_document: break
-        if not found: yield {"id": f"{row['id']}-0", "response": "", "document": row["id"], "start": 0, "end": 0} | kept | {"dropped": "passage: no passage"}
+        if row.get("dropped") or row.get("failed"): yield row
+        else: yield from _selected(row, language, least, most, density, per_document, rules, seen)
+
+def _selected(row, language, least, most, density, per_document, rules, seen):
+    "The rows that `select` makes of one document"
+    text, spans, kept = _candidate_spans(row, language, least, most)
+    found = passed = 0
+    for start, end in spans:
+        found += 1
+        new = _as_row(row, text, start, end, kept)
+        problem = _length_problem((end - start) / density, least, most)
+        if problem and end - start > most: new["response"] = text[start:start + most]
+        if not problem: problem = passage_problem(new["response"], language, rules)
+        if not problem and seen: problem = _name_copied(new, seen)
+        passed += not problem
+        yield _mark_refused(new, problem)
+        if passed == per_document: break
+    if not found: yield _mark_refused(_as_row(row, "", 0, 0, kept), "no passage")
 
 # %% ../nbs/09_passages.ipynb #965c5ba4
 CHOOSE = """Below stands a document, each sentence after its number. Choose the passage in it that is the best answer to a question which somebody might ask.
@@ -424,15 +604,28 @@ CHOOSE = """Below stands a document, each sentence after its number. Choose the 
 Reply with a JSON object with the keys "first" and "last": the numbers of its first and of its last sentence; 0 and 0 if nothing in the document will do."""
 SHOWN = 12_000  # letters of English: more of a document is not shown
 
-def _chosen(text, n):
+def _read_choice(text, n):
     "The numbers of the first and the last sentence in an answer, out of `n`; 0 and 0 for none"
     answer = read_json(text, ["first", "last"])
-    try: first, last = int(answer["first"] or 0), int(answer["last"] or 0)
-    except (TypeError, OverflowError) as e: raise ValueError(f"first {answer['first']!r}, last {answer['last']!r}: expected two numbers") from e
-    if (first, last) != (0, 0) and not 1 <= first <= last <= n: raise ValueError(f"sentences {first} to {last} of {n}")
+    try: first, last = (int(answer[name] or 0) for name in ("first", "last"))
+    except (TypeError, OverflowError) as e:
+        raise ValueError(f"first {answer['first']!r}, last {answer['last']!r}: expected two numbers") from e
+    if (first, last) == (0, 0): return 0, 0
+    if not 1 <= first <= last <= n: raise ValueError(f"sentences {first} to {last} of {n}")
     return first, last
 
 # %% ../nbs/09_passages.ipynb #bfa10c8a
+def _numbered_sentences(text, language, density):
+    "The spans of the sentences of `text` that are shown, and the sentences themselves, each after its number"
+    shown = text[:int(SHOWN * density)]
+    spans, lines = [], []
+    for start, end in islice(sentences(shown, language), 500):
+        words = text[start:end].split()
+        if not words: continue
+        spans.append((start, end))
+        lines.append(f"[{len(spans)}] {' '.join(words)}")
+    return spans, "\n".join(lines)
+
 async def choose_passage(
     row: dict,  # with `text`: a document
     ask,  # a model in the role `selector`
@@ -441,25 +634,29 @@ async def choose_passage(
     most: int = 3000,  # as `least`
     rules: list = PASSAGE_RULES,  # as in `passage_problem`
 ) -> None:  # `response`, `start`, `end` are added to the row
-    "Let a model choose the passage of `row` that can stand as an answer; drops the row when there is none, or when `rules` object to it"
+    "Let a model choose the passage of `row` that can stand as an answer; drops the row when there is none or `rules` object to it"
     text, density = row["text"], script_density(find_language(language).script)
-    spans = [(a, b) for a, b in islice(sentences(text[:int(SHOWN * density)], language), 500) if text[a:b].strip()]
+    spans, numbered = _numbered_sentences(text, language, density)
     if not spans: drop("passage: no passage")
-    numbered = "\n".join(f"[{n}] {' '.join(text[a:b].split())}" for n, (a, b) in enumerate(spans, 1))
+
     number = {"type": "integer"}
-    reply = await ask(CHOOSE.format(words=most // 6) + f"\n\n<document>\n{numbered}\n</document>", schema=object_schema(first=number, last=number),
-                      parse=lambda answer: _chosen(answer, len(spans)), max_tokens=60, step="choose", role="selector")
+    prompt = CHOOSE.format(words=most // 6) + f"\n\n<document>\n{numbered}\n</document>"
+    schema = object_schema(first=number, last=number)
+    reply = await ask(prompt, schema=schema, parse=lambda answer: _read_choice(answer, len(spans)), max_tokens=60,
+                      step="choose", role="selector")
     first, last = reply.parsed
     if not first: drop("passage: the model found none")
-    start, end = _trim(text, spans[first - 1][0], spans[last - 1][1])
+
+    start, end = _trim_span(text, spans[first - 1][0], spans[last - 1][1])
     row |= {"response": text[start:end], "start": start, "end": end}
-    if problem := _length_problem((end - start) / density, least, most) or passage_problem(row["response"], language, rules): drop(f"passage: {problem}")
+    problem = _length_problem((end - start) / density, least, most) or passage_problem(row["response"], language, rules)
+    if problem: drop(f"passage: {problem}")
 
 # %% ../nbs/09_passages.ipynb #88fe6ac1
 def whole_files(
     pattern: str | Path,  # a text file (plain, .gz, .bz2 or .xz), or a pattern such as "books/*.txt"
 ):  # rows with `id` (the file's name) and `text`, one by one; a file that is not text has `failed` with the reason
     "One row for each file of `pattern`; raises FileNotFoundError when there is none"
-    for path in _matching(Path(pattern)):
-        try: yield {"id": path.name, "text": _check_bytes("".join(_file_lines(path)))}
+    for path in matching_files(Path(pattern)):
+        try: yield {"id": path.name, "text": check_bytes("".join(file_lines(path)))}
         except (Unreadable, OSError, EOFError) as e: yield {"id": path.name, "failed": f"load: {path.name}: {e}"}
