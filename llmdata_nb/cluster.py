@@ -514,7 +514,7 @@ def run(
     stores: str | None = None,     # folder for the stores, one file a shard; default: `shared`, or a folder of each machine
     concurrency: int = 64,  # most requests to one base URL, over all machines; and rows under way in a shard
     budget=None,            # over all machines; as for `run.run`
-    seed: int = 0, source=None, per_minute: int | None = None, per_day: int = None, # as for `run.run`, as are
+    seed: int = 0, source=None, per_minute: int | None = None, per_day: int | None = None, # as for `run.run`, as are
     wait: bool = False, timeout: float = 900.0,                              # these
     **recipe_args,
 ) -> Outcome:
@@ -530,8 +530,8 @@ def run(
 
     about = about_run(recipe, recipe_args, models, seed, source)
     progress = RunProgress(about, concurrency)
-    shards = _cut_into_shards(rows, shards)
-    keys = [_shard_key(shard, recipe, recipe_args, models, seed) for shard in shards]
+    cut = _cut_into_shards(rows, shards)
+    keys = [_shard_key(shard, recipe, recipe_args, models, seed) for shard in cut]
     limits |= dict(wait=wait)
     job = dict(model=models, seed=seed, concurrency=concurrency, timeout=timeout, limits=limits)
     job |= dict(budget=budget not in (None, ""), version=__version__)
@@ -544,7 +544,7 @@ def run(
         Store(store_path()).close()  # says in a line what is wrong with it
         actor = _start_actor(ray, concurrency, _left_to_spend(budget), limits)
         assembly = _Assembly(out)
-        driver = _Driver(ray, shards, keys, job, actor, assembly, recipe_and_args)
+        driver = _Driver(ray, cut, keys, job, actor, assembly, recipe_and_args)
         try: driver.work(tick=partial(_show_progress, progress, driver))
         finally:
             if isinstance(budget, Budget): budget.spent += ray.get(actor.spent.remote())

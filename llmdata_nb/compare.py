@@ -142,12 +142,12 @@ def _run_order(run):
 
 # %% ../nbs/21f_compare.ipynb #5135ed16
 def read_runs(
-    folder: str, # such as outputs/: it and all folders in it are searched
+    folder: str | Path, # such as outputs/: it and all folders in it are searched
     recipes: str = "", # names with commas, of recipes or of their folders; empty for all
     languages: str = "" # codes or names with commas; empty for all
 ) -> list: # dicts, by recipe and language; the folders left out are printed, with the reason
     "The runs whose folders lie in `folder`; FileNotFoundError where there is none"
-    folder, names = Path(folder), set(_split_names(recipes))
+    names = set(_split_names(recipes))
     codes = [find_language(name).code for name in _split_names(languages)]
     runs = []
     for path, run in _read_all(folder):
@@ -504,10 +504,11 @@ def _comparison_page(runs):
 # %% ../nbs/21f_compare.ipynb #dc97e444
 def save_comparison(
     runs: list, # as from `read_runs`
-    folder: str # created if need be
+    folder: str | Path # created if need be
 ) -> list: # the paths written
     "Write comparison.md, comparison.tex and plots/*.png of the `runs` to `folder`"
-    plots, folder = _comparison_plots(runs), Path(folder)
+    folder = Path(folder)
+    plots = _comparison_plots(runs)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for old in folder.glob("plots/*.png"): old.unlink()
     latex = [to_latex(compare(runs)), to_latex(compare_reasons(runs))]

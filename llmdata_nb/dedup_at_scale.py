@@ -246,7 +246,6 @@ def near_duplicates(
     address: str | None = None,   # of the Ray cluster, as in `run`
 ) -> list:
     "As `dedup.near_duplicates`, and with the same result: for each of `texts` the index of the earlier one that it repeats, or None"
-    import numpy as np
     Seen(threshold, engine)  # says at once what is wrong with these
     texts = list(texts)
     n = len(texts)

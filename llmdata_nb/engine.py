@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from . import __version__
 from .languages import Language, language as find_language
@@ -287,8 +287,8 @@ class RunProgress:
 
     def show(self, tally: Counter, ledger: Ledger, total: int | None, waiting: list | tuple = (), last: bool = False) -> None:
         "Show the line, when it is due; the last one is always shown. Parameters as in `progress_line`"
-        run = dict(concurrency=self.concurrency, until=self.until)
-        line = progress_line(self.name, tally, ledger, total, self.seconds(), waiting, **run, last=last)
+        seconds = self.seconds()
+        line = progress_line(self.name, tally, ledger, total, seconds, waiting, self.concurrency, self.until, last)
         self.display.show(line, last=last)
 
 def waiting_for(
@@ -414,7 +414,8 @@ def check_folder(
 # %% ../nbs/05c_engine.ipynb #65fe5a54
 def recipe_name(recipe: Callable) -> str:
     "The name of `recipe`; of a `functools.partial`, that of its function"
-    return getattr(recipe, "__name__", None) or recipe.func.__name__
+    if isinstance(recipe, partial) and not hasattr(recipe, "__name__"): return recipe_name(recipe.func)
+    return recipe.__name__
 
 def check_recipe(
     recipe: Callable,

@@ -57,7 +57,7 @@ def choose_category(
 ) -> str:
     "One of `CATEGORIES`, by their weights; the same for the same numbers"
     draw = random.Random(f"{seed} {number}")
-    return draw.choices([*CATEGORIES], CATEGORIES.values())[0]
+    return draw.choices([*CATEGORIES], [*CATEGORIES.values()])[0]
 
 # %% ../nbs/12_magpie.ipynb #df87d88d
 def _user_message(texts, language, category):
@@ -424,14 +424,15 @@ async def magpie(
     row["detected_language"], row["detected_confidence"] = detect_language(request)
     if answers > 1:
         await _several_answers(row, ask, language, answers, answering, min_length)
-        limits = dict(min_score=max(min_score, 1), min_margin=min_margin)
-        return await rerank_preferences(row, ask, language, english_rubrics=english_rubrics, **limits)
+        least = max(min_score, 1)
+        return await rerank_preferences(
+            row, ask, language, min_score=least, min_margin=min_margin, english_rubrics=english_rubrics)
 
     answer = await _one_answer(row, ask, language, answering, min_length)
     if n_turns > 1:
-        system = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
+        steered = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
         chat_template = await _fitting_template(ask, template)
-        await _more_turns(row, ask, language, chat_template, system, n_turns, near, answering)
+        await _more_turns(row, ask, language, chat_template, steered, n_turns, near, answering)
     await _drop_unsafe(row, ask, row["messages"])
     if min_score:
         response_rubric = rubric("response", language, english_rubrics)

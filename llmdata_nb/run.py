@@ -68,7 +68,7 @@ def _check_until(until, least):
 # %% ../nbs/06_run.ipynb #d6dfec16
 def _load_writers(out):
     "Import what writes a dataset, where one is to be written"
-    if out: import pyarrow.json, pyarrow.parquet
+    if out: import pyarrow.json, pyarrow.parquet  # noqa: F401
 
 # %% ../nbs/06_run.ipynb #e2830780
 def run(
@@ -98,8 +98,8 @@ def run(
 
     endpoints = {role: connect(reference) for role, reference in models.items()}
     about = about_run(recipe, recipe_args, {role: endpoint.name for role, endpoint in endpoints.items()}, seed, source)
-    limits = dict(concurrency=concurrency, per_minute=per_minute, per_day=per_day, wait=wait)
-    ask = Ask(endpoints, Store(store or store_path()), seed=seed, budget=budget, **limits)
+    limits = dict(per_minute=per_minute, per_day=per_day, wait=wait)
+    ask = Ask(endpoints, Store(store or store_path()), seed=seed, budget=budget, concurrency=concurrency, **limits)
     files = row_files(out)
     record = Record(lambda state, row: files[state].append(row))
     gate = _KeptGate(until, least) if until else None

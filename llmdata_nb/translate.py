@@ -67,7 +67,7 @@ async def translate(
     sampling = dict(max_tokens=_token_limit(text, target), temperature=0.2)
     request = {"role": "user", "content": translation_prompt(text, language)}
     messages = [request]
-    for attempt in range(2):
+    for _ in range(2):
         reply = await ask(messages, schema=_SCHEMA, step=f"translate {part}", role="translator", **sampling)
         translation = _unmarked(reply.parsed["translation"]) if reply.parsed else ""
         problem = translation_problem(text, translation, target.code, reply.finish_reason, role, skip_checks)
