@@ -10,11 +10,12 @@ __all__ = ['ASPECTS', 'RUBRICS', 'Rubric', 'rubric', 'judge_prompt', 'verdict_sc
 # %% ../nbs/07_judge.ipynb #9f20b0a4
 import asyncio, hashlib, json, math, re, statistics
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from . import agreement
 from .languages import language as find_language, pack
-from .models import CallFailed, object_schema
+from .models import CallFailed, Reply, object_schema
 from .run import reason_group, run
 from .verdict import Verdict, parse_ratings, parse_verdict
 
@@ -94,10 +95,16 @@ def rubric(
     labels = _rubric_labels(name, texts)
 
     def filled(text): return text.replace("{language}", target.name)
-    answers = {answer: filled(meaning) for answer, meaning in _answer_meanings(part, labels).items()}
-    return Rubric(name, target.code, filled(part["task"]), tuple(map(filled, part["criteria"])), answers,
-                  headings=tuple(texts[table][heading] for heading in headings),
-                  reply=_reply_form(name, texts, labels), reply_each=texts["judge"]["reply_each"], labels=labels)
+    meanings = _answer_meanings(part, labels)
+    return Rubric(
+        name, target.code,
+        task=filled(part["task"]),
+        criteria=tuple(map(filled, part["criteria"])),
+        answers={answer: filled(meaning) for answer, meaning in meanings.items()},
+        headings=tuple(texts[table][heading] for heading in headings),
+        reply=_reply_form(name, texts, labels),
+        reply_each=texts["judge"]["reply_each"],
+        labels=labels)
 
 # %% ../nbs/07_judge.ipynb #1eeb670a
 def judge_prompt(
@@ -109,7 +116,8 @@ def judge_prompt(
 
 def _with_texts(task, texts):
     "The prompt that begins with `task`; `texts` are pairs of a heading and the text below it"
-    return "\n\n".join([task, *(f"## {heading}\n\n{text}" for heading, text in texts)])
+    parts = [f"## {heading}\n\n{text}" for heading, text in texts]
+    return "\n\n".join([task, *parts])
 
 # %% ../nbs/07_judge.ipynb #06b38a46
 def verdict_schema(rubric: Rubric) -> dict:
@@ -119,7 +127,8 @@ def verdict_schema(rubric: Rubric) -> dict:
         names = [words[0] if words else label for label, words in rubric.labels.items()]
         return object_schema(rationale=rationale, label={"type": "string", "enum": names})
     lowest, highest = rubric.scale
-    return object_schema(rationale=rationale, score={"type": "integer", "enum": list(range(lowest, highest + 1))})
+    scores = list(range(lowest, highest + 1))
+    return object_schema(rationale=rationale, score={"type": "integer", "enum": scores})
 
 # %% ../nbs/07_judge.ipynb #c87f02aa
 def check_number(
@@ -130,7 +139,8 @@ def check_number(
 ) -> None:
     "Raise ValueError unless `value` is a number from `low` to `high`"
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high: raise ValueError(f"{name} {value!r}: expected {low} to {high}")
+    if is_number and low <= value <= high: return
+    raise ValueError(f"{name} {value!r}: expected {low} to {high}")
 
 def check_score(
     min_score: float,
@@ -180,8 +190,8 @@ def _expected_score(options, reported, scale):
     for option, logprob in options.items():
         digits = option.strip(' \n":')
         if not digits.isdecimal(): continue
-        score = int(digits)
-        if scale[0] <= score <= scale[1]: weights[score] = weights.get(score, 0) + math.exp(logprob)
+        score, probability = int(digits), math.exp(logprob)
+        if scale[0] <= score <= scale[1]: weights[score] = weights.get(score, 0) + probability
     if reported not in weights: return float(reported)
     weighed = sum(score * weight for score, weight in weights.items())
     return round(weighed / sum(weights.values()), 2)
@@ -198,7 +208,7 @@ def _in_form(text):
 
 # %% ../nbs/07_judge.ipynb #842f1020
 def expected_scores(
-    reply,         # with `text`, and `logprobs` as in `models.Reply`
+    reply: Reply,  # with `text` and `logprobs`
     scale: tuple,  # lowest and highest score
 ) -> list | None:  # one for each score in the text
     "Each score in an answer of the form that was asked for, as the mean over the scores that were likely in its place, weighed by their probability; None where that is not known"
@@ -213,7 +223,7 @@ def expected_scores(
 
 # %% ../nbs/07_judge.ipynb #7a4e0e16
 async def together(
-    calls, # awaitables
+    calls: Iterable, # awaitables
 ) -> list:
     "The results of all `calls`; an error is raised only when all of them have ended"
     results = await asyncio.gather(*calls, return_exceptions=True)
@@ -245,7 +255,8 @@ async def _all_votes(ask, prompt, schema, read, samples, roles, expected_scale, 
     "The verdicts that `read` finds in each judge's answer to each sample: a list, or an unjudged verdict where nothing could be read"
     if isinstance(roles, str) or not roles or samples < 1:
         raise ValueError(f"samples {samples}, roles {roles!r}: expected one sample or more, and a list of roles")
-    options = dict(schema=schema, max_tokens=max_tokens, temperature=0.7 if samples > 1 else 0.0, step=step, parse=read)
+    temperature = 0.7 if samples > 1 else 0.0
+    options = dict(schema=schema, max_tokens=max_tokens, temperature=temperature, step=step, parse=read)
     if expected_scale: options["logprobs"] = 20
 
     async def vote(role, sample):
@@ -319,7 +330,8 @@ def merge_orders(
     by_order: list,  # for each of them, the scores of the answers, by their index
 ) -> Comparison:
     "The comparison that the scores in all orders make together"
-    averages = [round(sum(scores) / len(by_order), 6) for scores in zip(*by_order)]
+    n = len(by_order)
+    averages = [round(sum(scores) / n, 6) for scores in zip(*by_order)]
     best_in_each = {tuple(_places_of(max(scores), scores)) for scores in by_order}
     consistent = len(best_in_each) == 1 if len(orders) > 1 else None
     return Comparison(averages, None, orders, by_order, consistent, status="ok")
@@ -327,7 +339,8 @@ def merge_orders(
 # %% ../nbs/07_judge.ipynb #73c7afd1
 def _by_answer(order, values):
     "`values`, which go by the places of `order`, by the indices of the answers"
-    return [value for _, value in sorted(zip(order, values), key=lambda pair: pair[0])]
+    by_index = dict(zip(order, values))
+    return [by_index[i] for i in sorted(order)]
 
 def _choice_scores(verdict):
     "A verdict with a score for each of the two answers between which `verdict` chose"
@@ -349,7 +362,9 @@ def _order_schema(rubric, n):
 
 def _order_verdicts(rubric, text, n):
     "The verdicts on `n` answers in the judge's `text`; ValueError where one is missing"
-    if not rubric.labels: return [_whole_verdict(v) for v in parse_ratings(text, n, rubric.scale, rubric.language)]
+    if not rubric.labels:
+        ratings = parse_ratings(text, n, rubric.scale, rubric.language)
+        return list(map(_whole_verdict, ratings))
     choice = parse_verdict(text, labels=rubric.labels, language=rubric.language)
     return _choice_scores(_whole_verdict(choice))
 
@@ -529,7 +544,8 @@ def _agreement_figures(kind, human, judged):
 # %% ../nbs/07_judge.ipynb #acf95d28
 def _first_place_won(row):
     "Of each order of a comparison, whether the answer in the first place was rated highest; None where it shares that"
-    for order, scores in zip(row.get("orders") or [], row.get("by_order") or []):
+    orders, by_order = row.get("orders") or [], row.get("by_order") or []
+    for order, scores in zip(orders, by_order):
         best = _places_of(max(scores), scores)
         yield best[0] == order[0] if len(best) == 1 else None
 
@@ -543,8 +559,9 @@ def _own_preferred(rows, column, own):
     "How often the opinion in `column` is for the answer of `own`, where one of the answers is"
     preferred = []
     for row in rows:
-        models = row.get("models") or []
-        if models.count(own) == 1 and row[column] != "tie": preferred.append(row[column] == models.index(own))
+        models, opinion = row.get("models") or [], row[column]
+        if models.count(own) != 1 or opinion == "tie": continue
+        preferred.append(opinion == models.index(own))
     return _share_of(preferred)
 
 # %% ../nbs/07_judge.ipynb #7a8f085c
@@ -585,8 +602,10 @@ def _language_figures(rows, kind):
     "The agreement in each language of the judged `rows`, with its code"
     figures = []
     for code in sorted({row["language"] for row in rows if row.get("language")}):
-        pairs = [(row["human"], row["judged"]) for row in rows if row.get("language") == code]
-        figures.append({"language": code} | _with_interval(_main_statistic(kind), *zip(*pairs)))
+        some = [row for row in rows if row.get("language") == code]
+        human, judged = [row["human"] for row in some], [row["judged"] for row in some]
+        figure = _with_interval(_main_statistic(kind), human, judged)
+        figures.append({"language": code} | figure)
     return figures
 
 def _threshold_sweeps(rows, good, codes):
@@ -594,7 +613,9 @@ def _threshold_sweeps(rows, good, codes):
     sweeps = {}
     for code in ["", *codes]:
         some = [row for row in rows if code in ("", row.get("language"))]
-        sweeps[code] = agreement.sweep([row["judged"] for row in some], [row["human"] >= good for row in some])
+        judged = [row["judged"] for row in some]
+        are_good = [row["human"] >= good for row in some]
+        sweeps[code] = agreement.sweep(judged, are_good)
     return sweeps
 
 # %% ../nbs/07_judge.ipynb #69b9883d
@@ -615,9 +636,9 @@ def _calibration_sentence(name, figures, one_sided, failed, n):
     if ranks_well and (figures["quadratic kappa"]["value"] or 0) < 0.4:
         parts.append("The judge ranks as people do, and gives other scores: choose the threshold by `sweep`.")
     parts.append(one_sided)
-    lost = sum(failed.values())
+    lost, compared = sum(failed.values()), figures[name]["n"]
     if lost * 10 > n: parts.append(f"{lost} of {n} rows have no verdict.")
-    if figures[name]["n"] < 50: parts.append(f"Only {figures[name]['n']} rows: judge a hundred or more to be surer.")
+    if compared < 50: parts.append(f"Only {compared} rows: judge a hundred or more to be surer.")
     return " ".join(filter(None, parts))
 
 # %% ../nbs/07_judge.ipynb #9c396de7
@@ -643,7 +664,8 @@ def _labelled_rows(labelled):
     "The rows with an id each, and people's opinions as plain values"
     rows = []
     for i, row in enumerate(labelled):
-        name = f"row-{i}" if row.get("id") is None else str(row["id"])
+        given = row.get("id")
+        name = f"row-{i}" if given is None else str(given)
         rows.append(row | {"id": name, "human": _human_opinion(row, i)})
     for row in rows:
         if row.get("language"): find_language(row["language"])
@@ -666,7 +688,7 @@ def _check_labels(rows):
 
 # %% ../nbs/07_judge.ipynb #36b5c1cb
 def calibrate(
-    judge,                   # async function of a row and `ask` that gives a `Verdict` or a `Comparison`
+    judge: Callable,         # async function of a row and `ask` that gives a `Verdict` or a `Comparison`
     labelled: list,          # rows with `human`, and perhaps `answers` (texts), `models` (who wrote them), `language`
     *, model,                # as in `run`, and so are the other options (store, budget, concurrency …)
     good: float = 4,         # scores that people gave: from here on a row is good
@@ -687,6 +709,7 @@ def calibrate(
     failed = _count_failures([*outcome.failed, *outcome.dropped], verdicts.values())
     if all(verdict["judged"] is None for verdict in verdicts.values()):
         raise ValueError(f"no row was judged: {failed or 'there are no rows'}")
-    rows = [row | {"judged": None} | verdicts.get(row["id"], {}) for row in rows]
+    unjudged = {"judged": None}
+    rows = [row | unjudged | verdicts.get(row["id"], {}) for row in rows]
     _check_labels(rows)
     return _calibration_of(rows, failed, good, precision, own)

@@ -28,7 +28,9 @@ _INVISIBLE = re.compile("[\ufeff\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u20
 
 def _visible_text(text):
     "`text` without characters that nobody sees, and in one form of Unicode"
-    return text if text.isascii() else unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    if text.isascii(): return text
+    visible = _INVISIBLE.sub("", text)
+    return unicodedata.normalize("NFC", visible)
 
 def _final_answer(text):
     "`text` without its thinking and its special tokens"
@@ -51,7 +53,7 @@ _ENDS = r"[\s\"'*_`“”‘’\])）」】|#]*"
 _TOP_BEFORE = rf"(?:(?P<top_before>\d+)\s*{_AFTER_TOP}\s*)?"
 _VALUE = rf"(?P<number>\d{{1,3}}(?:\.\d{{1,4}}|,\d{{1,2}})?)(?!\d)\s*{_UNIT}?"
 _TOP = rf"(?:[\s*_]*[(（]?{_OF}[\s*_]*(?P<top>\d{{1,4}})(?:\.0)?\s*{_UNIT}?)?"
-_SCORE = re.compile(_MARKS + _TOP_BEFORE + _VALUE + _TOP + _ENDS + "(?P<rest>.*)", re.S | re.I)
+_SCORE = re.compile(f"{_MARKS}{_TOP_BEFORE}{_VALUE}{_TOP}{_ENDS}(?P<rest>.*)", re.S | re.I)
 
 def _ascii_sign(sign):
     "A sign as wide as a Chinese one, or a digit of any script, as ASCII"
@@ -99,7 +101,8 @@ def _language_codes(language):
 @cache
 def _judge_words(kind, language):
     "The words of one `kind` in the judge's table of the packs"
-    words = [word for code in _language_codes(language) for word in pack(code)["judge"][kind]]
+    words = []
+    for code in _language_codes(language): words += pack(code)["judge"][kind]
     return [unicodedata.normalize("NFC", word) for word in words]
 
 @cache
@@ -108,12 +111,15 @@ def _grade_words(language):
     grades = []
     for grade in pack("en")["labels"]:
         words = {grade}
-        for code in _language_codes(language): words |= set(pack(code)["labels"][grade])
+        for code in _language_codes(language):
+            labels = pack(code)["labels"]
+            words |= set(labels[grade])
         grades.append(words)
     return grades
 
 # %% ../nbs/06a_verdict.ipynb #81819ea7
 class _Labels(NamedTuple):
+    "The words for the labels that may be given"
     words: dict   # word → label, or None where it is a word for two
     pattern: str  # of all words
 
@@ -133,7 +139,8 @@ def _label_table(labels, language):
             if own & grade: own |= grade
         for word in {unicodedata.normalize("NFC", word).casefold() for word in own}:
             table[word] = None if word in table else label
-    pattern = "|".join(map(_word_pattern, sorted(table, key=len, reverse=True)))
+    longest_first = sorted(table, key=len, reverse=True)
+    pattern = "|".join(map(_word_pattern, longest_first))
     return _Labels(table, rf"(?<!\w)(?:{pattern})(?![\w-])")
 
 def _labels_of(labels, language):
@@ -297,7 +304,8 @@ def _is_own(text, start, end, name):
         sentence = re.split(r"[.!?。](?:\s|$)", before)[-1]
         if _is_foreign(sentence): return False
     if _GOES_ON.match(text, end, end + 40): return False
-    within_sentence = line and (line[-1].isalpha() or line[-1] in "'\"“‘")
+    last = line[-1:]
+    within_sentence = last.isalpha() or (last and last in "'\"“‘")
     if not within_sentence: return True
     introduced = re.search(rf"(?:{name}|verdict|json|result)\W*(?:\w+\W*)?$", line[-60:], re.I)
     return bool(introduced)
@@ -375,16 +383,19 @@ def _own_objects(text, name):
     return groups, outside
 
 # %% ../nbs/06a_verdict.ipynb #16cc8d36
-_WHOLES = ("results?|evaluations?|responses?|answers?|outputs?|judge?ments?|judge|assessments?|reviews?|feedback|verdicts?|"
-           "ratings?|scores?|data|json|object|items?|instruction|translation|text|final|overall|value")
+_WHOLES = ("results?|evaluations?|responses?|answers?|outputs?|judge?ments?|judge|assessments?|reviews?|feedback|"
+           "verdicts?|ratings?|scores?|data|json|object|items?|instruction|translation|text|final|overall|value")
 _WRAPPERS = re.compile(rf"(?:(?:final|overall|the|my)?[\s_-]*(?:{_WHOLES}))[\s_-]*\d*", re.I)
 _PART_KEYS = {"aspect", "criterion", "criteria", "metric", "dimension"}
 
 def _may_be_verdict(value, labels):
     "Whether `value`, under a name for a verdict, may be one: not so the text in an \"assessment\" beside the score"
-    if labels: return bool(re.search(labels.pattern, str(value), re.I))
+    if labels:
+        label = re.search(labels.pattern, str(value), re.I)
+        return bool(label)
     if not isinstance(value, str): return True
-    return bool(re.match(r"[\W_]*(?:\d|$|null$|none$|n/a$|true$|false$)", value, re.I))
+    value_or_none = re.match(r"[\W_]*(?:\d|$|null$|none$|n/a$|true$|false$)", value, re.I)
+    return bool(value_or_none)
 
 # %% ../nbs/06a_verdict.ipynb #875f5608
 def _named_verdicts(value, name, labels=None):
@@ -414,7 +425,8 @@ def _verdicts_in_list(items, name, labels):
 
 def _verdicts_of_part(part, holder, name, labels):
     "The same of the `part` that stands in `holder` under a name for a verdict"
-    if isinstance(part, list) and len(part) == 1: part = part[0]
+    is_alone = isinstance(part, list) and len(part) == 1
+    if is_alone: part = part[0]
     if not isinstance(part, dict): return [(part, holder)]
     inside = _named_verdicts(part, name, labels)
     if inside or "value" not in part: return inside
@@ -430,6 +442,7 @@ def _wrapped_verdicts(value, name, labels):
 
 # %% ../nbs/06a_verdict.ipynb #d4156c4f
 class _Form(NamedTuple):
+    "What is looked for in an answer"
     scale: tuple            # lowest and highest score
     labels: _Labels | None  # instead of a score
     name: str               # pattern of the names of a verdict
@@ -439,11 +452,16 @@ class _Form(NamedTuple):
 def _form_of(scale, labels, language):
     "What is looked for in an answer in `language`; `labels` as for `parse_verdict`"
     choice = bool(labels)
-    return _Form(scale, _labels_of(labels, language), _name_pattern(language, choice), _rationale_names(language),
-                 _sentence_patterns(language, choice))
+    return _Form(
+        scale, _labels_of(labels, language),
+        name=_name_pattern(language, choice),
+        reasons=_rationale_names(language),
+        patterns=_sentence_patterns(language, choice))
 
 @cache
-def _rationale_names(language): return ["rationale", *_judge_words("rationale_words", language)]
+def _rationale_names(language):
+    "The names under which a rationale may stand"
+    return ["rationale", *_judge_words("rationale_words", language)]
 
 # %% ../nbs/06a_verdict.ipynb #5ccb220a
 def _read_value(value, form, alone=False):
@@ -466,8 +484,9 @@ def _all_agree(values):
     "The one thing all `values` are, or None"
     if not values: return None
     first = values[0]
-    agree = all(value == first and type(value) is not bool for value in values)
-    return first if agree else None
+    for value in values:
+        if value != first or type(value) is bool: return None
+    return first
 
 # %% ../nbs/06a_verdict.ipynb #20d0b43d
 _SCALE_KEY = re.compile(r"out.?of|max|scale|range", re.I)
@@ -514,7 +533,8 @@ _END = re.compile(r"[.!?][\"”'’)*_]*\s+|[。！？]")
 
 def _split_sentences(line):
     "The sentences of a `line`, each with what stands between it and the next"
-    ends = [m.end() for m in _END.finditer(line)] + [len(line)]
+    ends = [m.end() for m in _END.finditer(line)]
+    ends.append(len(line))
     starts = [0, *ends]
     sentences = [line[start:end] for start, end in zip(starts, ends)]
     return list(filter(None, sentences))
@@ -524,6 +544,7 @@ _BE, _EQUALS, _OPENER, _ON_BALANCE = map(_in_any_language, ("is", "equals", "ope
 _GIVES, _OBJECT = map(_in_any_language, ("gives", "object"))
 
 class _Patterns(NamedTuple):
+    "Where in words a verdict may stand"
     statement: re.Pattern  # a sentence that names its verdict
     brackets: re.Pattern   # a verdict in double brackets
     tag: re.Pattern        # a verdict in a tag
@@ -573,16 +594,17 @@ def _under_name(m, following, form):
     tier = _tier_of(m["key"] or m["key2"])
     value = m["bare"] or m["value"]
     of = m["of"] or ""
-    tops = re.findall(r"\d+", _ascii_digits(of))
-    if of and not tops and not re.search(_FINAL, of, re.I): return []  # of one aspect
+    tops, unread = re.findall(r"\d+", _ascii_digits(of)), [(tier, None)]
+    of_whole = tops or re.search(_FINAL, of, re.I)
+    if of and not of_whole: return []
     if not re.search(r"\w", value):
         value = "" if _read_value(following, form, alone=True) is None else following
     read = _read_value(value, form)
     if read is not None:
-        other_scale = not form.labels and tops[-1:] not in ([], [str(form.scale[1])])
-        return [(tier, None if other_scale else read)]
+        other_scale = tops and tops[-1] != str(form.scale[1])
+        if other_scale and not form.labels: return unread
+        return [(tier, read)]
 
-    unread = [(tier, None)]
     if not form.labels:
         has_number = re.match(r"[\W_]*[~≈<>±+-]?\d", value)
         return unread if has_number else []
@@ -617,7 +639,7 @@ def _may_hold_score(sentence, following):
 def _stated_verdicts(sentence, following, form):
     "The pairs (tier, verdict) that a `sentence` states"
     sentence = sentence.lstrip(" \t*_#-–•·|`([<~:,")
-    if len(sentence) > 1000 or sentence[:1] == ">": return []
+    if len(sentence) > 1000 or sentence.startswith(">"): return []
     if not form.labels and not _may_hold_score(sentence, following): return []
     marked = list(form.patterns.brackets.finditer(sentence)) if "[[" in sentence else []
     if marked: return _in_brackets(sentence, marked, form)
@@ -652,15 +674,18 @@ _DENIED = re.compile("|".join([  # before the choice
 ]), re.I)
 _NEGATED = re.compile(rf"\b{_NOT}\b|n['’]t\b", re.I)
 _TIE = re.compile(_in_any_language("tie"), re.I)
-_TIE_LABELS = {word.casefold() for words in pack_words("verdict", "tie_labels").values() for word in words}
+_TIE_WORDS = pack_words("verdict", "tie_labels")
+_TIE_LABELS = {word.casefold() for words in _TIE_WORDS.values() for word in words}
 
 def _chosen_labels(sentence, labels):
     "The labels that a `sentence` calls better, as pairs (tier, label); the label is None where the choice is denied"
     if sentence.rstrip().endswith(("?", "？")): return []
     chosen = []
     for m in _choice_pattern(labels.pattern).finditer(sentence):
-        before = sentence[max(0, m.start() - 200):m.start()]
-        if _DENIED.search(before) or _NEGATED.search(m[0]): return [(1, None)]
+        start = m.start()
+        before = sentence[max(0, start - 200):start]
+        denied = _DENIED.search(before) or _NEGATED.search(m[0])
+        if denied: return [(1, None)]
         word = m[1] or m[2] or m[3]
         chosen.append((1, labels.words[word.casefold()]))
     return chosen or _tie_label(sentence, labels)
@@ -701,9 +726,10 @@ def _lines_alone(lines, form):
 # %% ../nbs/06a_verdict.ipynb #eff927c6
 def _from_words(text, form):
     "The verdict stated in `text` or None, and whether one was stated that cannot be read or is contradicted"
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(">")]
+    lines = [line for line in text.splitlines() if re.match(r"\s*[^\s>]", line)]
     lines_before, lines_after = ["", *lines], [*lines[1:], ""]
-    stated, last, concludes = _in_tags(text, form), [], False
+    stated = _in_tags(text, form)
+    last, concludes = [], False
     for before, line, following in zip(lines_before, lines, lines_after):
         others, quotes = _announces_other(before), 0
         for sentence in _split_sentences(line):
@@ -736,13 +762,18 @@ def _read_answer(text, form):
     for group in reversed(groups):
         verdict = verdict or _from_json(group, form)
     words = outside[-1] if verdict else around
-    stated, doubt = _from_words(words, form) if words.strip("` \n.]") else (None, False)
+    stated, doubt = None, False
+    if words.strip("` \n.]"): stated, doubt = _from_words(words, form)
     if verdict:
         contradicted = doubt or stated not in (None, verdict.score, verdict.label)
         return Verdict() if contradicted else verdict
     if stated is None: return Verdict()
-    rationale = form.patterns.rationale.search(text)
-    return _ok_verdict(stated, rationale and rationale[1].strip(), form.labels)
+    return _ok_verdict(stated, _rationale_line(text, form), form.labels)
+
+def _rationale_line(text, form):
+    "What stands after a name for a rationale in a plain `text`, or None"
+    m = form.patterns.rationale.search(text)
+    return m[1].strip() if m else None
 
 # %% ../nbs/06a_verdict.ipynb #d4ef1c2d
 def parse_verdict(
@@ -770,8 +801,9 @@ def _in_order(by_place):
     "The values of the dict `by_place` in the order of their places, which must be 1, 2, … or 0, 1, …; None where they are not"
     places = sorted(by_place)
     n = len(places)
-    from_1, from_0 = list(range(1, n + 1)), list(range(n))
-    if places not in (from_1, from_0): return None
+    from_0 = list(range(n))
+    from_1 = list(range(1, n + 1))
+    if places not in (from_0, from_1): return None
     return [by_place[place] for place in places]
 
 # %% ../nbs/06a_verdict.ipynb #585b5076
@@ -809,7 +841,8 @@ def _numbered_parts(value, name):
     of_rationale = rf"[^\W\d]+{_NUMBER}"
     for key, part in value.items():
         key = str(key).strip()
-        if re.search(r"[_\s-][a-z]$", key): key = key[:-1] + key[-1].upper()  # response_a
+        has_letter = re.search(r"[_\s-][a-z]$", key)  # response_a
+        if has_letter: key = key[:-1] + key[-1].upper()
         if m := re.fullmatch(of_verdict, key, re.I):
             verdicts.setdefault(_place_number(m[1]), []).append(part)
         elif m := re.fullmatch(of_rationale, key):
@@ -835,9 +868,10 @@ def _ratings_listed(value, n, form):
     return _in_order(ratings)
 
 # %% ../nbs/06a_verdict.ipynb #bc45ff8c
-_HEADING = re.compile(rf"^[^\w\n]*(?:\w+ for )?{_ITEM}{_NUMBER}(?:['’]s)?(?:[ \t]+(?:score|rating))?[ \t*_]*(?:(?:[:：=]|[-–—]\s|is\s)(.*))?$", re.I | re.M)
-_SCORE_EACH = re.compile(rf"\b{_ITEM}{_NUMBER}\s+(?:(?:gets|receives|deserves|earns)\s+)?(?:a|an)\s+(?:score|rating|grade) of\s+([\d.]*\d\S*)", re.I)
-_SCORES_TOGETHER = re.compile(rf"\b(?:scores|ratings) (?:for|of) ((?:{_ITEM}{_NUMBER}(?:, and |, | and )?)+) are ((?:[\d./]+(?:, and |, | and |\b))+)", re.I)
+_NUMBERED_ITEM = rf"{_ITEM}{_NUMBER}"
+_HEADING = re.compile(rf"^[^\w\n]*(?:\w+ for )?{_NUMBERED_ITEM}(?:['’]s)?(?:[ \t]+(?:score|rating))?[ \t*_]*(?:(?:[:：=]|[-–—]\s|is\s)(.*))?$", re.I | re.M)
+_SCORE_EACH = re.compile(rf"\b{_NUMBERED_ITEM}\s+(?:(?:gets|receives|deserves|earns)\s+)?(?:a|an)\s+(?:score|rating|grade) of\s+([\d.]*\d\S*)", re.I)
+_SCORES_TOGETHER = re.compile(rf"\b(?:scores|ratings) (?:for|of) ((?:{_NUMBERED_ITEM}(?:, and |, | and )?)+) are ((?:[\d./]+(?:, and |, | and |\b))+)", re.I)
 
 def _rating_in_block(line, block, form):
     "The verdict under a heading, or None, and whether it is in doubt; `line` is the rest of the heading's own line"
@@ -845,15 +879,16 @@ def _rating_in_block(line, block, form):
     text = f"{line}\n{block}"
     score, doubt = _from_words(f"-\n{text}", form)
     if score is None: return None, doubt
-    rationale = form.patterns.rationale.search(text)
-    return Verdict(score, rationale=rationale and rationale[1].strip(), status="ok"), doubt
+    return _ok_verdict(score, _rationale_line(text, form), None), doubt
 
 def _under_headings(text, form):
     "Place → verdicts under the numbered headings of a plain `text`; None where one is in doubt"
     by_place, headings = {}, list(_HEADING.finditer(text))
-    ends = [heading.start() for heading in headings[1:]] + [len(text)]
+    ends = [heading.start() for heading in headings[1:]]
+    ends.append(len(text))
     for heading, end in zip(headings, ends):
-        line, block = heading[2] or "", text[heading.end():end]
+        line = heading[2] or ""
+        block = text[heading.end():end]
         verdict, doubt = _rating_in_block(line, block, form)
         if doubt: return None
         place = _place_number(heading[1])
@@ -864,7 +899,8 @@ def _in_sentences(text, form):
     "Place → verdicts that sentences of a plain `text` give to numbered responses"
     pairs = [(m[1], m[2]) for m in _SCORE_EACH.finditer(text)]
     for m in _SCORES_TOGETHER.finditer(text):
-        places, scores = re.findall(_NUMBER, m[1]), re.findall(r"[\d./]*\d", m[3])
+        places = re.findall(_NUMBER, m[1])
+        scores = re.findall(r"[\d./]*\d", m[3])
         pairs += zip(places, scores)
     by_place = {}
     for place, score in pairs:

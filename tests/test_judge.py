@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scripted_server import serve
 
-from llmdata_nb.judge import RUBRICS, Rubric, calibrate, compare, rate, rubric
+from llmdata_nb.judge import RUBRICS, Rubric, calibrate, check_number, check_orders, check_score, compare, rate, rubric
 from llmdata_nb.run import run
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -121,6 +121,18 @@ def test_samples_and_jury(tmp_path):
         assert len(bodies) == 6 and {b["temperature"] for b in bodies} == {0.7}
         run([{"id": "r"}], recipe, model=models | {"default": model}, store=tmp_path / "s.sqlite")
         assert len(bodies) == 6
+
+
+@pytest.mark.parametrize("check, wrong", [(check_score, 0), (check_score, 5.5), (check_score, "4"), (check_score, True), (check_score, None), (check_score, math.nan), (check_orders, 3), (check_orders, True), (check_orders, 2.0)])
+def test_what_cannot_be_is_refused_with_what_was_expected(check, wrong):
+    with pytest.raises(ValueError, match=r"(min_score|orders) .*: expected 1 (to 5|or 2)"): check(wrong)
+
+
+def test_what_can_be_passes():
+    for score in (1, 2.5, 5): check_score(score)
+    check_score(0, (0, 5))
+    check_number("min_margin", 4, 0, 4)
+    for orders in (1, 2): check_orders(orders)
 
 
 @pytest.mark.parametrize("fault", [dict(answers=["one"]), dict(orders=3), dict(rubric=rubric("instruction")), dict(rubric=rubric("comparison"), answers=["a", "b", "c"])])

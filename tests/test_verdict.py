@@ -494,6 +494,16 @@ CASES = [
     ('The response got 3/5 questions right.', None, {}),
     ('{"rationale": "I wanted to write "score": 5, but', None, {}),
     ('4 <think>no', None, {}),
+    ('Betyg: 4 av 5', 4, dict(language='sv')),
+    ('Detta svar är tydligt. Jag ger svaret 4 av 5.', 4, dict(language='sv')),
+    ('Betyg: 4 eller 5', None, dict(language='sv')),
+    ('Оцінка: 4 з 5', 4, dict(language='uk')),
+    ('{"обґрунтування": "Чітко.", "оцінка": 4}', 4, dict(language='uk')),
+    ('Оцінка: 4 або 5', None, dict(language='uk')),
+    ('Puan: 5 üzerinden 4', 4, dict(language='tr')),
+    ('{"gerekçe": "Açık.", "puan": 4}', 4, dict(language='tr')),
+    ('Puan: 4 veya 5', None, dict(language='tr')),
+    ('²{"score": 5}', 5, {}),  # no letter: not within a sentence
 ]
 
 
