@@ -167,14 +167,14 @@ class SharedLimits:
         budgets: list | tuple = (), # (seconds, most requests in them), of all processes and runs that share the store
     ):
         self.url, self.store, self.models, self.budgets = url, store, models, budgets
-        self.rate: float | None = None        # requests per second, once learned
-        self.steady = None                    # whether it has refused since then
-        self.since: float | None = None       # when that was learned, or the first refusal came
-        self.next: float | None = None        # the next free sending time
-        self.until: float | None = None       # the end of a pause that the server asked for,
-        self.reason = ""                      # and why
-        self.looked, self.full = 0.0, 0.0     # when the store was last read; until when a budget is used up
-        self.permits = deque()                # sending times that were taken and not yet used
+        self.rate: float | None = None   # requests per second, once learned
+        self.since: float | None = None  # when that was learned, or the first refusal came
+        self.steady = None               # whether it has refused since then
+        self.next: float | None = None   # the next free sending time
+        self.until: float | None = None  # the end of a pause that the server asked for
+        self.reason = ""                 # and why it did
+        self.looked, self.full = 0.0, 0.0  # when the store was last read; until when a budget is used up
+        self.permits = deque()  # sending times that were taken and not yet used
 
     def _read_row(self, db):
         row = db.execute(_READ, (self.url,)).fetchone() or [None] * len(_ROW)
@@ -325,9 +325,8 @@ class Limiter(SharedLimits):
     def overloaded(self, sent: float, seconds: float | None, reason: str) -> None:
         "The server had too much for the request sent at `sent`; it asked to wait `seconds`"
         self.window.shrink(sent)
-        if (seconds or 0) <= SHORT: return
-        end = time.time() + (seconds or 0)
-        with self.shared(): self.until, self.reason = max(self.until or 0, end), reason
+        if seconds is None or seconds <= SHORT: return
+        with self.shared(): self.until, self.reason = max(self.until or 0, time.time() + seconds), reason
 
     def refused(self, sent: float, seconds: float | None, reason: str) -> None:
         "The server had too many requests of this user (429), which tells something of the pace it allows"
