@@ -11,7 +11,7 @@ from collections import Counter
 from statistics import mean, median
 from .agreement import bootstrap, share
 from .checks import detect_language, language_problem, truncated
-from .generation import endpoint_of, respond
+from .generation import respond
 from .judge import together
 from .languages import language as find_language
 from .rerank import as_pair, check_choices, rerank_preferences
@@ -24,6 +24,7 @@ def _language_code(name):
     try: return find_language(str(name)).code
     except ValueError: return None
 
+# %% ../nbs/13_aya.ipynb #51480674
 def of_language(
     rows,          # as from `rows.load_rows` or `rows.stream_rows`, with `language_code` or `language`
     language: str, # code or name
@@ -85,7 +86,7 @@ async def _add_answers(row, ask, language, generators, answers, sampling, in_lan
     responses, models, left_out = [human["content"]], ["human"], []
     code = find_language(language).code if in_language else None
     for role, (text, finish_reason) in zip(roles, replies):
-        model = endpoint_of(ask, role).name
+        model = ask.endpoint(role).name
         problem = _candidate_problem(text, finish_reason, responses, code)
         if problem:
             left_out.append({"model": model, "reason": problem})
@@ -147,8 +148,10 @@ def _rated_rows(rows):
         if scores and None not in scores: rated.append(row | {"scores": scores})
     return rated
 
+# %% ../nbs/13_aya.ipynb #2565ba6a
 def _authors_scores(row): return list(zip(row["models"], row["scores"]))
 
+# %% ../nbs/13_aya.ipynb #bb0bd5f7
 def _rated_higher(rows, model, others):
     "For each answer of `model` beside one of the `others`, whether it is rated higher; equal ratings are left out"
     wins = []
@@ -168,8 +171,10 @@ def _answered_in(rows, model, code):
             if author == model: answers.append(detected["language"] == code)
     return answers
 
+# %% ../nbs/13_aya.ipynb #c46b3294
 def _share_of(flags): return share(sum(flags), len(flags))
 
+# %% ../nbs/13_aya.ipynb #7c20881f
 def _model_line(rows, model, authors, code):
     "What `compare_models` tells of one model"
     scores = [score for row in rows for author, score in _authors_scores(row) if author == model]
@@ -180,6 +185,7 @@ def _model_line(rows, model, authors, code):
                 better_than_human=_share_of(over_human), better_than_others=_share_of(over_others),
                 in_language=_share_of(_answered_in(rows, model, code)))
 
+# %% ../nbs/13_aya.ipynb #a0cc1233
 def compare_models(
     rows: list,    # judged by `aya_preferences`, kept or dropped
     language: str, # code or name

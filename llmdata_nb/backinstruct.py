@@ -109,12 +109,14 @@ def _longest_common(a, b, step=10):
         if run: best = max(best, run + step // 2)
     return best
 
+# %% ../nbs/14_backinstruct.ipynb #1bfefb57
 def _copies_answer(instruction, response):
     "Whether most of `instruction` stands in `response`"
     ours, theirs = normalise(instruction), normalise(response)
     if ours in theirs or echo(response, instruction): return True
     return _longest_common(ours, theirs) > max(40, len(ours) * 0.6)
 
+# %% ../nbs/14_backinstruct.ipynb #3a215c50
 def _foreign_word(instruction, response, code):
     "A word of `instruction` in Latin letters that `response` has not, where the language `code` has other letters"
     if "Latn" in scripts_of(code): return None
@@ -157,6 +159,7 @@ def _native_text(row, choose):
     if isinstance(text, str) and text.strip(): return text
     raise ValueError(f"expected a native text in {'text' if choose else 'response or text'}")
 
+# %% ../nbs/14_backinstruct.ipynb #464baba4
 def _draw_task(row, ask, tasks, styles):
     "Write the `task` and the `style` that the row draws into it"
     weights = {name: weight for name, (weight, _) in tasks.items()}
@@ -247,11 +250,13 @@ def _words_of(text):
     has_spaces = text.count(" ") > len(text) / 25
     return text.split() if has_spaces else list(text.replace(" ", ""))
 
+# %% ../nbs/14_backinstruct.ipynb #0fffa4a1
 def _distinct(texts_words, n):
     "The share of different ones among all runs of `n` words; None where there is no run"
     runs = [tuple(words[i:i + n]) for words in texts_words for i in range(len(words) - n + 1)]
     return round(len(set(runs)) / len(runs), 3) if runs else None
 
+# %% ../nbs/14_backinstruct.ipynb #b0866d9a
 def diversity(
     texts: list, # requests in one language
 ) -> dict: # texts, length (mean) and length_spread, distinct_1 and _2, repeated (share of near copies), first_words
@@ -270,8 +275,10 @@ def requested(row: dict) -> str | None:
     "The request of a row, in the language where it was made or translated, else in English; None where there is none"
     return row.get("instruction") or row.get("instruction_en")
 
+# %% ../nbs/14_backinstruct.ipynb #b15c0d70
 def _scored_rows(rows): return [row for row in rows if row.get("alignment_score") is not None]
 
+# %% ../nbs/14_backinstruct.ipynb #079df90d
 def at_threshold(
     min_score: float,
     scored: list, # rows with `alignment_score`
@@ -285,6 +292,7 @@ def at_threshold(
     share_kept = len(kept) / len(scored) if scored else None
     return dict(min_score=min_score, kept=len(kept), share=share_kept, precision=share(sum(read), len(read)), **variety)
 
+# %% ../nbs/14_backinstruct.ipynb #83a2614a
 def sweep(
     rows: list, # of an outcome, kept and dropped: those with `alignment_score`
     good: dict = {}, # id → whether people found the pair good
@@ -299,6 +307,7 @@ def _as_example(row):
     return {"instruction": row.get("instruction_en") or row["instruction"],
             "response": row.get("response_en") or row["response"], "score": row["alignment_score"]}
 
+# %% ../nbs/14_backinstruct.ipynb #802cc6aa
 def best_and_worst(
     rows: list,    # of an outcome, kept and dropped
     best: int = 2, # so many with the highest scores, each of another task where there are enough
@@ -318,6 +327,7 @@ def _parse_example(line):
     pair = json.loads(line)
     return {"instruction": str(pair["instruction"]), "response": str(pair["response"]), "score": float(pair["score"])}
 
+# %% ../nbs/14_backinstruct.ipynb #0b12c450
 def read_examples(
     path: str, # of a JSONL file; each line with `instruction`, `response` and `score`, 1 to 5
 ) -> list: # `examples` for `back_instruct`

@@ -514,12 +514,17 @@ def _copy_command(argv):
 
 # %% ../nbs/40_cli.ipynb #6cf13ca1
 def _doctor_command(argv):
-    "llmdata doctor [MODEL ...]"
+    "llmdata doctor [MODEL ...] [--language NAME ...]"
     from llmdata_nb.doctor import doctor
-    if any(word.startswith("-") for word in argv):
-        print("llmdata doctor [MODEL ...]: what will work here, and with these models (default: embedded). Each is asked 4 to 9 small things, of 100 tokens at most")
-        return 0 if argv in (["-h"], ["--help"]) else 2
-    return asyncio.run(doctor(argv))
+    words, models, languages = list(argv), [], []
+    while words:
+        word = words.pop(0)
+        if word == "--language" and words: languages.append(words.pop(0))
+        elif word.startswith("-"):
+            print("llmdata doctor [MODEL ...] [--language NAME ...]: what will work here, with these models (default: embedded) and in these languages. Each model is asked 4 to 9 small things, of 100 tokens at most")
+            return 0 if argv in (["-h"], ["--help"]) else 2
+        else: models.append(word)
+    return asyncio.run(doctor(models, languages=languages))
 
 # %% ../nbs/40_cli.ipynb #fdeba35c
 def _fetch_weights(notebook, values):

@@ -8,28 +8,35 @@ __all__ = ['COLORS', 'HATCHES', 'to_png', 'new_figure', 'font_for', 'text_option
            'write_at_ends', 'name_bars', 'stack_columns', 'write_above', 'draw_intervals', 'share_axis', 'draw_shares',
            'save_figures']
 
-# %% ../nbs/21c_figures.ipynb #730305a3
+# %% ../nbs/21c_figures.ipynb #91e06373
 from functools import cache
 from io import BytesIO
 from math import nan
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import show
 
-# %% ../nbs/21c_figures.ipynb #27db0d5e
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.container import BarContainer
+    from matplotlib.figure import Figure
+
+# %% ../nbs/21c_figures.ipynb #7e4519b3
 COLORS = show.COLORS | dict(swapped="#CC79A7", other="#BBBBBB")
 HATCHES = dict(failed="////", swapped="////")
 
-# %% ../nbs/21c_figures.ipynb #b3bba576
+# %% ../nbs/21c_figures.ipynb #b59a2b8f
 def to_png(
-    figure # a matplotlib Figure
+    figure: "Figure"
 ) -> bytes:
     "`figure` as the bytes of a PNG, the same bytes for the same figure"
     data = BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
 
-# %% ../nbs/21c_figures.ipynb #9b169c61
+# %% ../nbs/21c_figures.ipynb #41c6f710
 def new_figure(
     height: float = 3.0, # inches; the width is 6.4, or 704 pixels, so that the text can still be read at 400
     panels: int = 1,     # axes side by side
@@ -41,7 +48,7 @@ def new_figure(
     figure._repr_png_ = lambda: to_png(figure)  # type: ignore[attr-defined]
     return figure, figure.subplots(1, panels, **shared)
 
-# %% ../nbs/21c_figures.ipynb #06fdff68
+# %% ../nbs/21c_figures.ipynb #468bad3c
 @cache
 def _font_characters(path):
     "The characters of the font at `path`; of one that cannot be read, none"
@@ -57,11 +64,11 @@ def _font_order(font):
     "Fonts without serifs come first, then those whose letters are all as wide, then the others"
     return "Sans" not in font.name, "Mono" in font.name, font.name
 
-# %% ../nbs/21c_figures.ipynb #0a1eeafa
+# %% ../nbs/21c_figures.ipynb #81017246
 @cache
 def font_for(
-    char: str # one character
-): # the font's name; None where no font has it
+    char: str    # one character
+) -> str | None: # the name of the font; None where no font has it
     "The first font that has `char`: matplotlib's own, then those without serifs"
     from matplotlib.font_manager import FontProperties, findfont, fontManager
     code = ord(char)
@@ -69,7 +76,7 @@ def font_for(
     plain = sorted(filter(_is_plain, fontManager.ttflist), key=_font_order)
     return next((font.name for font in plain if code in _font_characters(font.fname)), None)
 
-# %% ../nbs/21c_figures.ipynb #469c74ed
+# %% ../nbs/21c_figures.ipynb #39093c36
 def text_options(
     *texts: str # what will be drawn
 ) -> dict: # keyword arguments for matplotlib
@@ -77,9 +84,9 @@ def text_options(
     fonts = filter(None, map(font_for, "".join(texts)))
     return dict(parse_math=False, family=list(dict.fromkeys(["sans-serif", *fonts])))
 
-# %% ../nbs/21c_figures.ipynb #cbe360c7
+# %% ../nbs/21c_figures.ipynb #fc5d852e
 def label(
-    text,
+    text: object,    # shown as `str` has it
     width: int = 32 # characters per line; two lines, then `…`
 ) -> str:
     "`text` as a label that any plot can show"
@@ -92,22 +99,22 @@ def label(
         lines = [lines[0], rest]
     return "\n".join(lines)
 
-# %% ../nbs/21c_figures.ipynb #ba0fd1a7
+# %% ../nbs/21c_figures.ipynb #8f08a44f
 def with_count(name: str, n: int) -> str:
     "`name`, and `n` in brackets"
     return f"{name} ({n:,})"
 
-# %% ../nbs/21c_figures.ipynb #36faf828
+# %% ../nbs/21c_figures.ipynb #c2b8699b
 def explain_boxes(
-    figure,
+    figure: "Figure",
     labels: list # texts as from `label`
 ):
     "Say under `figure` what □ is, if it stands in one of the `labels`"
     if not any("□" in text for text in labels): return
     figure.supxlabel("□ a character that no font found here has", x=0.01, ha="left", fontsize=8, color="#666666")
 
-# %% ../nbs/21c_figures.ipynb #94455c4a
-def set_title(figure, text: str):
+# %% ../nbs/21c_figures.ipynb #3ac83b2b
+def set_title(figure: "Figure", text: str):
     "Write the title of `figure`; it says of how many rows the plot speaks"
     figure.suptitle(text, x=0.01, ha="left", fontsize=11.5, parse_math=False)
 
@@ -118,9 +125,9 @@ def _round_numbers(axis):
     axis.set_major_locator(LogLocator(subs=(1, 3)) if logarithmic else MaxNLocator(nbins=4, integer=True))
     axis.set_major_formatter(EngFormatter(sep=""))
 
-# %% ../nbs/21c_figures.ipynb #9b788f47
+# %% ../nbs/21c_figures.ipynb #3a340f66
 def dress_axes(
-    ax,
+    ax: "Axes",
     x: str = "",    # what is counted to the right
     y: str = "",    # what is counted upwards
     grid: str = "x" # which axis has numbers, and lines across the plot: x, y or both
@@ -132,19 +139,19 @@ def dress_axes(
     if grid != "y": _round_numbers(ax.xaxis)
     if grid != "x": _round_numbers(ax.yaxis)
 
-# %% ../nbs/21c_figures.ipynb #c279b178
-def write_ticks(axis, values: list):
+# %% ../nbs/21c_figures.ipynb #24ab2739
+def write_ticks(axis: "Axis", values: list):
     "Numbers on an `axis` (such as `ax.xaxis`) at these `values` alone"
     axis.set_ticks(values, [f"{value:g}" for value in values])
 
-# %% ../nbs/21c_figures.ipynb #f2e3b446
-def legend_right(ax):
+# %% ../nbs/21c_figures.ipynb #37395272
+def legend_right(ax: "Axes"):
     "A legend at the right of `ax`"
     ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
 
 def legend_below(
-    figure,
-    ax,                 # whose bars and lines are explained
+    figure: "Figure",
+    ax: "Axes",         # whose bars and lines are explained
     columns: int = 3,
     **style             # for `Figure.legend`, such as `fontsize=9`
 ):
@@ -152,12 +159,12 @@ def legend_below(
     handles, names = ax.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower left", frameon=False, ncols=columns, **style)
 
-# %% ../nbs/21c_figures.ipynb #a9de45eb
+# %% ../nbs/21c_figures.ipynb #b7e1f6ec
 def empty_figure(
     title: str,
-    text: str = "no rows", # why there is nothing to draw
-    rows: list | None = None      # where they are given and empty, that is the reason
-): # a matplotlib Figure
+    text: str = "no rows",   # why there is nothing to draw
+    rows: list | None = None # where they are given and empty, that is the reason
+) -> "Figure":
     "A figure that says `text` where there is nothing to draw"
     if rows is not None and not rows: text = "no rows"
     figure, ax = new_figure(height=1.4)
@@ -166,20 +173,20 @@ def empty_figure(
     ax.text(0.5, 0.5, text, ha="center", va="center", color="#666666", fontsize=12)
     return figure
 
-# %% ../nbs/21c_figures.ipynb #e5e5c916
+# %% ../nbs/21c_figures.ipynb #88a68cf4
 def draw_bars(
-    ax,
-    lefts,           # where each bar begins; one number for all
-    widths,    # how long each bar is
-    color,           # one for all, or one for each
-    name: str | None = None # in the legend
-): # the bars
+    ax: "Axes",
+    lefts: float | list,      # where each bar begins; one number for all
+    widths,             # how long each bar is
+    color: str | list,        # one for all, or one for each
+    name: str | None = None   # in the legend
+) -> "BarContainer":          # the bars
     "Horizontal bars from the top down, the first at 0"
     where = range(len(widths))
     return ax.barh(where, widths, left=lefts, color=color, height=0.62, label=name, edgecolor="white", linewidth=0)
 
 def write_at_ends(
-    ax,
+    ax: "Axes",
     ends,       # where each bar ends
     texts: list,      # what is written there
     room: float = 1.2 # length of the axis, in lengths of the longest bar
@@ -190,9 +197,9 @@ def write_at_ends(
         ax.annotate(text, (end, y), **beside, **text_options(text))
     ax.set_xlim(0, max(*ends, 1) * room)
 
-# %% ../nbs/21c_figures.ipynb #561d2d5a
+# %% ../nbs/21c_figures.ipynb #3be6603a
 def name_bars(
-    ax,
+    ax: "Axes",
     names # from the top down
 ):
     "The `names` of horizontal bars; a note below if the fonts lack some of their characters"
@@ -202,9 +209,9 @@ def name_bars(
     for each in ax.figure.axes: each.tick_params(axis="y", length=0)
     explain_boxes(ax.figure, labels)
 
-# %% ../nbs/21c_figures.ipynb #18da22ce
+# %% ../nbs/21c_figures.ipynb #10aa2d7e
 def stack_columns(
-    ax,
+    ax: "Axes",
     xs: list,      # where the upright bars stand
     tops: list,    # of those below; zeros for the first ones
     heights: list,
@@ -215,7 +222,7 @@ def stack_columns(
     return [top + height for top, height in zip(tops, heights)]
 
 def write_above(
-    ax,
+    ax: "Axes",
     xs: list,
     tops: list,         # what is written, and where
     zeros: bool = True, # written too
@@ -226,9 +233,9 @@ def write_above(
     for x, top in zip(xs, tops):
         if top or zeros: ax.annotate(f"{top:,}", (x, top), **above, **style)
 
-# %% ../nbs/21c_figures.ipynb #354ab7fc
+# %% ../nbs/21c_figures.ipynb #447af170
 def draw_intervals(
-    ax,
+    ax: "Axes",
     lines: list # `(name, value, low, high)` of each, from the top down; None and None where there is no interval
 ):
     "A dot with its interval for each of the `lines`"
@@ -239,13 +246,13 @@ def draw_intervals(
         ax.annotate(f"{value:.2f}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
     name_bars(ax, [name for name, *_ in lines])
 
-def share_axis(ax, x: str):
+def share_axis(ax: "Axes", x: str):
     "An axis of shares below `ax`, from 0 to 1, with the label `x`"
     dress_axes(ax, x=x)
     ax.set_xlim(-0.06, 1.06)  # room for a number above 0
     write_ticks(ax.xaxis, [0, 0.5, 1])
 
-# %% ../nbs/21c_figures.ipynb #04909fb0
+# %% ../nbs/21c_figures.ipynb #840f4df4
 def _shades(cells): return [nan if share is None else share for share, _ in cells]
 
 def _write_in_cells(ax, y, cells):
@@ -267,9 +274,9 @@ def _part_cells(ax, columns, rows):
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
 
-# %% ../nbs/21c_figures.ipynb #51052074
+# %% ../nbs/21c_figures.ipynb #aefd22d8
 def draw_shares(
-    ax,
+    ax: "Axes",
     lines: list,   # for each row a list of `(share from 0 to 1 or None, text)`, its cells
     columns: list, # their names
     rows: list     # their names, from the top down
@@ -284,11 +291,11 @@ def draw_shares(
     _part_cells(ax, len(columns), len(rows))
     explain_boxes(ax.figure, labels)
 
-# %% ../nbs/21c_figures.ipynb #93a23f8d
+# %% ../nbs/21c_figures.ipynb #3128934f
 def save_figures(
     figures: dict, # `{name: Figure}`
-    folder: Path   # created if need be; its own folder must exist
-) -> list: # the paths written
+    folder: Path   # created if need be; the folder above it must exist
+) -> list:         # the paths written
     "Write the `figures` as PNG files into the `folder`, and print which have nothing to show, and why"
     folder.mkdir(exist_ok=True)
     written = []

@@ -6,10 +6,11 @@
 __all__ = ['OUTCOMES', 'plot_margins', 'position_bias', 'plot_outcomes', 'plot_judged_by_length', 'plot_min_scores',
            'plot_figures', 'plot_agreement', 'plot_sweep', 'plot_models']
 
-# %% ../nbs/21e_judge_plots.ipynb #e9f08d88
+# %% ../nbs/21e_judge_plots.ipynb #ff74dfd5
 from collections import Counter
 from itertools import pairwise
 from math import ceil, inf
+from typing import TYPE_CHECKING
 
 from .agreement import wilson
 from .aya import compare_models
@@ -19,7 +20,12 @@ from .figures import (
 from .languages import language as find_language
 from .rerank import outcome_rates
 
-# %% ../nbs/21e_judge_plots.ipynb #d4ea3f34
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from llmdata_nb.judge import Calibration
+
+# %% ../nbs/21e_judge_plots.ipynb #d33bac2d
 OUTCOMES = dict(kept=COLORS["kept"], swapped=COLORS["swapped"], ranked=COLORS["kept"], tie=COLORS["other"])
 
 def _judged_pairs(rows):
@@ -31,7 +37,7 @@ def _judged_pairs(rows):
         if len(scores) == 2 and None not in scores: pairs.append(row)
     return pairs
 
-# %% ../nbs/21e_judge_plots.ipynb #267c9214
+# %% ../nbs/21e_judge_plots.ipynb #5c5346ef
 def _count_margins(pairs, outcome):
     "How many of the `pairs` with that `outcome` have each margin, to the nearest half"
     count = Counter()
@@ -42,10 +48,10 @@ def _count_margins(pairs, outcome):
         count[margin] += 1
     return count
 
-# %% ../nbs/21e_judge_plots.ipynb #6bc081fc
+# %% ../nbs/21e_judge_plots.ipynb #07230e00
 def plot_margins(
     rows: list # kept and dropped rows of `rerank`, with `outcome` and `scores`
-): # a matplotlib Figure
+) -> "Figure":
     "How many points the first answer of each pair is above the second (in a preference dataset: the one chosen in the source above the other), and what became of the pair"
     pairs = _judged_pairs(rows)
     title = f"Difference of scores: {len(pairs):,} pairs of {len(rows):,} rows"
@@ -67,7 +73,7 @@ def plot_margins(
     legend_right(ax)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #dba3d584
+# %% ../nbs/21e_judge_plots.ipynb #4b534566
 def _first_place_wins(pairs):
     "Whether the answer in the first place was rated higher, for each order of each of the `pairs` with two scores that differ"
     wins = []
@@ -77,7 +83,7 @@ def _first_place_wins(pairs):
             if first != second: wins.append(first > second)
     return wins
 
-# %% ../nbs/21e_judge_plots.ipynb #db17461f
+# %% ../nbs/21e_judge_plots.ipynb #bfc77d60
 def _order_counts(rows):
     "`(what, hits, of how many)` of the two orders"
     pairs = [row for row in _judged_pairs(rows) if len(row["scores_by_order"]) == 2]
@@ -86,7 +92,7 @@ def _order_counts(rows):
     return [("the first place was rated higher (50 % is fair)", sum(wins), len(wins)),
             ("the two orders came to different results", differ, len(pairs))]
 
-# %% ../nbs/21e_judge_plots.ipynb #93d167ab
+# %% ../nbs/21e_judge_plots.ipynb #90bda5ad
 def position_bias(
     rows: list # kept and dropped rows of `rerank`, of which both orders were asked
 ) -> list: # a table's records
@@ -99,21 +105,21 @@ def position_bias(
         records.append({"": text, "share": share, "interval of 95 %": interval, "of": n})
     return records
 
-# %% ../nbs/21e_judge_plots.ipynb #67f57d65
+# %% ../nbs/21e_judge_plots.ipynb #93c7ca92
 def _share_line(name, hits, n):
     "`(name with its n, share, low, high)` of `hits` in `n`, for `draw_intervals`"
     low, high = wilson(hits, n)
     return with_count(name, n), hits / n, low, high
 
-# %% ../nbs/21e_judge_plots.ipynb #3c9881ae
+# %% ../nbs/21e_judge_plots.ipynb #e931d80f
 def _rate_line(rate):
     "The same for an outcome, as from `outcome_rates`"
     return with_count(rate["outcome"], rate["rows"]), rate["share"], rate["low"], rate["high"]
 
-# %% ../nbs/21e_judge_plots.ipynb #9efd8306
+# %% ../nbs/21e_judge_plots.ipynb #380ed1c0
 def plot_outcomes(
     rows: list # kept and dropped rows of `rerank`
-): # a matplotlib Figure
+) -> "Figure":
     "The shares of pairs that kept their order, were swapped or were ties, and those of `position_bias`, with their intervals of 95 %"
     rates = outcome_rates(rows)
     judged = sum(rate["rows"] for rate in rates)
@@ -128,7 +134,7 @@ def plot_outcomes(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #e69c7584
+# %% ../nbs/21e_judge_plots.ipynb #ef661607
 def _longer_wins(rows):
     "`(how many times as long, whether it was rated higher)` for the longer answer of each pair whose answers differ in both"
     wins = []
@@ -140,7 +146,7 @@ def _longer_wins(rows):
         wins.append((ratio, high > low))
     return wins
 
-# %% ../nbs/21e_judge_plots.ipynb #0d77840d
+# %% ../nbs/21e_judge_plots.ipynb #43ef9bf6
 def _wins_by_ratio(wins):
     "`(name, [whether the longer one was rated higher])` for each span of ratios that occurs"
     ends = [1, 1.1, 1.25, 1.5, 2, 3, inf]
@@ -151,10 +157,10 @@ def _wins_by_ratio(wins):
         if some: groups.append((name, some))
     return groups
 
-# %% ../nbs/21e_judge_plots.ipynb #48b1c52d
+# %% ../nbs/21e_judge_plots.ipynb #affb1c2c
 def plot_judged_by_length(
     rows: list # kept and dropped rows of `rerank`, with `outcome`, `scores` and `responses`
-): # a matplotlib Figure
+) -> "Figure":
     "How often the longer answer of a pair was rated higher, by how much longer it is"
     wins = _longer_wins(rows)
     hits = sum(won for _, won in wins)
@@ -170,10 +176,10 @@ def plot_judged_by_length(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #6755aaf6
+# %% ../nbs/21e_judge_plots.ipynb #eecdeeb4
 def _values(records, key): return [record[key] for record in records]
 
-# %% ../nbs/21e_judge_plots.ipynb #bb949d97
+# %% ../nbs/21e_judge_plots.ipynb #91748849
 def _threshold_lines(swept, read):
     "`(name, style, color, values)` of each line of `plot_min_scores`; people read `read` rows"
     precision = [each["precision"]["value"] for each in swept]
@@ -183,17 +189,17 @@ def _threshold_lines(swept, read):
             ("kept requests that repeat another", "^:", COLORS["failed"], _values(swept, "repeated")),
             (good, "D-.", "black", precision)]
 
-# %% ../nbs/21e_judge_plots.ipynb #4c6f760d
+# %% ../nbs/21e_judge_plots.ipynb #870ae19f
 def _left_share_axis(ax, low):
     "An axis of shares at the left of `ax`, from `low` (a little below 0 leaves room for a line at 0)"
     ax.set(ylim=(low, 1.05))
     write_ticks(ax.yaxis, [0, 0.5, 1])
 
-# %% ../nbs/21e_judge_plots.ipynb #a10e5052
+# %% ../nbs/21e_judge_plots.ipynb #5f18de00
 def plot_min_scores(
     rows: list, # kept and dropped rows of `back_instruct`, with `alignment_score`
     good: dict = {} # id → whether people found the pair good, where some looked
-): # a matplotlib Figure
+) -> "Figure":
     "What each threshold of the alignment score would keep, how different the kept requests are, and how many people found good"
     from llmdata_nb.backinstruct import sweep
     scored = sum(row.get("alignment_score") is not None for row in rows)
@@ -218,7 +224,7 @@ def plot_min_scores(
     legend_below(figure, ax, columns=2, fontsize=9)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #15c43d3b
+# %% ../nbs/21e_judge_plots.ipynb #bae4d78e
 def _figure_lines(calibration):
     "`(name, value, low, high)` of each figure of a `calibration` that has a value"
     figures = dict(calibration.figures)
@@ -229,10 +235,10 @@ def _figure_lines(calibration):
 
 def _figure_line(name, figure): return with_count(name, figure["n"]), figure["value"], figure["low"], figure["high"]
 
-# %% ../nbs/21e_judge_plots.ipynb #5a1a7259
+# %% ../nbs/21e_judge_plots.ipynb #370124b1
 def plot_figures(
-    calibration # as from `judge.calibrate`
-): # a matplotlib Figure
+    calibration: "Calibration" # as from `judge.calibrate`
+) -> "Figure":
     "The figures of a `calibration` with their intervals of 95 %"
     lines = _figure_lines(calibration)
     figure, ax = new_figure(height=1.2 + 0.45 * len(lines))
@@ -247,28 +253,28 @@ def plot_figures(
     set_title(figure, f"Judge against people, {len(calibration.rows):,} rows: {label(verdict, 50)}")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #7e55b33b
+# %% ../nbs/21e_judge_plots.ipynb #a9d6b684
 def _verdict_name(verdict, preference):
     "A `verdict` as text; that of a `preference` is the number of an answer, from 0"
     if isinstance(verdict, str): return verdict
     return f"answer {verdict + 1}" if preference else f"{verdict:g}"
 
-# %% ../nbs/21e_judge_plots.ipynb #8b66705d
+# %% ../nbs/21e_judge_plots.ipynb #5ac6da6b
 def _in_order(verdicts):
     "The `verdicts` sorted: numbers first, then words"
     return sorted(verdicts, key=lambda verdict: (isinstance(verdict, str), verdict))
 
-# %% ../nbs/21e_judge_plots.ipynb #5c98e804
+# %% ../nbs/21e_judge_plots.ipynb #dae84390
 def _count_cells(counts, row, columns):
     "The cells of a `row`: how often it was met with each of the `columns`, and that as a share of the most frequent pair"
     most = max(counts.values())
     numbers = [counts[row, column] for column in columns]
     return [(n / most, f"{n:,}") for n in numbers]
 
-# %% ../nbs/21e_judge_plots.ipynb #f9dbf314
+# %% ../nbs/21e_judge_plots.ipynb #909308b4
 def plot_agreement(
-    calibration # as from `judge.calibrate`
-): # a matplotlib Figure
+    calibration: "Calibration" # as from `judge.calibrate`
+) -> "Figure":
     "How often people and the judge said each pair of verdicts"
     preference = any(row.get("kind") == "preference" for row in calibration.rows)
     def names(verdicts): return [_verdict_name(verdict, preference) for verdict in verdicts]
@@ -285,7 +291,7 @@ def plot_agreement(
     set_title(figure, f"What people and the judge said of {len(judged_rows):,} rows")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #038ecae0
+# %% ../nbs/21e_judge_plots.ipynb #b5cbce17
 def _draw_sweep(ax, swept):
     "What each threshold of `swept` would keep, and how many good rows would be among them"
     thresholds, keep_rates = _values(swept, "threshold"), _values(swept, "keep_rate")
@@ -296,16 +302,16 @@ def _draw_sweep(ax, swept):
     low, high = _values(read, "precision_low"), _values(read, "precision_high")
     ax.fill_between(scores, low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
 
-# %% ../nbs/21e_judge_plots.ipynb #4ded6b71
+# %% ../nbs/21e_judge_plots.ipynb #f31ea378
 def _few_thresholds(swept):
     "At most nine of the thresholds, the lowest among them"
     step = ceil(len(swept) / 9)
     return _values(swept[::step], "threshold")
 
-# %% ../nbs/21e_judge_plots.ipynb #55c57c94
+# %% ../nbs/21e_judge_plots.ipynb #7932d222
 def plot_sweep(
-    calibration # of scores, as from `judge.calibrate`
-): # a matplotlib Figure
+    calibration: "Calibration" # of scores, as from `judge.calibrate`
+) -> "Figure":
     "For each threshold, the share of rows that would be kept, and the share of good ones among them; in all rows, and in the first two languages"
     if not calibration.sweep: return empty_figure("Thresholds", "there are no scores to cut")
     swept_languages = [each for each in calibration.sweep.items() if each[1]]
@@ -322,17 +328,17 @@ def plot_sweep(
     legend_below(figure, first)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #f75fac6f
+# %% ../nbs/21e_judge_plots.ipynb #8e2755c1
 def _has_ratings(row):
     "Whether the judge rated each of the answers of `row`"
     scores = row.get("scores") or row.get("judge_scores") or [None]
     return None not in scores
 
-# %% ../nbs/21e_judge_plots.ipynb #95f5745f
+# %% ../nbs/21e_judge_plots.ipynb #a1aa5f9d
 def plot_models(
     rows: list,   # judged by `aya_preferences`
     language: str # of the answers: a code or a name
-): # a matplotlib Figure
+) -> "Figure":
     "The mean rating of each author's answers"
     authors = compare_models(rows, language) if any(map(_has_ratings, rows)) else []
     if not authors: return empty_figure("Ratings by author", "no judge was asked", rows)

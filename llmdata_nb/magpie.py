@@ -14,8 +14,8 @@ from itertools import count
 from .agreement import share
 from .checks import check_rule_names, detect_language, generation_problem, language_problem
 from .dedup import Seen, jaccard, normalise, shingles
-from .generation import (RAW_ENDPOINTS, answer_message, assistant_voice, check_raw, endpoint_of,
-                                   instruction_problem, once, respond, sanitise)
+from .generation import (RAW_ENDPOINTS, answer_message, assistant_voice, check_raw, instruction_problem,
+                                   once, respond, sanitise)
 from .judge import check_number, check_score, rate, rubric, together
 from .languages import language as find_language, pack
 from .models import CallFailed, EndpointError
@@ -66,6 +66,7 @@ def _user_message(texts, language, category):
     if category: lines.append(texts["magpie"]["categories"][category])
     return "\n".join(lines).replace("{language}", language.name)
 
+# %% ../nbs/12_magpie.ipynb #b4f5338f
 async def system_message(
     language: str,
     ask,                         # for a language without a pack, a model in the role `translator`
@@ -148,12 +149,13 @@ def _written(ask): return ask.shared.setdefault("magpie", _Written())
 
 # %% ../nbs/12_magpie.ipynb #cd79a07c
 async def _find_template(ask, template):
-    try: found = await asyncio.to_thread(find_template, endpoint_of(ask, "generator"), template)
+    try: found = await asyncio.to_thread(find_template, ask.endpoint("generator"), template)
     except ValueError as e: raise EndpointError(str(e)) from e
     if not found.opening(): raise EndpointError(f"template {found.source}: it opens a user's turn with nothing; give another one")
     await check_raw(ask)
     return found
 
+# %% ../nbs/12_magpie.ipynb #abf9713c
 async def _fitting_template(ask, template):
     "The chat template of the generator, which was seen to complete raw text; found once in a run"
     return await once(ask, "template", lambda: _find_template(ask, template))
@@ -169,9 +171,10 @@ def _stop_texts(template, language):
 # %% ../nbs/12_magpie.ipynb #3fd25841
 async def _bias_tokens(ask, language):
     "The tokens that English requests begin with, asked for once in a run"
-    def tokens(): return asyncio.to_thread(english_tokens, endpoint_of(ask, "generator"))
+    def tokens(): return asyncio.to_thread(english_tokens, ask.endpoint("generator"))
     return await once(ask, "bias", tokens)
 
+# %% ../nbs/12_magpie.ipynb #4305ec28
 async def _request_sampling(ask, language, template, parts, temperature, top_p, max_tokens, bias):
     "How a request is drawn: the options of `ask.complete`"
     if temperature is None: temperature = 0.7 if "system" in parts else 1.0
@@ -186,6 +189,7 @@ def _row_seed(row, ask):
     "The seed of a row's request; with another seed of the run, that of every row is another"
     return (ask.seed * 1_000_003 + row["number"]) % 2**31
 
+# %% ../nbs/12_magpie.ipynb #ae73d553
 def _sent(sampling, endpoint):
     "The options as servers take them: TGI refuses a top_p that changes nothing; vLLM hides the mark that ends a turn, and does not stop at it"
     sent = dict(sampling)
@@ -193,9 +197,10 @@ def _sent(sampling, endpoint):
     if endpoint.name.startswith("http"): sent["skip_special_tokens"] = False
     return sent
 
+# %% ../nbs/12_magpie.ipynb #cfd21c28
 async def _user_turn(row, ask, language, text, sampling, skip_checks=()):
     "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
-    endpoint, seed = endpoint_of(ask, "generator"), _row_seed(row, ask)
+    endpoint, seed = ask.endpoint("generator"), _row_seed(row, ask)
     reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **_sent(sampling, endpoint))
     instruction, done = sanitise(reply.text, language, text.endswith(":"))
     turn = dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction)
@@ -224,6 +229,7 @@ def _copies_system(text, system):
     own = shingles(normalise(text))
     return len(own & shingles(normalise(system))) > 0.6 * len(own)
 
+# %% ../nbs/12_magpie.ipynb #fbbfbde6
 def _drop_same_letters(row, ask, text, near):
     "Drop the row when its request is nearly an earlier one; else remember it"
     written = _written(ask)
@@ -231,6 +237,7 @@ def _drop_same_letters(row, ask, text, near):
     copy = written.requests.repeats(text, row["id"])
     if copy: drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
 
+# %% ../nbs/12_magpie.ipynb #2cd4cbd2
 def _drop_same_meaning(row, ask, vector, near_meaning):
     "Drop the row when the `vector` of its request is nearly an earlier one; else remember it"
     import numpy as np
@@ -357,6 +364,7 @@ async def _keep_by_tags(row, ask, request, min_quality, min_difficulty):
         if not least or at_least(tags[name], least, scale): continue
         drop(f"instruction: {name} {tags[name]}, kept from {least}")
 
+# %% ../nbs/12_magpie.ipynb #7576045f
 async def _drop_unsafe(row, ask, messages):
     "Drop the row when the model in the role `guard`, if there is one, finds `messages` unsafe"
     if "guard" not in ask.models: return
@@ -375,6 +383,7 @@ async def _several_answers(row, ask, language, answers, answering, min_length):
         answer = {"role": "assistant", "content": text}
         await _drop_unsafe(row, ask, [*row["messages"], answer])
 
+# %% ../nbs/12_magpie.ipynb #5cc71075
 async def _one_answer(row, ask, language, answering, min_length):
     "Add an answer to the `messages`; the row is dropped when it has a fault or is too short"
     answer, problem = await _checked_answer(row["messages"], ask, language, **answering)
@@ -418,7 +427,7 @@ async def magpie(
 
     if response_temperature is None: response_temperature = 0.8 if answers > 1 else 0.2
     sampling = dict(temperature=response_temperature, max_tokens=response_max_tokens)
-    model, system = endpoint_of(ask, "responder").name, answer_message(language)
+    model, system = ask.endpoint("responder").name, answer_message(language)
     row["response_from"] = dict(model=model, system=system, seed=ask.seed, **sampling)
     answering = sampling | {"skip_checks": skip_checks}
     row["detected_language"], row["detected_confidence"] = detect_language(request)
@@ -448,6 +457,7 @@ def _without_bias(code, steering, error):
     nothing = dict(in_language=share(0, 0), kept=share(0, 0), repeated=0, tokens=None, seconds=None, usd=None)
     return dict(language=code, steering=steering, rows=0, **nothing, examples=[str(error)])
 
+# %% ../nbs/12_magpie.ipynb #b4c558e4
 def _per_kept(outcome, *columns):
     "The sum of these `columns` of the ledger for each row that was kept; None where it is not known, or none was kept"
     values = [line[column] for line in outcome.ledger for column in columns]
@@ -457,6 +467,7 @@ def _per_kept(outcome, *columns):
 # %% ../nbs/12_magpie.ipynb #5d3f1813
 def _repeats_earlier(row): return "near-duplicate" in row["reason"] or "means the same" in row["reason"]
 
+# %% ../nbs/12_magpie.ipynb #fcc54188
 def _steering_line(model, language, steering, rows, options):
     "What `compare_steering` tells of one language and one steering"
     code = find_language(language).code

@@ -6,11 +6,12 @@
 __all__ = ['MARKS', 'plot_funnel', 'plot_repeats', 'plot_scores', 'plot_labels', 'plot_lengths', 'plot_turns', 'language_name',
            'plot_languages', 'plot_categories', 'plot_tasks', 'plot_tags', 'plot_requests', 'plot_calls']
 
-# %% ../nbs/21d_plots.ipynb #4914c7b6
+# %% ../nbs/21d_plots.ipynb #e0299b38
 import re
 from collections import Counter
 from math import ceil
 from statistics import median
+from typing import TYPE_CHECKING
 
 from .checks import passes_for
 from .export import reason_groups
@@ -23,17 +24,20 @@ from .recipes import ONE_TO_FIVE, score_scales
 from .show import funnel, total_money
 from .tags import CATEGORIES, DIFFICULTIES, QUALITIES
 
-# %% ../nbs/21d_plots.ipynb #8472370d
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# %% ../nbs/21d_plots.ipynb #3f2efe7f
 def _funnel_bars(manifest):
     "The names, states, left ends and widths of the bars of the funnel"
     columns = ("state", "reason", "rows")
     reasons = [dict(zip(columns, group)) for group in reason_groups(manifest)]
     return zip(*funnel(manifest["rows"], reasons))
 
-# %% ../nbs/21d_plots.ipynb #6ab03d32
+# %% ../nbs/21d_plots.ipynb #ac2c485b
 def plot_funnel(
     manifest: dict # the run's numbers, as in manifest.json
-): # a matplotlib Figure
+) -> "Figure":
     "How many rows came in, how many each kind of reason took away, how many were kept"
     name = find_language(manifest["language"]).name
     rows_in, kept = manifest["rows"]["in"], manifest["rows"]["kept"]
@@ -53,7 +57,7 @@ def plot_funnel(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #00692a4b
+# %% ../nbs/21d_plots.ipynb #4afdc43f
 _REPEATS = re.compile(r"(same request as|near-duplicate \(?of|means the same as) (.+?)(?:(?:,| \() ?([\d.]+)\))?$")
 
 def _repeated_rows(rows):
@@ -67,7 +71,7 @@ def _repeated_rows(rows):
         repeats[str(row["id"])] = earlier, float(likeness or 1), by_meaning
     return repeats
 
-# %% ../nbs/21d_plots.ipynb #12909514
+# %% ../nbs/21d_plots.ipynb #beac97c1
 def _first_of_group(id, repeats):
     "The id of the row that `id` repeats at the end of the chain"
     seen = set()
@@ -76,13 +80,13 @@ def _first_of_group(id, repeats):
         id = repeats[id][0]
     return id
 
-# %% ../nbs/21d_plots.ipynb #eb329b00
+# %% ../nbs/21d_plots.ipynb #ede6727d
 def _group_sizes(repeats):
     "How many rows each group of rows that repeat each other has, the first one included"
     groups = Counter(_first_of_group(id, repeats) for id in repeats)
     return [1 + n for n in groups.values()]
 
-# %% ../nbs/21d_plots.ipynb #f2e0a632
+# %% ../nbs/21d_plots.ipynb #fd986dbd
 def _count_groups(sizes, most):
     "`(name, how many groups)` for each span of sizes that occurs; no group is larger than `most`"
     counted = []
@@ -93,7 +97,7 @@ def _count_groups(sizes, most):
         if n: counted.append((name, n))
     return counted
 
-# %% ../nbs/21d_plots.ipynb #04788ea6
+# %% ../nbs/21d_plots.ipynb #1ce3298a
 def _draw_likeness(ax, repeats):
     "How like an earlier row each dropped one is: by its text, and on top by its meaning"
     parts = {"by text": [], "by meaning": []}
@@ -112,10 +116,10 @@ def _draw_likeness(ax, repeats):
     write_ticks(ax.xaxis, [x for x in ticks if x >= low])
     ax.legend(loc="upper left", frameon=False, fontsize=9)
 
-# %% ../nbs/21d_plots.ipynb #a0b964e4
+# %% ../nbs/21d_plots.ipynb #40fc4e8a
 def plot_repeats(
     rows: list # kept and dropped rows
-): # a matplotlib Figure
+) -> "Figure":
     "The groups of rows that repeat each other, by size, and how like an earlier row each dropped one is"
     repeats = _repeated_rows(rows)
     title = f"Repeats: {len(repeats):,} of {len(rows):,} rows repeat another"
@@ -133,20 +137,20 @@ def plot_repeats(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #77838b8d
+# %% ../nbs/21d_plots.ipynb #8460eadb
 def _name_rows(rows, column):
     "`(value of the column, row)` of each of the `rows` that has one"
     pairs = [(row.get(column), row) for row in rows]
     return [(value, row) for value, row in pairs if value not in (None, "")]
 
-# %% ../nbs/21d_plots.ipynb #8c1244d1
+# %% ../nbs/21d_plots.ipynb #9276084d
 def _count_states(named):
     "How often each name occurs in `named` (pairs of a name and its row): in kept rows, and in dropped ones"
     kept = Counter(name for name, row in named if "reason" not in row)
     dropped = Counter(name for name, row in named if "reason" in row)
     return dict(kept=kept, dropped=dropped)
 
-# %% ../nbs/21d_plots.ipynb #58bb3634
+# %% ../nbs/21d_plots.ipynb #ff0188e2
 def _verdict_bars(rows, column):
     "A figure with one bar for each verdict of `column`, from the worst to the best: kept rows, and dropped ones on top"
     scale = score_scales().get(column, ONE_TO_FIVE)[::-1]
@@ -170,12 +174,12 @@ def _verdict_bars(rows, column):
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #c995d1ee
+# %% ../nbs/21d_plots.ipynb #55100cee
 def plot_scores(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "response_score", # a column of scores from 1 to 5
     min_score: float | None = None # the threshold, drawn as a line
-): # a matplotlib Figure
+) -> "Figure":
     "How many `rows` got each score"
     figure = _verdict_bars(rows, column)
     ax = figure.axes[0]
@@ -189,15 +193,15 @@ def plot_scores(
     ax.set_xlabel("score (1 is the worst, 5 the best)")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #a4c75919
+# %% ../nbs/21d_plots.ipynb #ab9a6751
 def plot_labels(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "instruction_label" # a column of labels: low, medium, high
-): # a matplotlib Figure
+) -> "Figure":
     "How many `rows` got each label"
     return _verdict_bars(rows, column)
 
-# %% ../nbs/21d_plots.ipynb #b2663489
+# %% ../nbs/21d_plots.ipynb #c393835a
 MARKS = dict(system=("#999999", "^"), user=("#56B4E9", "o"), assistant=("#009E73", "s"))
 
 def _translated_lengths(rows):
@@ -212,7 +216,7 @@ def _translated_lengths(rows):
             lengths.append((source["role"], *pair))
     return lengths
 
-# %% ../nbs/21d_plots.ipynb #f16345f2
+# %% ../nbs/21d_plots.ipynb #9f2f7265
 def _equal_axes(ax, lengths):
     "Give both axes of `ax` one range, logarithmic where the `lengths` are far apart, and draw the line of equal length"
     low, high = min(lengths), max(lengths)
@@ -223,10 +227,10 @@ def _equal_axes(ax, lengths):
     if wide: ax.set(xscale="log", yscale="log")
     ax.set(xlim=ends, ylim=ends, aspect="equal", anchor="W")
 
-# %% ../nbs/21d_plots.ipynb #f66da49b
+# %% ../nbs/21d_plots.ipynb #607b6ce9
 def plot_lengths(
     rows: list # rows with `source_messages` and `messages`
-): # a matplotlib Figure
+) -> "Figure":
     "Characters of each message and of its translation"
     lengths = _translated_lengths(rows)
     if not lengths: return empty_figure("Lengths of messages and translations", "no translated messages", rows)
@@ -248,7 +252,7 @@ def plot_lengths(
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #e9b7c8f8
+# %% ../nbs/21d_plots.ipynb #99d69c1b
 def _turns_of(row):
     "`(role, text)` of each message of a row, or of a pair with its chosen answer, but for system prompts"
     prompt = row.get("prompt") or []
@@ -257,7 +261,7 @@ def _turns_of(row):
     turns = [(message["role"], message["content"]) for message in messages]
     return [(role, text) for role, text in turns if role != "system"]
 
-# %% ../nbs/21d_plots.ipynb #777601a6
+# %% ../nbs/21d_plots.ipynb #dad19afa
 def _draw_lengths(ax, role, lengths):
     "How many messages of `role` have each length, and the median of the `lengths`"
     ax.hist(lengths, bins=24, color=MARKS[role][0])
@@ -271,10 +275,10 @@ def _draw_lengths(ax, role, lengths):
     readable = dict(facecolor="white", edgecolor="none", pad=1)
     ax.annotate(text, (0.98, 0.99), fontsize=9, bbox=readable, **corner)
 
-# %% ../nbs/21d_plots.ipynb #29a4a6da
+# %% ../nbs/21d_plots.ipynb #82be984f
 def plot_turns(
     rows: list # rows with `messages`, or with `prompt` and `chosen`
-): # a matplotlib Figure
+) -> "Figure":
     "How many characters the messages of users and assistants have"
     turns = [turn for row in rows for turn in _turns_of(row)]
     if not turns: return empty_figure("Length of messages")
@@ -285,17 +289,17 @@ def plot_turns(
     set_title(figure, f"Length of {len(turns):,} messages (rows: {len(rows):,})")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #c8baf3ac
+# %% ../nbs/21d_plots.ipynb #5283be05
 def language_name(
     code: str # as a detector gives it
 ) -> str:
     "The English name of the language `code`, or words for `und`, the code of a text whose language cannot be told"
     return "cannot be told" if code == "und" else find_language(code).name
 
-# %% ../nbs/21d_plots.ipynb #7c6bd75f
+# %% ../nbs/21d_plots.ipynb #6ce1ac9b
 def _row_color(row): return COLORS["dropped" if "reason" in row else "kept"]
 
-# %% ../nbs/21d_plots.ipynb #a40282f3
+# %% ../nbs/21d_plots.ipynb #24d474ad
 def _draw_confidence(ax, rows, codes):
     "Each row's confidence as a dot on the line of its language; spread a little, by a fixed rule, to be told apart"
     x, y = [], []
@@ -309,7 +313,7 @@ def _draw_confidence(ax, rows, codes):
     ax.set(xlim=(0, 1.03))
     write_ticks(ax.xaxis, [0, 0.5, 1])
 
-# %% ../nbs/21d_plots.ipynb #d9468642
+# %% ../nbs/21d_plots.ipynb #edc94175
 def _stack_states(ax, named, names, room=1.2):
     "For each of the `names` how many rows of `named` (pairs of a name and its row) were kept, and how many dropped"
     count = _count_states(named)
@@ -321,12 +325,12 @@ def _stack_states(ax, named, names, room=1.2):
     write_at_ends(ax, ends, [f"{n:,}" for n in ends], room=room)
     dress_axes(ax, x="rows")
 
-# %% ../nbs/21d_plots.ipynb #a382d6d3
+# %% ../nbs/21d_plots.ipynb #b66e1b2f
 def _passing_codes(asked, count):
     "The codes in `count` that pass for the language `asked` in the checks"
     return {code for code in count if passes_for(code, asked.code)}
 
-# %% ../nbs/21d_plots.ipynb #8e8f8762
+# %% ../nbs/21d_plots.ipynb #8231bc10
 def _languages_title(asked, count, rows):
     "In how many of the `rows` the check saw the language `asked`; `count` has how many of each language it saw"
     passing = _passing_codes(asked, count)
@@ -336,7 +340,7 @@ def _languages_title(asked, count, rows):
     others = ", or what passes for it," if passing - {asked.code} else ""
     return f"{asked.name}{others} seen in {seen:,} of {checked:,} rows checked ({not_checked:,} not checked)"
 
-# %% ../nbs/21d_plots.ipynb #497d3b47
+# %% ../nbs/21d_plots.ipynb #af38ed37
 def _languages_in_order(asked, count):
     "The codes in `count`: that of the language `asked`, those that pass for it, the others; the most frequent first"
     passing = _passing_codes(asked, count)
@@ -345,11 +349,11 @@ def _languages_in_order(asked, count):
         return code != asked.code, not passes, -count[code], code
     return sorted(count, key=place)
 
-# %% ../nbs/21d_plots.ipynb #414bab52
+# %% ../nbs/21d_plots.ipynb #a29e12e4
 def plot_languages(
     rows: list,   # rows with `detected_language` and `detected_confidence`; those with None were not checked
     language: str # the language that was asked for: a code or a name
-): # a matplotlib Figure
+) -> "Figure":
     "Which language the check saw in how many rows, and how sure it was"
     asked = find_language(language)
     checked = _name_rows(rows, "detected_language")
@@ -367,16 +371,16 @@ def plot_languages(
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #7c2f1b36
+# %% ../nbs/21d_plots.ipynb #c8072993
 def _names_by_count(named):
     "The names in `named` (pairs of a name and its row), the most frequent first"
     count = Counter(name for name, _ in named)
     return [name for name, _ in count.most_common()]
 
-# %% ../nbs/21d_plots.ipynb #6206bf0c
+# %% ../nbs/21d_plots.ipynb #286d3144
 def plot_categories(
     rows: list # kept and dropped rows with `category`
-): # a matplotlib Figure
+) -> "Figure":
     "How many rows of each category were kept and dropped"
     named = _name_rows(rows, "category")
     if not named: return empty_figure("Categories", "no row has a category", rows)
@@ -388,13 +392,13 @@ def plot_categories(
     legend_below(figure, ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #f7edf899
+# %% ../nbs/21d_plots.ipynb #9e839442
 def _kept_share(kept, n):
     "The share of rows `kept` of `n`, and both as text, for a cell"
     if not n: return None, ""
     return kept / n, f"{kept:,} of {n:,}"
 
-# %% ../nbs/21d_plots.ipynb #34a43469
+# %% ../nbs/21d_plots.ipynb #c7d12b70
 def _draw_kept_shares(ax, rows, tasks):
     "For each of the `tasks` and each style, how many rows were kept, of how many"
     count = _count_states([((row["task"], row["style"]), row) for row in rows])
@@ -407,10 +411,10 @@ def _draw_kept_shares(ax, rows, tasks):
         lines.append(cells)
     draw_shares(ax, lines, styles, tasks)
 
-# %% ../nbs/21d_plots.ipynb #c19de498
+# %% ../nbs/21d_plots.ipynb #015bb61a
 def plot_tasks(
     rows: list # kept and dropped rows of `back_instruct`, with `task` and `style`
-): # a matplotlib Figure
+) -> "Figure":
     "How many rows drew each task, and how many of them were kept in each style"
     tasked = [row for row in rows if row.get("task") and row.get("style")]
     if not tasked: return empty_figure("Tasks and styles", "no row has a task", rows)
@@ -430,10 +434,10 @@ def plot_tasks(
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #ed6fafcf
+# %% ../nbs/21d_plots.ipynb #36b3fb93
 def plot_tags(
     rows: list # rows with `tags`, as from `tags.tag`
-): # a matplotlib Figure
+) -> "Figure":
     "How many rows have each quality, difficulty and category"
     tagged = [row for row in rows if row.get("tags")]
     if not tagged: return empty_figure("Tags", "no row was tagged")
@@ -450,7 +454,7 @@ def plot_tags(
     legend_below(figure, axes[0])
     return figure
 
-# %% ../nbs/21d_plots.ipynb #9a6995f7
+# %% ../nbs/21d_plots.ipynb #43a15429
 def _group_requests(rows, by):
     "`{group: requests}`: all of them, then those of each value of the column `by`, the largest group first, at most ten"
     requests = []
@@ -464,7 +468,7 @@ def _group_requests(rows, by):
         groups[str(name)] = texts
     return {name: texts for name, texts in groups.items() if texts}
 
-# %% ../nbs/21d_plots.ipynb #4dc143ff
+# %% ../nbs/21d_plots.ipynb #7730df29
 def _draw_request_lengths(ax, y, texts, longest):
     "The lengths of `texts` as a small histogram on the line `y`, and a line at their median"
     lengths = [len(text) for text in texts]
@@ -478,7 +482,7 @@ def _draw_request_lengths(ax, y, texts, longest):
     middle = median(lengths)
     ax.plot([middle, middle], [y - 0.4, base], color="black", linewidth=1.2)
 
-# %% ../nbs/21d_plots.ipynb #b18cc0c0
+# %% ../nbs/21d_plots.ipynb #25a1fe29
 def _write_first_words(ax, y, texts):
     "The three commonest first words of `texts` on the line `y`, with their shares"
     from llmdata_nb.backinstruct import diversity
@@ -488,11 +492,11 @@ def _write_first_words(ax, y, texts):
         text = f"{label(word, 12)} {share:.0%}"
         ax.annotate(text, (x, y), va="center", fontsize=9, **text_options(text))
 
-# %% ../nbs/21d_plots.ipynb #3af7785b
+# %% ../nbs/21d_plots.ipynb #abb5460f
 def plot_requests(
     rows: list, # kept rows with `messages`
     by: str = "task" # a column: its values are the groups
-): # a matplotlib Figure
+) -> "Figure":
     "The lengths and the commonest first words of the users' requests, for all rows and for each group"
     groups = _group_requests(rows, by)
     if not groups: return empty_figure("Requests", "no requests", rows)
@@ -515,7 +519,7 @@ def plot_requests(
     set_title(figure, f"Requests of {len(groups['all']):,} rows{grouped}")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #2671dd2e
+# %% ../nbs/21d_plots.ipynb #597d214d
 def _tokens_text(call):
     "The tokens of `call` as text: `unknown` where the endpoint did not report them"
     both = (call["prompt_tokens"], call["completion_tokens"])
@@ -523,21 +527,21 @@ def _tokens_text(call):
     tokens = sum(both)
     return f"{tokens:,}" if tokens < 1e6 else f"{tokens / 1e6:,.1f}M"
 
-# %% ../nbs/21d_plots.ipynb #b3132042
+# %% ../nbs/21d_plots.ipynb #7b680d37
 def _price_text(call):
     "The time, number and price of `call` as two lines of text"
     calls = call["calls"] + call["replayed"]
     return f"{call['seconds']:,.0f} s, {calls:,} calls\n{money(call['usd'])}"
 
-# %% ../nbs/21d_plots.ipynb #9d8662d0
+# %% ../nbs/21d_plots.ipynb #9e506b76
 def _known_numbers(calls, column):
     "The numbers of the `calls` in a `column`; 0 where it is unknown"
     return [call[column] or 0 for call in calls]
 
-# %% ../nbs/21d_plots.ipynb #8b4f7206
+# %% ../nbs/21d_plots.ipynb #e869b3ca
 def plot_calls(
     manifest: dict # the run's numbers, as in manifest.json
-): # a matplotlib Figure
+) -> "Figure":
     "Tokens, time, calls and money of each step"
     calls = manifest["calls"]
     if not calls: return empty_figure("Calls", "no calls")

@@ -11,8 +11,9 @@ __all__ = ['PLOTS', 'run_plots', 'save_plots', 'COLORS', 'HATCHES', 'label', 'ne
            'differences', 'plot_acceptance', 'plot_compared_scores', 'plot_confusion', 'plot_costs', 'plot_reasons',
            'read_runs', 'save_comparison']
 
-# %% ../nbs/22_report.ipynb #9ebab351
+# %% ../nbs/22_report.ipynb #eb3c4fc0
 from pathlib import Path
+from types import SimpleNamespace
 
 from .compare import (
     SCORES, compare, compare_reasons, differences, plot_acceptance, plot_compared_scores, plot_confusion, plot_costs,
@@ -28,7 +29,7 @@ from .plots import (
 from .recipes import for_run, main_score, recipe_record
 from .tables import table, to_latex, to_markdown
 
-# %% ../nbs/22_report.ipynb #c5a0ab53
+# %% ../nbs/22_report.ipynb #c2ace212
 _all_ = [
     "COLORS", "HATCHES", "label", "new_figure", "to_png", "table", "to_latex", "to_markdown",
     "MARKS", "plot_calls", "plot_categories", "plot_funnel", "plot_labels", "plot_languages", "plot_lengths",
@@ -38,7 +39,7 @@ _all_ = [
     "SCORES", "compare", "compare_reasons", "differences", "plot_acceptance", "plot_compared_scores", "plot_confusion",
     "plot_costs", "plot_reasons", "read_runs", "save_comparison"]
 
-# %% ../nbs/22_report.ipynb #66907c4c
+# %% ../nbs/22_report.ipynb #17f91512
 PLOTS = dict( # name → a function, and what of the run it takes, as in `_plot_inputs`
     funnel=(plot_funnel, "manifest"),
     calls=(plot_calls, "manifest"),
@@ -58,14 +59,14 @@ PLOTS = dict( # name → a function, and what of the run it takes, as in `_plot_
     judged_by_length=(plot_judged_by_length, "rows"),
     models=(plot_models, "rows", "language"))
 
-# %% ../nbs/22_report.ipynb #be9331b4
+# %% ../nbs/22_report.ipynb #99821a49
 def _plot_inputs(run, score_column):
     "What the functions of `PLOTS` may take of a `run`"
     manifest = run.manifest
     return dict(manifest=manifest, rows=run.kept + run.dropped, kept=run.kept, language=manifest["language"],
                 score_column=score_column, min_score=manifest["arguments"].get("min_score"))
 
-# %% ../nbs/22_report.ipynb #d25b478b
+# %% ../nbs/22_report.ipynb #c22aa658
 def _draw_plot(name, inputs):
     "The plot called `name`; ValueError where there is none"
     if name not in PLOTS: raise ValueError(f"no plot is called {name!r}: add it to report.PLOTS, or take one of {', '.join(PLOTS)}")
@@ -73,7 +74,7 @@ def _draw_plot(name, inputs):
     return plot(*(inputs[what] for what in takes))
 
 def run_plots(
-    run # as from `export.read_folder`
+    run: SimpleNamespace # as from `export.read_folder`
 ) -> dict: # `{name: Figure}`
     "The plots of a run by name: those that the record of its recipe names, in that order"
     record = recipe_record(run.manifest["recipe"])
@@ -81,9 +82,9 @@ def run_plots(
     names = for_run(record.plots, run.manifest, run.kept, run.dropped)
     return {name: _draw_plot(name, inputs) for name in names}
 
-# %% ../nbs/22_report.ipynb #861e91e2
+# %% ../nbs/22_report.ipynb #c5810539
 def save_plots(
-    folder: str # a folder that `run` wrote, such as outputs/it/translate_and_judge
+    folder: str | Path # one that `run` wrote, such as outputs/it/translate_and_judge
 ) -> list: # the paths written
     "Write the plots of a run into plots/ in its `folder`, and print which have nothing to show"
     return save_figures(run_plots(read_folder(folder)), Path(folder) / "plots")

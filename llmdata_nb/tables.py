@@ -5,13 +5,17 @@
 # %% auto #0
 __all__ = ['table', 'to_markdown', 'to_latex']
 
-# %% ../nbs/21b_tables.ipynb #a34989ed
+# %% ../nbs/21b_tables.ipynb #217dd8a0
+from typing import TYPE_CHECKING
 from unicodedata import bidirectional
 
 from .export import escaped, markdown_table
 from .progress import visible
 
-# %% ../nbs/21b_tables.ipynb #e92b7857
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+# %% ../nbs/21b_tables.ipynb #6ecd9480
 def _starting_side(text):
     "The side on which `text` begins: that of its first letter with a direction"
     for char in text:
@@ -20,7 +24,7 @@ def _starting_side(text):
         if direction == "L": return "left"
     return "left"
 
-# %% ../nbs/21b_tables.ipynb #f903ee02
+# %% ../nbs/21b_tables.ipynb #13708e16
 def _column_style(texts):
     "The CSS of a column with these `texts`: short ones are not broken, long ones have room"
     longest = max(map(len, texts))
@@ -28,7 +32,7 @@ def _column_style(texts):
     narrowest = 15 if longest > 60 else 5
     return f"white-space:pre-wrap; overflow-wrap:break-word; min-width:{narrowest}em; max-width:45em"
 
-# %% ../nbs/21b_tables.ipynb #50774c60
+# %% ../nbs/21b_tables.ipynb #979da0f0
 def _cell_html(tag, text, style):
     "One cell of a table, its `text` escaped; `tag` is `th` in the head and `td` below"
     from html import escape
@@ -46,10 +50,10 @@ def _head_html(names, styles):
 
 def _texts_of(record): return [visible(str(value)) for value in record.values()]
 
-# %% ../nbs/21b_tables.ipynb #602117c3
+# %% ../nbs/21b_tables.ipynb #970bb9f4
 def table(
     records: list # dicts with the same keys, which become the head
-):
+) -> "HTML":
     "`records` as an HTML table that Jupyter shows; its texts are escaped"
     from IPython.display import HTML
     lines = list(map(_texts_of, records))
@@ -58,7 +62,7 @@ def table(
     body = "".join(_row_html(line, styles) for line in lines)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
-# %% ../nbs/21b_tables.ipynb #92177f3b
+# %% ../nbs/21b_tables.ipynb #c1a6047b
 def to_markdown(
     records: list # dicts with the same keys, which become the head
 ) -> str:
@@ -67,7 +71,7 @@ def to_markdown(
     head, *lines = [list(map(escaped, line)) for line in (records[0], *map(dict.values, records))]
     return markdown_table(head, lines, words=2)
 
-# %% ../nbs/21b_tables.ipynb #7e65fe70
+# %% ../nbs/21b_tables.ipynb #ca67ef50
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _LATEX |= {char: "\\" + char for char in "&%$#_{}"}
@@ -79,14 +83,14 @@ def _latex_text(value):
 
 def _latex_line(cells): return " & ".join(map(_latex_text, cells)) + r" \\"
 
-# %% ../nbs/21b_tables.ipynb #c81d8ea1
+# %% ../nbs/21b_tables.ipynb #6edf753e
 _OTHER_SCRIPTS = "% some cells are in other scripts: compile with XeLaTeX or LuaLaTeX, and a font that has them"
 
 def _has_other_scripts(text):
     "Whether `text` has letters that LaTeX's own fonts lack: beyond Latin, but for `…` and `−`"
     return any(ord(char) > 0x24f and char not in "…−" for char in text)
 
-# %% ../nbs/21b_tables.ipynb #0833c70f
+# %% ../nbs/21b_tables.ipynb #b92b6776
 def to_latex(
     records: list # dicts with the same keys, which become the head
 ) -> str:

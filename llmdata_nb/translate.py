@@ -109,6 +109,7 @@ def _record_verdict(row, part, verdict):
     if verdict.status != "ok": raise CallFailed("unjudged", f"twice no verdict: {verdict.raw[:200]}", f"judge {part}")
     return found
 
+# %% ../nbs/10_translate.ipynb #c016e957
 def keep_from(
     row: dict,
     part: str,        # what was judged, as the columns and the reason name it: response, fidelity, alignment
