@@ -42,7 +42,8 @@ def _notes_text(without_answers, unread, changed):
     "What a person should know of the rows and of the file; empty where there is nothing"
     notes = {"rows have no answers to show": without_answers, "lines of the file cannot be read": unread,
              "annotations are of other texts, and their rows are asked again": changed}
-    return "; ".join(f"{n} {what}" for what, n in notes.items() if n)
+    told = [f"{n} {what}" for what, n in notes.items() if n]
+    return "; ".join(told)
 
 # %% ../nbs/20_annotate.ipynb #ed9bca7c
 class _AnnotatorFile:
@@ -60,7 +61,8 @@ class _AnnotatorFile:
         given, begun, self.unread = given_and_begun(path)
         self.given, changed = _said_of_texts(given, annotator, hashes)
         self.begun, _ = _said_of_texts(begun, annotator, hashes)
-        self.notes = _notes_text(len(rows) - len(asked), len(self.unread), changed)
+        without_answers = len(rows) - len(asked)
+        self.notes = _notes_text(without_answers, len(self.unread), changed)
 
     def said_of(self, row_id):
         "The annotation of a row so far: begun, given or empty"
@@ -190,8 +192,10 @@ def _without_echo(annotation, answers):
 # %% ../nbs/20_annotate.ipynb #c2c2af46
 def _judge_text(scores, order):
     "What the judge gave, by the places on the screen"
-    rated = [(place, scores[i]) for place, i in enumerate(order) if scores[i] is not None]
-    return ", ".join(f"{_letter(place)} {score:g}" for place, score in rated)
+    told = []
+    for place, i in enumerate(order):
+        if scores[i] is not None: told.append(f"{_letter(place)} {scores[i]:g}")
+    return ", ".join(told)
 
 # %% ../nbs/20_annotate.ipynb #48dade53
 class Session(_Screen):
@@ -202,7 +206,7 @@ class Session(_Screen):
         annotator: str = "me",
         hide_judge: bool = True, # hide the judge's ratings until the person's own are given
         language: str | None = None, # only rows in this language, as they call it
-        max_judge: float | None = None, # only rows whose best answer has at most this rating by the judge, and those it did not rate
+        max_judge: float | None = None, # only rows whose best rating by the judge is at most this, or that it did not rate
     ):
         super().__init__(_AnnotatorFile(rows, path, annotator), hide_judge)
         self.filter(language, max_judge)
@@ -217,7 +221,8 @@ class Session(_Screen):
         ratings[answer] = None if ratings[answer] == rating else rating
         self.change(ratings=ratings)
         unrated = self.unrated()
-        self.focus = unrated[0] if unrated and ratings[answer] else self.order.index(answer)
+        self.focus = self.order.index(answer)
+        if unrated and ratings[answer]: self.focus = unrated[0]
 
     def prefer(self, answer: int | str):
         "Prefer an answer, or \"tie\"; the same again takes it back"
@@ -250,7 +255,8 @@ def _note(session, row_id, said):
     "Note in the file what is `said` of a row"
     file, before = session.file, session.file.said_of(row_id)
     here = session.current is not None and session.current["id"] == row_id
-    if any(before[name] != value for name, value in said.items()):
+    changes = [name for name, value in said.items() if before[name] != value]
+    if changes:
         saw_judge = before["seen_judge"] or here and session.judge_visible
         came_late = not here and row_id in file.given and row_id not in file.begun
         draft = {} if came_late else {"draft": True}
@@ -342,7 +348,9 @@ def _prompt_html(shown):
     return f'<div class="prompt" lang="{escape(shown["language"])}">{messages}</div>'
 
 # %% ../nbs/20_annotate.ipynb #396fb73e
-def _cut_text(text, n=300): return text if len(text) <= n else text[:n] + "…"
+def _cut_text(text, n=300):
+    "The beginning of a text, and `…` where there is more"
+    return text if len(text) <= n else text[:n] + "…"
 
 def _judge_html(score, feedback):
     "What the judge said of one answer"
@@ -357,7 +365,8 @@ def _answer_html(session, place):
     about = [f"<b>{_letter(place)}</b>"]
     model = shown["models"][i]
     if session.answered and model: about.append(f"by {escape(str(model))}")
-    if session.judge_visible: about.append(_judge_html(shown["scores"][i], shown["feedbacks"][i]))
+    judge = _judge_html(shown["scores"][i], shown["feedbacks"][i])
+    if session.judge_visible: about.append(judge)
     head = f'<div class="said" dir="auto">{" · ".join(about)}</div>'
     text = markdown_html(shown["answers"][i])
     return f'{head}<div class="answer text" lang="{escape(shown["language"])}">{text}</div>'
@@ -390,9 +399,9 @@ _KEYS = {"1–5": "rate", "← →": "other answer", "p": "prefer", "t": "tie", 
 
 def _keys_html():
     "What the keys do"
-    keys = " ".join(f"<kbd>{key}</kbd> {what}" for key, what in _KEYS.items())
+    keys = [f"<kbd>{key}</kbd> {what}" for key, what in _KEYS.items()]
     texts = "in a text <kbd>Ctrl+Enter</kbd> save, <kbd>Esc</kbd> leave"
-    return f'<div class="said keys">Click anywhere in here for the keys: {keys} · {texts}</div>'
+    return f'<div class="said keys">Click anywhere in here for the keys: {" ".join(keys)} · {texts}</div>'
 
 # %% ../nbs/20_annotate.ipynb #0d27bebf
 def _act_button(act, text, do, *classes, width="auto", **more):
@@ -480,12 +489,18 @@ class _TextsBox:
         "Show fields for the current row, where there are others now"
         annotation, row_id = self.session.annotation, self.session.current["id"]
         key = row_id, annotation["improved_of"], row_id in self.session.given
-        emptied = [name for name, field in self.fields.items() if annotation[name] and not field.value]
-        if key == self.drawn and not emptied: return
-        self.drawn, self.fields = key, _text_fields(self.session, self.act, self.layout)
+        if key == self.drawn and not self.has_lost(annotation): return
+        self.drawn = key
+        self.fields = _text_fields(self.session, self.act, self.layout)
         for part in self.left: part.close()
         self.left = self.box.children
         self.box.children = [*self.heading(), *self.fields.values()]
+
+    def has_lost(self, annotation):
+        "A field is empty whose text is in the annotation"
+        for name, field in self.fields.items():
+            if annotation[name] and not field.value: return True
+        return False
 
     def heading(self):
         "Which answer is being improved, where one is"
@@ -531,14 +546,17 @@ def _best_button(session, act, place):
 
 def _drawn_parts(session, act):
     "The parts of the widget that `_draw_all` fills"
-    places = range(max([len(shown["answers"]) for shown in session.shown], default=0))
+    most = max([len(shown["answers"]) for shown in session.shown], default=0)
+    places = range(most)
     cards = [_answer_card(session, act, place) for place in places]
     best = [_best_button(session, act, place) for place in places]
     tie = _act_button(act, "Tie", lambda: session.press("t"))
     parts = SimpleNamespace(cards=cards, best=best, tie=tie, texts=_TextsBox(session, act))
-    parts.head, parts.message = _html_part(flex="1 1 300px"), _html_part(flex="1 1 200px")
+    parts.head = _html_part(flex="1 1 300px")
+    parts.message = _html_part(flex="1 1 200px")
     parts.prompt = _html_part(width="auto", align_self="stretch")
-    parts.answers, parts.choice = _line_of(cards, align_items="stretch"), _line_of([*best, tie])
+    parts.answers = _line_of(cards, align_items="stretch")
+    parts.choice = _line_of([*best, tie])
     return parts
 
 # %% ../nbs/20_annotate.ipynb #14bc4907
@@ -589,7 +607,7 @@ def annotate(
     annotator: str = "me",         # who is asked
     hide_judge: bool = True,       # show the judge's ratings only beside one's own; else as a suggestion
     language: str | None = None,   # only rows in this language, as they call it
-    max_judge: float | None = None, # only rows whose best answer has at most this rating by the judge, and those it did not rate
+    max_judge: float | None = None, # only rows whose best rating by the judge is at most this, or that it did not rate
 ): # a widget with its `session`
     "Rate the answers of `rows` in the notebook: the rows most worth it first, those that `annotator` has answered left out"
     import ipywidgets as w
@@ -605,9 +623,11 @@ def annotate(
             ack.value = str(int(ack.value) + 1)
 
     parts = _drawn_parts(session, act)
-    top = _line_of([parts.head, *_row_choosers(session, act, language, max_judge)], align_items="center")
+    choosers = _row_choosers(session, act, language, max_judge)
+    top = _line_of([parts.head, *choosers], align_items="center")
     actions = _line_of([*_action_buttons(session, act), parts.message], align_items="center")
-    hidden = w.HBox([_key_button(session, act, key) for key in _HIDDEN_KEYS], layout=w.Layout(display="none"))
+    hidden_keys = [_key_button(session, act, key) for key in _HIDDEN_KEYS]
+    hidden = w.HBox(hidden_keys, layout=w.Layout(display="none"))
     style = w.HTML(f"<style>{_data_file('annotate.css')}</style>")
     row = [parts.prompt, parts.answers, parts.choice, parts.texts.box]
     keys = [w.HTML(_keys_html()), hidden, ack, _key_script()]

@@ -161,7 +161,7 @@ def _parsed_line(line):
 # %% ../nbs/19_annotations.ipynb #1029935b
 def given_and_begun(
     path: str | Path, # a JSONL file; one that does not exist is empty
-) -> tuple: # two dicts, id and annotator → annotation: those given, and those begun since; and the lines that could not be read
+) -> tuple: # what was given and what was begun, each by (id, annotator); and the lines that could not be read
     "What stands in the file, the last line of each person and row"
     given, begun, unread = {}, {}, []
     lines = Path(path).read_bytes().split(b"\n") if Path(path).exists() else []
@@ -182,7 +182,7 @@ def given_and_begun(
 # %% ../nbs/19_annotations.ipynb #76b8c74b
 def read_annotations(
     path: str | Path, # a JSONL file; one that does not exist is empty
-) -> tuple: # annotations, the last one of each person and row; and the lines that could not be read: dicts of line (from 1) and text
+) -> tuple: # the last annotation of each person and row; and the lines that could not be read: dicts of line (from 1) and text
     "The annotations that count, in the order in which they were given"
     given, _, unread = given_and_begun(path)
     return list(given.values()), unread

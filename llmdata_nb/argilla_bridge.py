@@ -72,7 +72,8 @@ def _fields_of(shown, order):
 # %% ../nbs/20a_argilla.ipynb #91caab60
 def _metadata_of(row, shown, order):
     "What a record keeps of its row: the language, who wrote the answers, their order and the hash of the texts"
-    metadata = {"language": row.get("detected_language") or row.get("language"), "language_score": row.get("detected_confidence")}
+    language = row.get("detected_language") or row.get("language")
+    metadata = {"language": language, "language_score": row.get("detected_confidence")}
     metadata = {name: value for name, value in metadata.items() if value is not None}
     models = sorted({model for model in shown["models"] if model})
     if models: metadata["models"] = models
@@ -93,7 +94,8 @@ def record_of(
     "A row as a record of Argilla"
     shown = answers_to_show(row)
     row_id, answers = shown["id"], shown["answers"]
-    if len(answers) < 2 or not all(isinstance(a, str) for a in answers):
+    are_texts = all(isinstance(answer, str) for answer in answers)
+    if len(answers) < 2 or not are_texts:
         raise ValueError(f"row {row_id}: expected two or more answers, as texts")
     order = order or order_for(row_id, "argilla", len(answers))
     suggested = _suggested_answers(shown, order, row.get("outcome")) if judge else {}
@@ -151,8 +153,9 @@ def annotation_of(
     suggested = [_utc_time(suggestion["inserted_at"]) for suggestion in record.get("suggestions") or []]
     seen_judge = any(earlier <= time for earlier in suggested)
     status, metadata = response["status"], record.get("metadata") or {}
-    annotation = dict(id=record["external_id"], annotator=annotator, ratings=ratings, preference=preference, rationale=rationale)
-    annotation |= dict(improved=improved, improved_of=None, flag="; ".join(stray_preference + stray_ratings))
+    annotation = dict(id=record["external_id"], annotator=annotator, ratings=ratings, preference=preference)
+    annotation |= dict(rationale=rationale, improved=improved, improved_of=None)
+    annotation |= dict(flag="; ".join(stray_preference + stray_ratings))
     annotation |= dict(skipped=status != "submitted", seen_judge=seen_judge, seconds=None)
     annotation |= dict(answers=metadata.get("answers"), time=time.isoformat())
     return annotation | {"draft": True} if status == "draft" else annotation
@@ -239,8 +242,10 @@ def _find_dataset(client, name, workspace):
 # %% ../nbs/20a_argilla.ipynb #f2f385f8
 def _questions_of(argilla, places):
     "What is asked of the answers in these places"
-    stars = [1, 2, 3, 4, 5]
-    ratings = [argilla.RatingQuestion(f"rating_{k}", stars, title=f"How good is answer {k}?", required=False) for k in places]
+    ratings = []
+    for k in places:
+        title = f"How good is answer {k}?"
+        ratings.append(argilla.RatingQuestion(f"rating_{k}", [1, 2, 3, 4, 5], title=title, required=False))
     labels = {str(k): f"Answer {k}" for k in places} | {"tie": "None: they are as good"}
     preference = argilla.LabelQuestion("preference", labels, title="Which answer is the best?")
     rationale = argilla.TextQuestion("rationale", title="Why?", required=False)
@@ -259,7 +264,8 @@ def _new_settings(argilla, answers, annotators, guidelines):
     fields = [field("prompt", "Prompt", True)]
     fields += [field(f"answer_{k}", f"Answer {k}", k < 3) for k in places]
     distribution = argilla.TaskDistribution(min_submitted=annotators)
-    return argilla.Settings(fields=fields, questions=questions, metadata=[language, certainty, models], guidelines=guidelines,
+    metadata = [language, certainty, models]
+    return argilla.Settings(fields=fields, questions=questions, metadata=metadata, guidelines=guidelines,
                             allow_extra_metadata=True, distribution=distribution)
 
 # %% ../nbs/20a_argilla.ipynb #6e703778
@@ -272,7 +278,8 @@ def _all_records(client, dataset, *include):
         page.raise_for_status()
         total = page.json()["total"]
         new = {record["id"]: record for record in page.json()["items"]}
-        if total and not new.keys() - records.keys(): raise RuntimeError("the records changed while they were read; try again")
+        if total and not new.keys() - records.keys():
+            raise RuntimeError("the records changed while they were read; try again")
         records |= new
     return list(records.values())
 
@@ -319,7 +326,7 @@ def push(
     rows: list,                     # as `answers_to_show` reads them, each with two answers or more
     name: str,                      # of the dataset, which is made where it is missing
     workspace: str | None = None,   # None for the first
-    judge: str | None = "judge",    # the name of who gave the scores; None for no suggestions, so that people answer for themselves
+    judge: str | None = "judge",    # the name of who gave the scores; None for no suggestions
     annotators: int = 1,            # responses that make a record complete; above 1, several people see each record
     guidelines: str | None = None,  # what annotators are told, in Markdown; None leaves those of the dataset
     api_url: str | None = None,     # the base URL of the server; None for ARGILLA_API_URL
@@ -329,7 +336,8 @@ def push(
     records = _records_by_id(rows, judge)
     argilla, client = _connect_to(api_url, api_key)
     space, dataset = _find_dataset(client, name, workspace)
-    answers = max(len(record["fields"]) for _, record in records.values()) - 1  # one is the prompt
+    fields = max(len(record["fields"]) for _, record in records.values())
+    answers = fields - 1  # one is the prompt
     if dataset is not None: _check_dataset(dataset, name, answers, annotators, guidelines)
     else:
         settings = _new_settings(argilla, answers, annotators, guidelines)
@@ -343,7 +351,8 @@ def push(
         elif _has_changed(known[row_id], record): changed.append(row_id)
         else: to_send.append(_updated_record(row, judge, known[row_id]))
     _log_records(argilla, dataset, to_send)
-    return {"added": len(rows) - len(known), "updated": len(known) - len(changed), "changed": changed}
+    added, updated = len(rows) - len(known), len(known) - len(changed)
+    return {"added": added, "updated": updated, "changed": changed}
 
 # %% ../nbs/20a_argilla.ipynb #d3847898
 def _user_names(client, space):

@@ -153,13 +153,15 @@ def find_notebook(
 ) -> Path:
     "The notebook of `recipe`; ValueError in one line"
     if recipe.endswith(".ipynb") and Path(recipe).is_file(): return Path(recipe)
-    if recipe not in pipelines(): raise ValueError(f"no recipe {recipe!r}; there are: {', '.join(pipelines())}")
+    if recipe not in pipelines():
+        raise ValueError(f"no recipe {recipe!r}; there are: {', '.join(pipelines())}")
     return pipelines()[recipe]
 
 # %% ../nbs/40_cli.ipynb #229b1f65
 def _check_files(notebook, values):
     "ValueError or OSError where what the `values` of one of our notebooks name is not there"
-    if notebook.stem not in pipelines(): return  # what another one means by these names is its own affair
+    if notebook.stem not in pipelines():
+        return  # what another one means by these names is its own affair
     from llmdata_nb.playground import read_prompts
     from llmdata_nb.rows import check_source
     if "source" in values: check_source(values["source"])
@@ -181,7 +183,8 @@ def _run_without_language(args, notebook, values):
 def _languages_asked(args, values, default):
     "Code → name as it was typed; ValueError where two would write to one folder"
     typed = args.language is not None
-    if typed and "language" in values: raise ValueError("language is given twice, by --language and by -p")
+    if typed and "language" in values:
+        raise ValueError("language is given twice, by --language and by -p")
     if "language" in values: names = [values["language"]]
     else: names = (args.language if typed else default).split(",")
     found = {name.strip(): find_language(name.strip()) for name in names}
@@ -267,7 +270,8 @@ def run_notebook(
 def _result(language, out, started, status, error=""):
     "What became of a run whose process ended with `status`"
     made = None
-    if status == 0 or status == 1 and not error: made = json.loads((out/"manifest.json").read_text(encoding="utf-8"))
+    if status == 0 or status == 1 and not error:
+        made = json.loads((out/"manifest.json").read_text(encoding="utf-8"))
     if status == 130: error = "stopped"
     return dict(language=language and language.code, folder=out, seconds=time.monotonic() - started, made=made,
                 code=status or int(not made["rows"]["kept"]), error=error.partition("\n")[0])
@@ -280,7 +284,8 @@ def _print_outcome(notebook, made, values, out):
     note = f" (limit={limit}: only the start of the source; limit=0 takes all)" if rows["in"] == limit else ""
     print(f"{rows['kept']} rows kept of {rows['in']}{note}")
     if made.get("gave_up"): print(f"Ended before {made['until']} were kept: {made['gave_up']}")
-    for line in made["reasons"][:12]: print(f"{line['rows']:>6}  {line['state']}: {line['reason']}")
+    for line in made["reasons"][:12]:
+        print(f"{line['rows']:>6}  {line['state']}: {line['reason']}")
     print(f"Card, plots and executed notebook: {_short_path(out)}")
 
 # %% ../nbs/40_cli.ipynb #46b640f9
@@ -344,7 +349,8 @@ def _start_run(run, folder):
 def _progress_text(run):
     "The progress line of a run, without the name and language that stand before it"
     text = run.line.read_text(encoding="utf-8") if run.line.exists() else ""
-    return re.sub(rf"^\w+ {run.code}  ", "", text) or f"starting, {duration(time.monotonic() - run.started)}"
+    text = re.sub(rf"^\w+ {run.code}  ", "", text)
+    return text or f"starting, {duration(time.monotonic() - run.started)}"
 
 # %% ../nbs/40_cli.ipynb #49ee5419
 def _ended_run(run):
@@ -373,7 +379,9 @@ def _stop_runs(running):
 def _ended_text(result):
     "What became of a language, in a line"
     if result["error"]: return f"failed: {result['error']}"
-    counts = [f"{n:,} {state}" for state, n in result["made"]["rows"].items() if n or state == "kept"]
+    counts = []
+    for state, rows in result["made"]["rows"].items():
+        if rows or state == "kept": counts.append(f"{rows:,} {state}")
     return f"done: {', '.join(counts)} · {duration(result['seconds'])}"
 
 # %% ../nbs/40_cli.ipynb #0c1d78e1
@@ -383,7 +391,8 @@ def run_parallel(
 ) -> list: # what became of each that was begun, in the order of `runs`
     "Do the `runs`, several at a time"
     waiting, running, done, lines = list(runs), {}, [], _LanguageLines()
-    print(f"{runs[0][0].stem} · {len(runs)} languages, {most} at a time (finished calls are kept in {_short_path(store_path())})", file=sys.stderr)
+    notebook, kept_in = runs[0][0], _short_path(store_path())
+    print(f"{notebook.stem} · {len(runs)} languages, {most} at a time (finished calls are kept in {kept_in})", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         try:
             while waiting or running:
@@ -452,8 +461,9 @@ SUMMARY_COLUMNS = {  # head → what stands below it for the result of a run
 # %% ../nbs/40_cli.ipynb #bb0ac963
 def _aligned(cells, widths):
     "A line of the table: words at the left, numbers at the right"
-    numbers = [cell.rjust(width) for cell, width in zip(cells[1:-1], widths[1:-1])]
-    return "  ".join([cells[0].ljust(widths[0]), *numbers, cells[-1]])
+    first, *numbers, last = cells
+    numbers = [number.rjust(width) for number, width in zip(numbers, widths[1:])]
+    return "  ".join([first.ljust(widths[0]), *numbers, last])
 
 def summary(
     results: list, # as from `run_one`
@@ -464,7 +474,8 @@ def summary(
         if not result["error"]: rows.append([text(result) for text in SUMMARY_COLUMNS.values()])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [_aligned(row, widths) for row in rows]
-    lines += [f"{result['language']:{widths[0]}}  {result['error']}" for result in results if result["error"]]
+    for result in results:
+        if result["error"]: lines.append(f"{result['language']:{widths[0]}}  {result['error']}")
     return "\n".join(lines)
 
 # %% ../nbs/40_cli.ipynb #20d4202a
@@ -489,8 +500,9 @@ def run_all(
             budget = Budget(runs[0][2].get("budget"))  # made here: several processes would be in each other's way
             results = run_parallel(runs, parallel) if min(parallel, len(runs)) > 1 else _run_in_turn(runs)
             if len(runs) > 1: print(f"\n{summary(results)}{_spent_text(budget, Path(file))}")
-    if len(results) < len(runs) or any(result["code"] == 130 for result in results): raise KeyboardInterrupt
-    return max(result["code"] for result in results)
+    codes = [result["code"] for result in results]
+    if len(results) < len(runs) or 130 in codes: raise KeyboardInterrupt
+    return max(codes)
 
 # %% ../nbs/40_cli.ipynb #da8f68f0
 def _run_in_turn(runs):
@@ -504,21 +516,28 @@ def _run_in_turn(runs):
 # %% ../nbs/40_cli.ipynb #82d774fc
 def _copy_command(argv):
     "llmdata notebooks DIR"
-    if len(argv) != 1 or argv[0].startswith("-"): raise ValueError("expected a folder: llmdata notebooks DIR")
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise ValueError("expected a folder: llmdata notebooks DIR")
     differ = copy_notebooks(argv[0])
-    for path in differ: print(f"llmdata: {_short_path(path)} differs from ours, and is left as it is", file=sys.stderr)
+    for path in differ:
+        print(f"llmdata: {_short_path(path)} differs from ours, and is left as it is", file=sys.stderr)
     first = Path(argv[0])/next(iter(pipelines()))
     print(f"{len(pipelines()) - len(differ)} notebooks in {argv[0]}. Run one with `llmdata {first}.ipynb`, or in JupyterLab")
     return int(bool(differ))
 
 # %% ../nbs/40_cli.ipynb #6cf13ca1
 def _doctor_command(argv):
-    "llmdata doctor [MODEL ...]"
+    "llmdata doctor [MODEL ...] [--language NAME ...]"
     from llmdata_nb.doctor import doctor
-    if any(word.startswith("-") for word in argv):
-        print("llmdata doctor [MODEL ...]: what will work here, and with these models (default: embedded). Each is asked 4 to 9 small things, of 100 tokens at most")
-        return 0 if argv in (["-h"], ["--help"]) else 2
-    return asyncio.run(doctor(argv))
+    words, models, languages = list(argv), [], []
+    while words:
+        word = words.pop(0)
+        if word == "--language" and words: languages.append(words.pop(0))
+        elif word.startswith("-"):
+            print("llmdata doctor [MODEL ...] [--language NAME ...]: what will work here, with these models (default: embedded) and in these languages. Each model is asked 4 to 9 small things, of 100 tokens at most")
+            return 0 if argv in (["-h"], ["--help"]) else 2
+        else: models.append(word)
+    return asyncio.run(doctor(models, languages=languages))
 
 # %% ../nbs/40_cli.ipynb #fdeba35c
 def _fetch_weights(notebook, values):

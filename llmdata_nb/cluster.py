@@ -8,6 +8,7 @@ __all__ = ['GIVE_UP', 'run', 'near_duplicates']
 # %% ../nbs/30_cluster.ipynb #b6e9cbf3
 import asyncio, gzip, hashlib, inspect, json, math, os, pickle, re, sys, tempfile, time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from . import __version__
@@ -45,6 +46,7 @@ def _module_as_plain_data(module):
     if _is_installed(module): return module.__name__
     return [module.__name__, _source_of(module)]
 
+# %% ../nbs/30_cluster.ipynb #a60649be
 def _code_as_plain_data(value, seen):
     "A function or class, and all that it uses which is not installed"
     value = inspect.unwrap(value)
@@ -128,6 +130,7 @@ def _list_parts(folder):
         parts[int(number)].append((key, int(failed), name))
     return parts
 
+# %% ../nbs/30_cluster.ipynb #2122fdde
 def _finished_parts(folder, keys):
     "Number of the shard → name of its part, for the parts in `folder` that need not be made again"
     finished = {}
@@ -137,6 +140,7 @@ def _finished_parts(folder, keys):
             if key == keys[number] and not failed: finished[number] = name
     return finished
 
+# %% ../nbs/30_cluster.ipynb #b2db0bbe
 def _read_part(folder, name):
     "Its lines: `[state, row]` for each row, and at last the ledgers"
     import fsspec
@@ -144,6 +148,7 @@ def _read_part(folder, name):
     with fsspec.open(f"{folder}/{name}", "rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as lines:
         for line in lines: yield json.loads(line)
 
+# %% ../nbs/30_cluster.ipynb #ac128fa8
 def _remove_other_parts(folder, names):
     "Remove the parts in `folder` that are not among `names`: those of other rows, or of another recipe"
     import fsspec
@@ -169,6 +174,7 @@ def _ask_of_worker(number, job, actor, worker):
     if job["budget"]: ask.budget = SharedBudget(actor, worker)
     return ask
 
+# %% ../nbs/30_cluster.ipynb #0cc91dc5
 def _slots_at(endpoints, url):
     "How many calls the server at `url` answers at once"
     slots = []
@@ -178,6 +184,7 @@ def _slots_at(endpoints, url):
         if url in urls: slots.append(each.slots or 10_000)
     return min(slots)
 
+# %% ../nbs/30_cluster.ipynb #f428ea20
 class _Reporter:
     "Reports to the actor, twice a second, how far a worker is"
     def __init__(self, ask, record, actor, worker):
@@ -221,7 +228,8 @@ def _run_shard(number, key, rows, recipe_and_args, job, actor, worker):
         states = {state: ledger_lines(ledger) for state, ledger in ledgers}
         seconds = round(time.monotonic() - started, 1)
         about = dict(seconds=seconds, tally=record.tally, ledger=lines, states=states)
-        return part.finish(job["parts"], number, key, about), record.tally, lines
+        name = part.finish(job["parts"], number, key, about)
+        return name, record.tally, lines
 
 # %% ../nbs/30_cluster.ipynb #0ddeeca2
 def _find_fault(job, token, recipe_and_args):
@@ -236,6 +244,7 @@ def _find_fault(job, token, recipe_and_args):
     except (ValueError, OSError) as e: return str(e)
     return None
 
+# %% ../nbs/30_cluster.ipynb #d292f5ee
 async def _check_models(references):
     "Raise ValueError when one of the models cannot be used from here"
     import aiohttp
@@ -264,6 +273,7 @@ def _check_machines(job, recipe_and_args):
     finally: fs.rm_file(f"{path}/{token}")
     if not working: raise ValueError("the cluster has no machine with a CPU to work on: start one with `ray start --address=…`")
 
+# %% ../nbs/30_cluster.ipynb #d0f8b70f
 def _check_each_machine(job, token, recipe_and_args):
     "How many machines can work; ValueError where one is there and cannot"
     import ray
@@ -300,6 +310,7 @@ def _book_lines(ledger, lines, earlier=False):
         if earlier: line = _as_replayed(line)
         ledger.add(**line)
 
+# %% ../nbs/30_cluster.ipynb #88e8891a
 class _Assembly:
     "The files of the dataset, and its ledgers, made of parts"
     def __init__(self, out):
@@ -341,6 +352,7 @@ class _Shards:
         places = range(len(self.rows))
         return len(places[self.slices[number]])
 
+# %% ../nbs/30_cluster.ipynb #0bd07912
 def _cut_into_shards(rows, count):
     "`rows` with their ids, cut into `count` shards; or, where that is None, into shards of a thousand"
     rows = with_ids(rows)
@@ -414,8 +426,8 @@ class _Driver:
     def _add_parts(self):
         "Add to the dataset the parts that come next"
         while (number := self.assembly.next) in self.parts:
-            part, earlier = self.parts[number], number in self.earlier
-            if part.startswith("part-"): self.assembly.add_part(self.job["parts"], part, earlier)
+            part = self.parts[number]
+            if part.startswith("part-"): self.assembly.add_part(self.job["parts"], part, number in self.earlier)
             else: self.assembly.add_failed(self.shards[number], part)
 
 # %% ../nbs/30_cluster.ipynb #30000014
@@ -424,11 +436,13 @@ def _cancel_tasks(ray, refs):
     for ref in refs: ray.cancel(ref)
     if refs: ray.wait(refs, num_returns=len(refs), timeout=10)
 
+# %% ../nbs/30_cluster.ipynb #34bd4bc0
 def _loss_or_end(ray, error):
     "What a worker was lost by; where `error` is the end of the run, it is raised"
     if not isinstance(error, ray.exceptions.RayTaskError): return error
     cause = error.cause
-    if isinstance(cause, StoreError) and "locked" in str(cause): return cause
+    locked = isinstance(cause, StoreError) and "locked" in str(cause)
+    if locked: return cause
     if isinstance(cause, (StoreError, ValueError)): raise cause from None
     raise error from None
 
@@ -436,7 +450,8 @@ def _loss_or_end(ray, error):
 def _show_progress(progress, driver, last=False):
     "Show how far the whole is: of what has ended, and of what the workers reported"
     if not last and not progress.due(): return
-    reports, waiting = ([], []) if last else driver.ray.get(driver.actor.reports.remote())
+    reports, waiting = [], []
+    if not last: reports, waiting = driver.ray.get(driver.actor.reports.remote())
     tally, ledger = Counter(driver.done), Ledger()
     ledger.merge(driver.ledger)
     for reported, lines, _ in reports:
@@ -448,6 +463,7 @@ def _show_progress(progress, driver, last=False):
     if lost and not last: waiting.append(f"workers lost: {lost}")
     progress.show(tally, ledger, _rows_to_run(driver), waiting, last)
 
+# %% ../nbs/30_cluster.ipynb #0007fd0f
 def _rows_to_run(driver):
     "How many rows are in shards that have no part of an earlier run"
     shards, there = driver.shards, driver.earlier
@@ -471,6 +487,7 @@ def _locate_parts(out, shared, stores):
     if stores[0] not in "~$": stores = str(Path(stores).absolute())  # else each machine has its own
     return dict(parts=parts, stores=stores)
 
+# %% ../nbs/30_cluster.ipynb #b36d421b
 def _left_to_spend(budget):
     "What the run may spend: (amount, unit), or None"
     if not isinstance(budget, Budget): return read_budget(budget)
@@ -485,6 +502,7 @@ def _start_actor(ray, concurrency, budget, limits):
     actor = ray.remote(Shares).options(**options)
     return actor.remote(store_path().absolute(), concurrency, budget, limits)
 
+# %% ../nbs/30_cluster.ipynb #5d823ea3
 def _send_recipe(ray, recipe, args):
     "Recipe and arguments, for all machines; what is written in files of one's own, rather than in installed packages, travels with them"
     from ray.cloudpickle import register_pickle_by_value
@@ -503,19 +521,19 @@ def _is_own_code(module):
 
 # %% ../nbs/30_cluster.ipynb #4c714e28
 def run(
-    rows,                   # row dicts, as for `run.run`; or what `load_rows` takes, as a string or path
-    recipe,                 # async function `recipe(row, ask, **recipe_args)`: the same as on one machine
+    rows: Iterable,         # row dicts, as for `run.run`; or what `load_rows` takes, as a string or path
+    recipe: Callable,       # async function `recipe(row, ask, **recipe_args)`: the same as on one machine
     *,
     model: str | dict,      # a reference, or one per role; keys are those of each machine's environment
-    out,                    # folder to write the dataset to, on the machine of the driver
+    out: str | Path,        # folder to write the dataset to, on the machine of the driver
     address: str = None,    # of the Ray cluster; default: one that is found, or a new one of this machine
     shards: int = None,     # how many; default: one for each thousand rows
     shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`); default: `out` with `.shards`
     stores: str = None,     # folder for the stores, one file a shard; default: `shared`, or a folder of each machine
     concurrency: int = 64,  # most requests to one base URL, over all machines; and rows under way in a shard
-    budget=None,            # over all machines; as for `run.run`
-    seed: int = 0, source=None, per_minute: int = None, per_day: int = None, # as for `run.run`, as are
-    wait: bool = False, timeout: float = 900.0,                              # these
+    budget: float | str | Budget = None, # over all machines; as for `run.run`
+    seed: int = 0, source: str | Path = None, per_minute: int = None, per_day: int = None, # as for `run.run`,
+    wait: bool = False, timeout: float = 900.0,                                            # as are these
     **recipe_args,
 ) -> Outcome:
     "Send `rows` through `recipe` on a Ray cluster: the outcome, the folder and the ledger of `run.run`; ValueError, before any call is paid, when an argument or a machine is wrong"
@@ -553,11 +571,13 @@ def run(
 
     for file in assembly.files.values(): file.close()
     _remove_other_parts(job["parts"], driver.parts.values())
-    about |= {"shards": len(keys), "workers_lost": driver.lost, "seconds": round(progress.seconds(), 1)}
+    seconds = round(progress.seconds(), 1)
+    about |= {"shards": len(keys), "workers_lost": driver.lost, "seconds": seconds}
     outcome = make_outcome(assembly.files, assembly.ledger, assembly.states, about)
     write_manifest(outcome, out)
     return outcome
 
+# %% ../nbs/30_cluster.ipynb #f5690b19
 def _check_shards(shards):
     if shards is None or isinstance(shards, int): return
     raise ValueError(f"shards {shards!r}: expected a whole number, or None for one of each thousand rows")

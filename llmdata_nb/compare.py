@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'read_runs', 'differences', 'compare', 'compare_reasons', 'plot_acceptance', 'plot_reasons',
            'plot_compared_scores', 'plot_confusion', 'plot_costs', 'save_comparison']
 
-# %% ../nbs/21f_compare.ipynb #c4c5776a
+# %% ../nbs/21f_compare.ipynb #ff847651
 import json
 import re
 from collections import Counter
@@ -28,7 +28,7 @@ from .tables import to_latex, to_markdown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/21f_compare.ipynb #2fda3261
+# %% ../nbs/21f_compare.ipynb #8f54fa6a
 SCORES = ("response_score", "alignment_score", "chosen_score")
 
 def _score_columns(recipe):
@@ -36,13 +36,13 @@ def _score_columns(recipe):
     own = recipe_record(recipe).main_score
     return list(dict.fromkeys([own, *SCORES])) if own else list(SCORES)
 
-# %% ../nbs/21f_compare.ipynb #e1c51ccd
+# %% ../nbs/21f_compare.ipynb #0324f1a7
 def _count_column(file, name):
     "How often each value of the column `name` occurs in a Parquet `file`"
     counted = file.read(columns=[name]).column(name).value_counts().to_pylist()
     return Counter({each["values"]: each["counts"] for each in counted if each["values"] is not None})
 
-# %% ../nbs/21f_compare.ipynb #5ece7220
+# %% ../nbs/21f_compare.ipynb #c30f95e7
 def _count_columns(paths, columns):
     "`(how often each value of each of the columns occurs, number of rows)` in the Parquet files at `paths`"
     from pyarrow.parquet import ParquetFile
@@ -53,14 +53,14 @@ def _count_columns(paths, columns):
             counts[name] = counts.get(name, Counter()) + _count_column(file, name)
     return counts, rows
 
-# %% ../nbs/21f_compare.ipynb #2625bbea
+# %% ../nbs/21f_compare.ipynb #6315093a
 def _is_number(value): return isinstance(value, (int, float)) and value == value
 
 def _only_numbers(count):
     "The values of `count` that are numbers"
     return Counter({value: n for value, n in count.items() if _is_number(value)})
 
-# %% ../nbs/21f_compare.ipynb #8ea96933
+# %% ../nbs/21f_compare.ipynb #cf82cd70
 def _find_scores(columns, kept, dropped):
     "`(column, how often each score occurs)` for the first of the `columns` that has any; `(None, none)` where none has"
     for column in columns:
@@ -68,20 +68,20 @@ def _find_scores(columns, kept, dropped):
         if count: return column, count
     return None, Counter()
 
-# %% ../nbs/21f_compare.ipynb #6f81262f
+# %% ../nbs/21f_compare.ipynb #e333d834
 def _sum_calls(calls, *columns):
     "The sum of the `columns` over the `calls`; None where one of them is unknown"
     values = [call[column] for call in calls for column in columns]
     return None if None in values else sum(values)
 
-# %% ../nbs/21f_compare.ipynb #3dfb412f
+# %% ../nbs/21f_compare.ipynb #b3837e74
 def _check_manifest(manifest):
     "ValueError where `manifest` is not that of a run in one language"
     needed = ("recipe", "language", "rows", "reasons", "calls")
     missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
     if missing: raise ValueError(f"no manifest of a run in one language: it has no {', '.join(missing)}")
 
-# %% ../nbs/21f_compare.ipynb #a3d7f6fd
+# %% ../nbs/21f_compare.ipynb #84164592
 def _reason_counts(manifest):
     "How many rows each kind of reason took; those of failed rows are marked"
     counts = {}
@@ -90,7 +90,7 @@ def _reason_counts(manifest):
         counts[name] = rows
     return counts
 
-# %% ../nbs/21f_compare.ipynb #97b249db
+# %% ../nbs/21f_compare.ipynb #1165183b
 def _read_run(path):
     "The run whose manifest is at `path`, as `read_runs` gives it; an error where it is none, or not whole"
     manifest, folder = json.loads(path.read_text(encoding="utf-8")), path.parent
@@ -110,7 +110,7 @@ def _read_run(path):
         usd=_sum_calls(calls, "usd"), tokens=_sum_calls(calls, "prompt_tokens", "completion_tokens"),
         seconds=_sum_calls(calls, "seconds"), manifest=manifest)
 
-# %% ../nbs/21f_compare.ipynb #6fcf33d3
+# %% ../nbs/21f_compare.ipynb #9d56a011
 def _manifests_below(folder):
     "The paths of the manifests in and below `folder`, hidden folders left out"
     paths = []
@@ -121,13 +121,13 @@ def _manifests_below(folder):
     example = folder / "it" / "translate_and_judge"
     raise FileNotFoundError(f"{folder}: no manifest.json in it or below. Expected folders of runs, such as {example}, as `llmdata translate_and_judge --language it` writes them")
 
-# %% ../nbs/21f_compare.ipynb #a7c76e4a
+# %% ../nbs/21f_compare.ipynb #a2e45265
 def _explain_error(error):
     "What `error` says, on one line; its type where that says more"
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     return kind + visible(" ".join(str(error).split()))[:300]
 
-# %% ../nbs/21f_compare.ipynb #e74d5b94
+# %% ../nbs/21f_compare.ipynb #62001e99
 def _read_all(folder):
     "`(path, run)` of each folder of a run in and below `folder`; the others are printed, with the reason"
     runs = []
@@ -137,14 +137,14 @@ def _read_all(folder):
         except Exception as error: print(f"left out: {name}: {_explain_error(error)}")
     return runs
 
-# %% ../nbs/21f_compare.ipynb #4369da86
+# %% ../nbs/21f_compare.ipynb #e0666496
 def _split_names(text): return [name.strip() for name in text.split(",") if name.strip()]
 
 def _run_order(run):
     "Runs stand by recipe, then by the name of their language"
     return run["recipe"], find_language(run["language"]).name, run["folder"]
 
-# %% ../nbs/21f_compare.ipynb #20bc4a26
+# %% ../nbs/21f_compare.ipynb #53946152
 def read_runs(
     folder: str | Path, # such as outputs/: it and all folders in it are searched
     recipes: str = "", # names with commas, of recipes or of their folders; empty for all
@@ -163,14 +163,14 @@ def read_runs(
     filters = f" (recipes: {recipes or 'all'}, languages: {languages or 'all'})" if names or codes else ""
     raise FileNotFoundError(f"{folder}: none of {n} folders with a manifest.json can be compared{filters}")
 
-# %% ../nbs/21f_compare.ipynb #b4c3a992
+# %% ../nbs/21f_compare.ipynb #614e3722
 def _by_recipe(runs):
     "`{recipe: its runs}`, in the order of `runs`"
     groups = {}
     for run in runs: groups.setdefault(run["recipe"], []).append(run)
     return groups
 
-# %% ../nbs/21f_compare.ipynb #e82b89fc
+# %% ../nbs/21f_compare.ipynb #8171cc39
 def _column_name(run, runs):
     "The language of `run`, and its folder where another of the `runs` has the same recipe and language"
     recipe, language = run["recipe"], run["language"]
@@ -178,7 +178,7 @@ def _column_name(run, runs):
     name = find_language(language).name
     return f"{name} ({run['folder']})" if len(twins) > 1 else name
 
-# %% ../nbs/21f_compare.ipynb #aa061969
+# %% ../nbs/21f_compare.ipynb #4eaece6b
 def _settings_of(manifest):
     "What a run was asked for, as its `manifest` says: name → value"
     models = sorted((manifest.get("models") or {}).items())
@@ -189,7 +189,7 @@ def _settings_of(manifest):
             "llmdata_nb": (manifest.get("versions") or {}).get("llmdata_nb"),
             **{name: value for name, value in arguments.items() if name != "language"}}
 
-# %% ../nbs/21f_compare.ipynb #7535fab7
+# %% ../nbs/21f_compare.ipynb #8cbb67c3
 def _differing_settings(names, settings):
     "A sentence for each setting that is not the same for all of the `names`"
     sentences = []
@@ -205,7 +205,7 @@ def _list_values(by_value):
     "Each value with the names of the runs that have it, as text"
     return "; ".join(f"{visible(value)[:120]} ({', '.join(names)})" for value, names in by_value.items())
 
-# %% ../nbs/21f_compare.ipynb #bcb56bbf
+# %% ../nbs/21f_compare.ipynb #6607c67a
 def _failed_sentences(runs, names):
     "A sentence for each run in which rows failed"
     sentences = []
@@ -214,7 +214,7 @@ def _failed_sentences(runs, names):
         if failed: sentences.append(f"{name}: {failed:,} of {total:,} rows failed, and may yet be kept: run it again")
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #5b47e3b3
+# %% ../nbs/21f_compare.ipynb #b576eac1
 def _early_sentences(runs, names):
     "A sentence for each run that ended before as many rows were kept as were asked for"
     sentences = []
@@ -223,7 +223,7 @@ def _early_sentences(runs, names):
         if why: sentences.append(f"{name}: ended before {asked:,} were kept: {visible(str(why))}")
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #6df74bfd
+# %% ../nbs/21f_compare.ipynb #8a0ea485
 def differences(
     runs: list # as from `read_runs`
 ) -> list: # sentences
@@ -237,21 +237,21 @@ def differences(
         sentences += [f"{recipe}, {sentence}" for sentence in unfinished]
     return sentences
 
-# %% ../nbs/21f_compare.ipynb #8bbac7e5
+# %% ../nbs/21f_compare.ipynb #c7272cd5
 def _share_text(found):
     "A share with its interval, as from `agreement.share`, as text"
     if not found["n"]: return "not checked"
     interval = f"{found['low']:.0%} to {found['high']:.0%}"
     return f"{found['value']:.0%} ({interval}; n = {found['n']:,})"
 
-# %% ../nbs/21f_compare.ipynb #6e406c69
+# %% ../nbs/21f_compare.ipynb #6215859c
 def _share_in_language(run, state):
     "The share of rows that are in the language of `run`, of those `kept` or `checked`"
     counts, language = run["languages"][state], run["language"]
     hits = [n for code, n in counts.items() if passes_for(code, language)]
     return share(sum(hits), counts.total())
 
-# %% ../nbs/21f_compare.ipynb #942f4c44
+# %% ../nbs/21f_compare.ipynb #8c265ef6
 def _accepted_text(run):
     "The share of the rows of `run` that were kept, as text"
     rows = run["rows"]
@@ -264,19 +264,19 @@ def _score_text(run):
     points = sum(score * count for score, count in run["scores"].items())
     return f"{points / n:.2f} ({run['score'].replace('_', ' ')}; n = {n:,})"
 
-# %% ../nbs/21f_compare.ipynb #138a705d
+# %% ../nbs/21f_compare.ipynb #210154f0
 def _per_kept_row(run, key):
     "What `run` took for each row kept; None where it is unknown, and words where none was kept"
     if not run["rows"]["kept"]: return "no row kept"
     return None if run[key] is None else run[key] / run["rows"]["kept"]
 
-# %% ../nbs/21f_compare.ipynb #e9cbece5
+# %% ../nbs/21f_compare.ipynb #d62fa3fc
 def _number_text(value, shown):
     "`value` as text, numbers as `shown` makes it"
     if isinstance(value, str): return value
     return "unknown" if value is None else shown(value)
 
-# %% ../nbs/21f_compare.ipynb #41fc4405
+# %% ../nbs/21f_compare.ipynb #73e2c192
 def _compared(run):
     "The line of `run` in the table of `compare`"
     rows = run["rows"]
@@ -292,21 +292,21 @@ def _compared(run):
             "seconds of calls per kept row": _number_text(_per_kept_row(run, "seconds"), "{:,.1f}".format),
             "cost per kept row": _number_text(_per_kept_row(run, "usd"), money)}
 
-# %% ../nbs/21f_compare.ipynb #aec98faa
+# %% ../nbs/21f_compare.ipynb #9dda306b
 def compare(
     runs: list # as from `read_runs`
 ) -> list: # a table's records
     "One line for each run: rows, acceptance, score, language, and what a kept row took"
     return [_compared(run) for run in runs]
 
-# %% ../nbs/21f_compare.ipynb #d8e9d211
+# %% ../nbs/21f_compare.ipynb #70313042
 def _total_reasons(runs):
     "How many rows all of the `runs` lost to each kind of reason"
     total = Counter()
     for run in runs: total += Counter(run["reasons"])
     return total
 
-# %% ../nbs/21f_compare.ipynb #9f8f72ac
+# %% ../nbs/21f_compare.ipynb #518e4b61
 def compare_reasons(
     runs: list # as from `read_runs`
 ) -> list: # a table's records
@@ -325,7 +325,7 @@ def _lost_text(run, reason):
     n = run["reasons"].get(reason)
     return f"{n:,} ({n / run['rows']['in']:.1%})" if n else ""
 
-# %% ../nbs/21f_compare.ipynb #45209e1a
+# %% ../nbs/21f_compare.ipynb #73cd2a2a
 def _name_runs(runs, counts):
     "A name for each run: its language, the count that its shares are of, its recipe where there are several, its folder where even that is not enough"
     several = len(_by_recipe(runs)) > 1
@@ -339,7 +339,7 @@ def _name_runs(runs, counts):
 
 def _row_counts(runs, state): return [run["rows"][state] for run in runs]
 
-# %% ../nbs/21f_compare.ipynb #1ae31316
+# %% ../nbs/21f_compare.ipynb #a9b5a924
 def plot_acceptance(
     runs: list # as from `read_runs`
 ) -> "Figure":
@@ -357,12 +357,12 @@ def plot_acceptance(
     set_title(figure, f"Kept: {sum(kept):,} of {sum(rows):,} rows in {len(runs):,} runs")
     return figure
 
-# %% ../nbs/21f_compare.ipynb #8233227d
+# %% ../nbs/21f_compare.ipynb #7222f011
 def _percent_cell(n, total):
     "The share of `n` in `total`, and as text, for a cell; no text where there is none"
     return n / total, f"{n / total:.0%}" if n else ""
 
-# %% ../nbs/21f_compare.ipynb #8a8ede5e
+# %% ../nbs/21f_compare.ipynb #6eee9304
 def plot_reasons(
     runs: list # as from `read_runs`, of one recipe
 ) -> "Figure":
@@ -386,7 +386,7 @@ def plot_reasons(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21f_compare.ipynb #96b24c37
+# %% ../nbs/21f_compare.ipynb #23528048
 def _share_figure(title, counts, columns, runs, x):
     "A figure with a line for each run: the `counts` in its `columns` as shares of their sum; runs without any are left out"
     counted, totals, lines = [], [], []
@@ -405,7 +405,7 @@ def _share_figure(title, counts, columns, runs, x):
 
 def _numbers_of(count, names): return [count[name] for name in names]
 
-# %% ../nbs/21f_compare.ipynb #9db331a4
+# %% ../nbs/21f_compare.ipynb #66b2a3ba
 def _round_scores(scores):
     "The counts of `scores`, to the nearest half"
     rounded = Counter()
@@ -414,7 +414,7 @@ def _round_scores(scores):
         rounded[nearest] += n
     return rounded
 
-# %% ../nbs/21f_compare.ipynb #3b99a048
+# %% ../nbs/21f_compare.ipynb #96962e63
 def plot_compared_scores(
     runs: list # as from `read_runs`
 ) -> "Figure":
@@ -427,7 +427,7 @@ def plot_compared_scores(
     title, x = f"Scores of {judged:,} rows judged", "score, 1 to 5 (in brackets: rows judged)"
     return _share_figure(title, counts, columns, runs, x)
 
-# %% ../nbs/21f_compare.ipynb #c03585ab
+# %% ../nbs/21f_compare.ipynb #44cdda5e
 def _languages_shown(runs, most):
     "The codes of at most `most` languages: all that were asked for, then the most frequent of those seen"
     seen = Counter()
@@ -436,7 +436,7 @@ def _languages_shown(runs, most):
     by_count = dict(seen.most_common())
     return list(asked | by_count)[:max(most, len(asked))]
 
-# %% ../nbs/21f_compare.ipynb #4f2c48dd
+# %% ../nbs/21f_compare.ipynb #861771e9
 def plot_confusion(
     runs: list, # as from `read_runs`
     most: int = 7 # languages that are named
@@ -454,7 +454,7 @@ def plot_confusion(
     title = f"Languages seen in {sum(totals):,} rows checked"
     return _share_figure(title, counts, columns, runs, "language seen (in brackets: rows checked)")
 
-# %% ../nbs/21f_compare.ipynb #346ade82
+# %% ../nbs/21f_compare.ipynb #b54d1853
 def _draw_taken(ax, values, color, texts, x, room):
     "A bar for what a kept row of each run took; one of no length where it is unknown"
     widths = [value or 0 for value in values]
@@ -462,12 +462,12 @@ def _draw_taken(ax, values, color, texts, x, room):
     write_at_ends(ax, widths, texts, room=room)
     dress_axes(ax, x=x)
 
-# %% ../nbs/21f_compare.ipynb #2c44b9b1
+# %% ../nbs/21f_compare.ipynb #c850e0eb
 def _taken_text(value):
     "A number of tokens or seconds, small ones with decimals"
     return _number_text(value, "{:,.3g}".format if value and value < 10 else "{:,.0f}".format)
 
-# %% ../nbs/21f_compare.ipynb #2524f64f
+# %% ../nbs/21f_compare.ipynb #4666c910
 def plot_costs(
     runs: list # as from `read_runs`
 ) -> "Figure":
@@ -487,7 +487,7 @@ def plot_costs(
     set_title(figure, f"What each of {sum(kept):,} kept rows took, on average (in brackets: rows kept)")
     return figure
 
-# %% ../nbs/21f_compare.ipynb #e27ed6bf
+# %% ../nbs/21f_compare.ipynb #8455988d
 def _comparison_plots(runs):
     "The plots of a comparison by name: those of all runs, and the reasons of each recipe"
     plots = dict(acceptance=plot_acceptance(runs), scores=plot_compared_scores(runs),
@@ -496,7 +496,7 @@ def _comparison_plots(runs):
         plots["reasons_" + re.sub(r"[^\w-]", "_", recipe)] = plot_reasons(some)
     return plots
 
-# %% ../nbs/21f_compare.ipynb #5ca59996
+# %% ../nbs/21f_compare.ipynb #64e2db7e
 def _comparison_page(runs):
     "The tables of a comparison and what else differs, as a Markdown page"
     notes = [f"- {escaped(sentence)}" for sentence in differences(runs)] or ["- none"]
@@ -505,7 +505,7 @@ def _comparison_page(runs):
              "## Why rows were lost (rows, and their share of the rows in)", to_markdown(compare_reasons(runs))]
     return "\n\n".join(parts) + "\n"
 
-# %% ../nbs/21f_compare.ipynb #823810b0
+# %% ../nbs/21f_compare.ipynb #8af0d4b3
 def save_comparison(
     runs: list, # as from `read_runs`
     folder: str | Path # created if need be

@@ -8,6 +8,7 @@ __all__ = ['ENGINES', 'SLACK', 'normalise', 'shingles', 'jaccard', 'candidate_pr
 
 # %% ../nbs/02_dedup.ipynb #ac771ad4
 import re, unicodedata
+from collections.abc import Callable, Iterable
 
 # %% ../nbs/02_dedup.ipynb #49fef52a
 def normalise(text: str) -> str:
@@ -28,6 +29,7 @@ def jaccard(a: str, b: str) -> float:
     if not a or not b: return 0.0
     return _share_in_common(shingles(a), shingles(b))
 
+# %% ../nbs/02_dedup.ipynb #8f978572
 def _share_in_common(a, b):
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)
@@ -52,6 +54,7 @@ def _rensa_engine(bands, rows):
     def sketch(sets): return RMinHash.from_token_sets(sets, size, 42)
     return RMinHashLSH(0.5, size, bands), sketch  # 0.5 is not used by `query`
 
+# %% ../nbs/02_dedup.ipynb #6c7f0c98
 def _datasketch_engine(bands, rows):
     from datasketch import MinHash, MinHashLSH
     size = bands * rows
@@ -113,7 +116,7 @@ class Seen:
 
 # %% ../nbs/02_dedup.ipynb #7f27f1f1
 def near_duplicates(
-    texts,                   # strings, in any language
+    texts: Iterable,         # strings, in any language
     threshold: float = 0.8,  # Jaccard similarity of 5-character runs from which a text is a copy: above 0, at most 1
     engine: str = "rensa",   # or "datasketch"
     groups: list = None,     # for each of them, what it must have in common with another to be compared with it
@@ -132,6 +135,7 @@ def near_duplicates(
     found = [repeated.get(text, i) for i, text in enumerate(texts)]
     return [None if first == i else first for i, first in enumerate(found)]
 
+# %% ../nbs/02_dedup.ipynb #35dac1c1
 def _near_duplicates_in_groups(texts, threshold, engine, groups):
     found = [None] * len(texts)
     members = {}  # group → the places of its texts
@@ -155,10 +159,10 @@ def request(
 
 # %% ../nbs/02_dedup.ipynb #1f44334e
 def mark_duplicates(
-    rows,                   # dicts with `id` and `messages`; those with `dropped` or `failed` stay as they are
+    rows: Iterable,         # dicts with `id` and `messages`; those with `dropped` or `failed` stay as they are
     threshold: float = 0.8, # as in `near_duplicates`, as is
     engine: str = "rensa",  # this
-    find=near_duplicates,   # or `cluster.near_duplicates`, which has the same result
+    find: Callable = near_duplicates, # or `cluster.near_duplicates`, which has the same result
 ) -> list:                  # new rows, as many and in the same order
     "Copies of `rows` in which each one that repeats an earlier one has the reason in `dropped`"
     rows = [dict(row) for row in rows]
@@ -169,6 +173,7 @@ def mark_duplicates(
         if copy is not None: asking[i]["dropped"] = _repeat_reason(texts[i], texts[copy], asking[copy]["id"])
     return rows
 
+# %% ../nbs/02_dedup.ipynb #7d567c0a
 def _group_of(system, user):
     "What two requests must have in common to be compared: the system message, and the numbers"
     return normalise(system), *re.findall(r"\d+", normalise(user))

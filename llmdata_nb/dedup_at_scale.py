@@ -8,6 +8,7 @@ __all__ = ['BLOCK', 'CROWD', 'near_duplicates']
 # %% ../nbs/29_dedup_at_scale.ipynb #3310cc4a
 import hashlib, logging
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from .dedup import ENGINES, SLACK, Seen, lsh_bands, normalise, shingles
 from .dedup import near_duplicates as near_duplicates_here
@@ -23,6 +24,7 @@ def _text_digest(group, text):
     both = f"{group!r}\0{text}".encode("utf-8", "backslashreplace")
     return hashlib.sha256(both).digest()[:16]
 
+# %% ../nbs/29_dedup_at_scale.ipynb #7eaadee8
 def _text_signatures(texts, threshold, engine):
     "The MinHash signature of each of `texts`, normalised: an array with a row for each"
     import numpy as np
@@ -46,6 +48,7 @@ def _group_numbers(groups):
     numbers = [int.from_bytes(digest[:8], "big") for digest in digests]
     return np.array(numbers, dtype=np.uint64)
 
+# %% ../nbs/29_dedup_at_scale.ipynb #ea23abf5
 def _band_keys(signatures, groups, bands):
     "A number for each band of each signature: the same where band, group and values are"
     import numpy as np
@@ -90,6 +93,7 @@ def _pairs_with_key(keys, places):
     chains = _pairs_apart(places, starts, sizes * ~few, 1)
     return np.concatenate(pairs), chains
 
+# %% ../nbs/29_dedup_at_scale.ipynb #17a0fbb8
 def _run_starts(keys):
     "Where in the sorted `keys` another one begins"
     import numpy as np
@@ -97,6 +101,7 @@ def _run_starts(keys):
     other = keys[1:] != keys[:-1]
     return np.flatnonzero(np.r_[True, other])
 
+# %% ../nbs/29_dedup_at_scale.ipynb #b727da51
 def _pairs_apart(places, starts, sizes, distance):
     "Pairs of the places that are so far apart in their run; the runs have these `starts` and `sizes`"
     import numpy as np
@@ -125,6 +130,7 @@ def _link_bucket(bucket, signed, first, threshold):
     links = np.concatenate([*near, crowds])
     return {"a": links[:, 0], "b": links[:, 1]}
 
+# %% ../nbs/29_dedup_at_scale.ipynb #0f092f23
 def _signatures_at(places, signed, blocks):
     "The signatures of the texts at `places`; `signed` refers to those of each block, and `blocks` keeps what was fetched"
     import numpy as np, ray
@@ -208,6 +214,7 @@ def _results_in_turn(ray, starts):
         if not under_way: return
         yield ray.get(under_way.popleft())
 
+# %% ../nbs/29_dedup_at_scale.ipynb #dcca13b5
 def _resolve_all(ray, clusters, texts, threshold, engine):
     "For each cluster its places, and those of the texts that they repeat"
     resolve = ray.remote(_resolve_clusters)
@@ -220,6 +227,7 @@ def _resolve_all(ray, clusters, texts, threshold, engine):
     for batch, found in zip(batches, _results_in_turn(ray, starts)):
         for places, copies in zip(batch, found): yield places, places[copies]
 
+# %% ../nbs/29_dedup_at_scale.ipynb #97dca0da
 def _sign_all(ray, texts, groups, threshold, engine):
     "The digests of all `texts`; references to the signatures and to the bands of each block"
     import numpy as np
@@ -239,7 +247,7 @@ def _sign_all(ray, texts, groups, threshold, engine):
 
 # %% ../nbs/29_dedup_at_scale.ipynb #c155572e
 def near_duplicates(
-    texts,                 # strings, in any language
+    texts: Iterable,       # strings, in any language
     threshold: float = 0.8, # as in `dedup.near_duplicates`, as is
     engine: str = "rensa", # this
     groups: list = None,   # for each of them a string, or what has a `repr`: only texts of one group are compared
@@ -261,6 +269,7 @@ def near_duplicates(
         for places, found in _resolve_all(ray, clusters, texts, threshold, engine): copies[places] = found
     return [None if copy == i else int(copy) for i, copy in enumerate(copies[first])]
 
+# %% ../nbs/29_dedup_at_scale.ipynb #74de2ac0
 def _first_places(digests):
     "For each text the place of the first one with its digest; an empty text has none but its own"
     import numpy as np

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from . import __version__
 from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect
 from .models import PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
+from .languages import missing_parts
 from .progress import money
 from .run import check_folder
 from .store import Store, StoreError, outputs_folder, store_path
@@ -19,35 +20,40 @@ from .templates import find_template
 # %% ../nbs/35_doctor.ipynb #0cba2917
 def has_weights(name: str) -> bool:
     "Whether the embedded weights `name` are in the cache"
-    return any(p.stat().st_size == WEIGHTS[name].size for p in cache_folder().glob(f"{name}-*.gguf"))
+    files = cache_folder().glob(f"{name}-*.gguf")
+    return any(path.stat().st_size == WEIGHTS[name].size for path in files)
 
 def keys() -> tuple:
     "The keys that the environment holds: `(good, text)`"
-    names = [n for n in os.environ if n in {variable for _, variable in PROVIDERS.values()} or n.startswith("LLMDATA_API_KEY_")]
-    if spaced := [n for n in names if os.environ[n] != os.environ[n].strip()]: return False, f"{spaced[0]} has a space or a line end around the key: set it again without"
-    return True, "keys in the environment: " + (", ".join(sorted(n for n in names if os.environ[n])) or f"none; without one: embedded, ollama:NAME and open addresses ({', '.join(v for _, v in PROVIDERS.values() if v)} or LLMDATA_API_KEY_host would be read)")
+    variables = [variable for _, variable in PROVIDERS.values() if variable]
+    names = sorted(name for name in os.environ if name in variables or name.startswith("LLMDATA_API_KEY_"))
+    spaced = [name for name in names if os.environ[name] != os.environ[name].strip()]
+    if spaced: return False, f"{spaced[0]} has a space or a line end around the key: set it again without"
+    set_names = ", ".join(name for name in names if os.environ[name])
+    none = (f"none; without one: embedded, ollama:NAME and open base URLs "
+            f"({', '.join(variables)} or LLMDATA_API_KEY_host would be read)")
+    return True, f"keys in the environment: {set_names or none}"
 
 # %% ../nbs/35_doctor.ipynb #4f00b964
 _PACKAGES = ("papermill", "ipykernel", "datasets", "huggingface_hub", "aiohttp", "xllamacpp")
 _LITTLE = 1_000_000_000  # bytes
 
-def _room(path): return shutil.disk_usage(next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())).free
+def _free_bytes(path):
+    "Free bytes on the disk of `path`, or of the nearest folder above it that is there"
+    folders = (path.absolute(), *path.absolute().parents)
+    return shutil.disk_usage(next(folder for folder in folders if folder.exists())).free
 
-def machine() -> list:
-    "What the machine has for a run: versions, outputs folder, store, weights, keys; `(good, text)` of each"
-    found = [(True, f"Python {platform.python_version()}, llmdata_nb {__version__}, " + ", ".join(f"{p} {version(p)}" for p in _PACKAGES))]
-    out, room = outputs_folder(), _room(outputs_folder())
-    try:
-        check_folder(out)
-        found.append((room > _LITTLE, f"outputs go to {out}: {room / 1e9:,.1f} GB free" + ("" if room > _LITTLE else ", which is little: make room, or run in another folder")))
-    except ValueError as e: found.append((False, f"{e}: run in another folder"))
-    found.append(_store(store_path()))
-    weights, there, room = WEIGHTS[DEFAULT_WEIGHTS], has_weights(DEFAULT_WEIGHTS), _room(cache_folder())
-    text = f"weights of the embedded model ({DEFAULT_WEIGHTS}, {weights.size / 1e9:.1f} GB) " + (f"in {cache_folder()}" if there else f"not here yet: its first run fetches them to {cache_folder()}, with {room / 1e9:,.1f} GB free")
-    fits = there or room > 2 * weights.size  # its parts, and the whole
-    return [*found, (fits, text + ("" if fits else f"; it takes {2 * weights.size / 1e9:.1f} GB: make room, or set LLMDATA_CACHE to another folder")), keys()]
+def _check_outputs(folder):
+    "Whether a run can write to `folder`: `(good, text)`"
+    try: check_folder(folder)
+    except ValueError as e: return False, f"{e}: run in another folder"
+    room = _free_bytes(folder)
+    text = f"outputs go to {folder}: {room / 1e9:,.1f} GB free"
+    if room > _LITTLE: return True, text
+    return False, f"{text}, which is little: make room, or run in another folder"
 
-def _store(path):
+def _check_store(path):
+    "Whether the store at `path` can be read: `(good, text)`"
     if not path.exists(): return True, f"store {path}: made by the first run"
     try:
         store = Store(path)
@@ -56,60 +62,122 @@ def _store(path):
     except StoreError as e: return False, str(e)
     return True, f"store {path}: {n:,} finished calls, {path.stat().st_size / 1e6:,.1f} MB"
 
-# %% ../nbs/35_doctor.ipynb #f6d8a3c6
-_ROOM, _PATIENCE = 100, 120  # tokens of an answer, seconds for it
+# %% ../nbs/35_doctor.ipynb #d0c00002
+def _check_weights(name):
+    "Whether the embedded weights `name` are in the cache, or will fit there: `(good, text)`"
+    size, folder, room = WEIGHTS[name].size, cache_folder(), _free_bytes(cache_folder())
+    text = f"weights of the embedded model ({name}, {size / 1e9:.1f} GB) "
+    if has_weights(name): return True, text + f"in {folder}"
+    text += f"not here yet: its first run fetches them to {folder}, with {room / 1e9:,.1f} GB free"
+    if room > 2 * size: return True, text
+    return False, f"{text}; it takes {2 * size / 1e9:.1f} GB: make room, or set LLMDATA_CACHE to another folder"
 
-async def _reached(ask, model):
+def machine() -> list:
+    "What the machine has for a run: versions, outputs folder, store, weights, keys; `(good, text)` of each"
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    versions = True, f"Python {platform.python_version()}, llmdata_nb {__version__}, {packages}"
+    outputs, store = _check_outputs(outputs_folder()), _check_store(store_path())
+    return [versions, outputs, store, _check_weights(DEFAULT_WEIGHTS), keys()]
+
+# %% ../nbs/35_doctor.ipynb #f6d8a3c6
+_MOST_TOKENS, _PATIENCE = 100, 120  # tokens of an answer, seconds for it
+
+def _chat_line(ask):
+    "The line of the ledger for the chat"
+    (line,) = [line for line in ask.ledger.lines.values() if line["step"] == "chat"]
+    return line
+
+async def _try_reach(ask, model):
+    "Say where the model is; raises where it is not there"
     listed = await check_endpoint(ask.session, model)
     await ask.check()
-    return f"reachable, at {model.url}" + (f"; the model is not among the {len(listed)} it lists, and yet it answers" if listed else "")
+    text = f"reachable, at {model.url}"
+    return f"{text}; the model is not among the {len(listed)} it lists, and yet it answers" if listed else text
 
-async def _chatted(ask, model):
-    reply = await ask("Name one colour.", max_tokens=_ROOM, step="chat")
-    if not reply.text.strip(): raise ValueError(f"no text within {_ROOM} tokens: a model that thinks first makes slow and dear rows, and wants a high max_tokens")
-    (line,) = [line for line in ask.ledger.lines.values() if line["step"] == "chat"]
-    return f"chat: answered in {line['seconds']:.1f} s"
+async def _try_chat(ask, model):
+    "Say how long an answer takes"
+    reply = await ask("Name one colour.", max_tokens=_MOST_TOKENS, step="chat")
+    if not reply.text.strip():
+        raise ValueError(f"no text within {_MOST_TOKENS} tokens: a model that thinks first makes slow and dear rows, and wants a high max_tokens")
+    return f"chat: answered in {_chat_line(ask)['seconds']:.1f} s"
 
-_FORMS = {"json_schema": "json_schema, the strictest form", "json_object": "json_object: JSON without a schema, read tolerantly", "text": "none; JSON is read out of plain text, and more rows will fail as unparseable"}
+def _priced(ask, model):
+    "Whether it is known what the model costs: `(good, text)`"
+    if model.free: return True, "price: none, it runs on your machine"
+    if _chat_line(ask)["usd"] is not None: return True, "price: known, so the ledger and a budget are in US dollars"
+    return False, "price: not known. What a run costs cannot be told; give a budget in calls or tokens (-p budget=\"300 calls\")"
 
-async def _structured(ask, model):
-    reply = await ask("Name one colour. Reply as JSON: {\"colour\": …}", schema=object_schema(colour={"type": "string"}), max_tokens=_ROOM, step="JSON")
-    if not reply.parsed: raise ValueError(f"cut off after {_ROOM} tokens")
+# %% ../nbs/35_doctor.ipynb #d0c00003
+_FORMS = {
+    "json_schema": "json_schema, the strictest form",
+    "json_object": "json_object: JSON without a schema, read tolerantly",
+    "text": "none; JSON is read out of plain text, and more rows will fail as unparseable",
+}
+
+async def _try_json(ask, model):
+    "Say in which form the model gives JSON"
+    prompt, schema = "Name one colour. Reply as JSON: {\"colour\": …}", object_schema(colour={"type": "string"})
+    reply = await ask(prompt, schema=schema, max_tokens=_MOST_TOKENS, step="JSON")
+    if not reply.parsed: raise ValueError(f"cut off after {_MOST_TOKENS} tokens")
     return "structured output: " + _FORMS[ask.forms[model.identity]]
 
-async def _raw(ask, model):
-    from llmdata_nb.magpie import check_raw
+async def _try_raw(ask, model):
+    "Say where the model's chat template is from; raises where raw text is not completed"
+    from llmdata_nb.generation import check_raw
     await check_raw(ask, "default")
     template = await asyncio.to_thread(find_template, model)
     template.opening()
     return f"raw text, and the chat template from {template.source}: Magpie works"
 
-async def _logprobs(ask, model):
-    if not (await ask("Name one colour.", max_tokens=1, logprobs=5, step="logprobs")).logprobs: raise ValueError("not told: leave expected_scores off (rerank_preferences)")
-    return "log-probabilities: told, so expected_scores works (rerank_preferences)"
-
-def _priced(ask, model):
-    (line,) = [line for line in ask.ledger.lines.values() if line["step"] == "chat"]
-    if model.free: return True, "price: none, it runs on your machine"
-    if line["usd"] is None: return False, "price: not known. What a run costs cannot be told; give a budget in calls or tokens (-p budget=\"300 calls\")"
-    return True, "price: known, so the ledger and a budget are in US dollars"
+async def _try_logprobs(ask, model):
+    "Say that log-probabilities come; raises where they do not"
+    reply = await ask("Name one colour.", max_tokens=1, logprobs=5, step="logprobs")
+    if not reply.logprobs: raise ValueError("not reported: leave expected_scores off (rerank_preferences)")
+    return "log-probabilities: reported, so expected_scores works (rerank_preferences)"
 
 # %% ../nbs/35_doctor.ipynb #6a61ae88
-_CHECKS = {"reach": _reached, "chat": _chatted, "structured output": _structured, "raw text": _raw, "log-probabilities": _logprobs}
+_TRIALS = {"reach": _try_reach, "chat": _try_chat, "structured output": _try_json, "raw text": _try_raw,
+           "log-probabilities": _try_logprobs}
 
-async def _tried(name, ask, model, seconds):
-    try: return True, await asyncio.wait_for(_CHECKS[name](ask, model), seconds)
+async def _try_one(name, ask, model, seconds):
+    "What one of `_TRIALS` found: `(good, text)`"
+    try: return True, await asyncio.wait_for(_TRIALS[name](ask, model), seconds)
     except TimeoutError: why = "no answer within two minutes"
-    except (CallFailed, ValueError) as e: why = getattr(e, "message", str(e)).removeprefix(f"model {model.name!r}: ")  # EndpointError is one of the latter
-    return False, f"{name}: {why}" + (". Translations and verdicts would fail in this way: take a stronger model" if name == "structured output" else "")
+    except (CallFailed, ValueError) as e:  # EndpointError is one of the latter
+        why = getattr(e, "message", str(e)).removeprefix(f"model {model.name!r}: ")
+    if name == "structured output": why += ". Translations and verdicts would fail in this way: take a stronger model"
+    return False, f"{name}: {why}"
 
-_WORKS = {(True, True): "all recipes", (True, False): "all recipes but magpie, for which it can answer and judge (responder_model, judge_model)",
-          (False, True): "magpie, without a judge", (False, False): "no recipe"}  # by structured output and raw text
+async def _try_all(ask, model, seconds):
+    "`(name, good, text)` of each trial as it comes, and of the price; without a chat answer, the rest is not asked"
+    for name in _TRIALS:
+        good, text = await _try_one(name, ask, model, seconds)
+        yield name, good, text
+        if name == "chat" and good: yield "price", *_priced(ask, model)
+        if not good and name in ("reach", "chat"): return
+
+# %% ../nbs/35_doctor.ipynb #d0c00004
+_WORKS = {  # by structured output and raw text
+    (True, True): "all recipes",
+    (True, False): "all recipes but magpie, for which it can answer and judge (responder_model, judge_model)",
+    (False, True): "magpie, without a judge",
+    (False, False): "no recipe",
+}
+
+def _ledger_sum(ask, *columns): return sum(ask.ledger.total(column) or 0 for column in columns)
+
+def _works_for(ask, good):
+    "What the model is good for, and what it cost to find out; `good` has the trials"
+    works = _WORKS[good.get("structured output", False), good.get("raw text", False)]
+    requests = _ledger_sum(ask, "calls", "retries", "failed")
+    tokens = _ledger_sum(ask, "prompt_tokens", "completion_tokens")
+    plural = "" if requests == 1 else "s"
+    return f"works for: {works} ({requests} request{plural}, {tokens} tokens, {money(ask.ledger.total('usd'))})"
 
 async def examine(
     reference: str, # a model, as in `connect`
-):
-    "Try what the recipes need of a model: gives `(good, text)` of each finding as it comes; nothing is stored. The last one says which recipes work: it is good when the model answers"
+):  # `(good, text)` of each finding as it comes; nothing is stored
+    "Try what the recipes need of a model. The last finding says which recipes work: it is good when the model answers"
     import aiohttp
     try: model = await asyncio.to_thread(connect, reference)
     except (ValueError, OSError, RuntimeError) as e:
@@ -118,32 +186,43 @@ async def examine(
         return
     seconds = None if reference.startswith("embedded") else _PATIENCE
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session:
-        ask, good = Ask({"default": model}, Store(":memory:"), session, concurrency=1), {}
-        for name in _CHECKS:
-            good[name], text = await _tried(name, ask, model, seconds)
-            yield good[name], text
-            if name == "chat" and good[name]: yield _priced(ask, model)
-            if not good[name] and name in ("reach", "chat"): break
-        requests, tokens = (sum(ask.ledger.total(c) or 0 for c in columns) for columns in (("calls", "retries", "failed"), ("prompt_tokens", "completion_tokens")))
-        works = _WORKS[good.get("structured output", False), good.get("raw text", False)]
-        yield good.get("chat", False), f"works for: {works} ({requests} request{'s' * (requests != 1)}, {tokens} tokens, {money(ask.ledger.total('usd'))})"
+        ask, trials = Ask({"default": model}, Store(":memory:"), session, concurrency=1), {}
+        async for name, good, text in _try_all(ask, model, seconds):
+            trials[name] = good
+            yield good, text
+        yield trials.get("chat", False), _works_for(ask, trials)
 
 # %% ../nbs/35_doctor.ipynb #ad417ecb
+def _wrapped(good, text):
+    "A finding as lines of the terminal"
+    width = shutil.get_terminal_size().columns
+    mark = "ok  " if good else "no  "
+    return textwrap.fill(text, width, initial_indent=mark, subsequent_indent="    ", break_long_words=False,
+                         break_on_hyphens=False)
+
+def _show_missing(name, missing, show):
+    "Say what a dataset in the language `name` does without; `missing` are sentences"
+    show(f"\n{name}")
+    for text in missing or ["its pack has all parts"]: show(_wrapped(not missing, text))
+
 async def doctor(
     references: list = (), # models; none: the embedded one
     show=print,
+    languages: list = (), # codes or names; what a dataset in them does without is said too
 ) -> int: # 0 when the machine is fit and all models answer, else 1
-    "Say what will work: on this machine, and with each model"
-    width, fine = shutil.get_terminal_size().columns, True
-    def tell(good, text): show(textwrap.fill(text, width, initial_indent="ok  " if good else "no  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+    "Say what will work: on this machine, in a language, and with each model"
+    missing = {name: missing_parts(name) for name in languages}
+    findings = machine()
+    fine = all(good for good, _ in findings)
     show("This machine")
-    for good, text in machine():
-        tell(good, text)
-        fine = fine and good
-    if not references and not has_weights(DEFAULT_WEIGHTS): show("\nembedded: not tried, its weights are not here; `llmdata doctor embedded` fetches them")
+    for good, text in findings: show(_wrapped(good, text))
+    for name, sentences in missing.items(): _show_missing(name, sentences, show)
+
+    if not references and not has_weights(DEFAULT_WEIGHTS):
+        show("\nembedded: not tried, its weights are not here; `llmdata doctor embedded` fetches them")
     elif references: show("\nEach model is now asked 4 to 9 small things, of 100 tokens at most.")
     for reference in references or ["embedded"] * has_weights(DEFAULT_WEIGHTS):
         show(f"\n{reference}")
-        async for good, text in examine(reference): tell(good, text)
+        async for good, text in examine(reference): show(_wrapped(good, text))
         fine = fine and good  # the last one
     return 0 if fine else 1

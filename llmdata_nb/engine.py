@@ -11,7 +11,7 @@ __all__ = ['STATES', 'AHEAD', 'Dropped', 'drop', 'state_on_arrival', 'settle', '
 # %% ../nbs/05c_engine.ipynb #5c000004
 import asyncio, copy, hashlib, inspect, json, os, threading, time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -19,7 +19,7 @@ from pathlib import Path
 from . import __version__
 from .languages import Language, language as find_language
 from .limits import CallFailed
-from .models import Budget, EndpointError, Ledger, read_budget, row_ledger
+from .models import Ask, Budget, EndpointError, Ledger, read_budget, row_ledger
 from .progress import Progress, duration, money
 from .rowfile import RowFile, Rows, reason_group
 from .show import REASONS, outcome_html, outcome_text
@@ -52,7 +52,7 @@ def state_on_arrival(
 # %% ../nbs/05c_engine.ipynb #3c6cc3e3
 async def settle(
     row: dict,
-    ask,              # `models.Ask`, or None for a recipe that asks no model
+    ask: Ask | None,  # None for a recipe that asks no model
     recipe: Callable, # async function `recipe(row, ask)`
 ) -> tuple:           # the state, and the row with its new columns
     "Take `row` through `recipe`; StoreError and EndpointError are the end of the run, any other error is that of the row"
@@ -128,9 +128,10 @@ async def _work_off(queue, ask, recipe, gate):
         await asyncio.sleep(0)  # rows that are replayed never wait: let others, and an interrupt, come in
     if gate: gate.leave()
 
+# %% ../nbs/05c_engine.ipynb #ada63521
 async def send_rows(
-    rows,                  # row dicts with an `id`; an iterator may be endless where there is a `gate`
-    ask,                   # `models.Ask`, or None
+    rows: Iterable,        # row dicts with an `id`; endless ones need a `gate`
+    ask: Ask | None,
     recipe: Callable,      # async function `recipe(row, ask)`
     record: Record,
     concurrency: int = 64, # rows under way at a time
@@ -146,7 +147,7 @@ async def send_rows(
 
 # %% ../nbs/05c_engine.ipynb #e7242a11
 async def send_all(
-    rows, ask, recipe: Callable, record: Record,
+    rows: Iterable, ask: Ask, recipe: Callable, record: Record,
     concurrency: int,
     timeout: float, # seconds for one request
     gate=None,
@@ -158,6 +159,7 @@ async def send_all(
         try: await send_rows(rows, ask, recipe, record, concurrency, gate)
         finally: await _finish_with(ask)
 
+# %% ../nbs/05c_engine.ipynb #fd568331
 async def _finish_with(ask):
     "End what the rows have in common, give back what was not used of the limits, and close the store"
     tasks = ask.background()
@@ -291,8 +293,9 @@ class RunProgress:
         line = progress_line(self.name, tally, ledger, total, self.seconds(), waiting, **run, last=last)
         self.display.show(line, last=last)
 
+# %% ../nbs/05c_engine.ipynb #ae133755
 def waiting_for(
-    ask, # `models.Ask`
+    ask: Ask,
 ) -> list: # texts
     "What the servers of `ask` make it wait for"
     texts = [limiter.status() for limiter in ask.limiters.values()]
@@ -300,7 +303,7 @@ def waiting_for(
 
 # %% ../nbs/05c_engine.ipynb #5c000025
 def evenly_spaced(
-    rows,   # a list, or what reads like one
+    rows: Sequence,
     n: int, # at most
 ) -> list:
     "`n` of the `rows`, the same distance apart; all of them where there are no more"
@@ -339,6 +342,7 @@ class Outcome:
     def __repr__(self): return outcome_text(self.manifest(), evenly_spaced(self.kept, 2), _row_of_each_reason(self))
     def _repr_html_(self): return outcome_html(self.manifest(), evenly_spaced(self.kept, 4), _row_of_each_reason(self))
 
+# %% ../nbs/05c_engine.ipynb #1345beda
 def _count_reasons(outcome):
     "(state, kind of reason, how many rows have it, the place of the first of them), most first"
     counts = {}
@@ -356,17 +360,18 @@ def _row_of_each_reason(outcome):
 
 # %% ../nbs/05c_engine.ipynb #22d7647b
 def dataset_paths(
-    out, # a folder
-) -> dict: # state → path
+    out: str | Path, # a folder
+) -> dict:           # state → path
     "The Parquet file of each state"
     out = Path(out)
     return {"kept": out/"data"/"train-00000-of-00001.parquet",
             "dropped": out/"dropped.parquet",
             "failed": out/"failed.parquet"}
 
+# %% ../nbs/05c_engine.ipynb #72b6d028
 def row_files(
-    out, # a folder, or None: the rows are then in no dataset, only in the outcome
-) -> dict: # state → `RowFile`
+    out: str | Path | None, # a folder; without one the rows are in no dataset, only in the outcome
+) -> dict:                  # state → `RowFile`
     "The files that the rows of each state go to"
     if not out: return {state: RowFile() for state in STATES}
     return {state: RowFile(path) for state, path in dataset_paths(out).items()}
@@ -378,6 +383,7 @@ def ledger_lines(
     "The lines of `ledger`, as plain data"
     return list(ledger.lines.values())
 
+# %% ../nbs/05c_engine.ipynb #b77b7c01
 def make_outcome(
     files: dict,  # as from `row_files`, closed
     ledger: Ledger,
@@ -389,7 +395,8 @@ def make_outcome(
     lines = {state: ledger_lines(of_state) for state, of_state in states.items()}
     return Outcome(**rows, ledger=ledger_lines(ledger), about=about, states=lines)
 
-def write_manifest(outcome: Outcome, out) -> None:
+# %% ../nbs/05c_engine.ipynb #8ce8d40d
+def write_manifest(outcome: Outcome, out: str | Path) -> None:
     "Write `manifest.json`, which tells all of the outcome but the rows, to the folder `out`"
     text = json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str)
     part = Path(out)/"manifest.json.new"
@@ -398,8 +405,8 @@ def write_manifest(outcome: Outcome, out) -> None:
 
 # %% ../nbs/05c_engine.ipynb #c18bb7cd
 def check_folder(
-    out,         # a folder, to be made or there already
-    source=None, # where the rows come from
+    out: str | Path,           # a folder, to be made or there already
+    source: str | Path = None, # where the rows come from
 ) -> None:
     "Raise ValueError when `out` cannot be written, or holds the dataset of another source"
     out = Path(out)
@@ -416,6 +423,7 @@ def recipe_name(recipe: Callable) -> str:
     "The name of `recipe`; of a `functools.partial`, that of its function"
     return getattr(recipe, "__name__", None) or recipe.func.__name__
 
+# %% ../nbs/05c_engine.ipynb #44a1c6af
 def check_recipe(
     recipe: Callable,
     args: dict, # what it is to be called with, besides a row and ask
@@ -434,16 +442,17 @@ def check_recipe(
 
 # %% ../nbs/05c_engine.ipynb #3bcdcb99
 def models_by_role(
-    model, # one for all roles, or a dict: role → model
+    model: str | dict, # one for all roles, or role → model
 ) -> dict:
     "The model of each role"
     return model if isinstance(model, dict) else {"default": model}
 
+# %% ../nbs/05c_engine.ipynb #25fef4f7
 def check_options(
-    out,    # folder, or None
-    source, # where the rows come from
-    models: dict,
-    budget,
+    out: str | Path | None,
+    source: str | Path | None, # where the rows come from
+    models: dict,              # role → model
+    budget: float | str | Budget | None,
     concurrency: int,
     **positive, # each None, or more than 0
 ) -> None:
@@ -457,12 +466,13 @@ def check_options(
 
 # %% ../nbs/05c_engine.ipynb #5c000034
 def with_ids(
-    rows, # row dicts
-):
+    rows: Iterable, # row dicts
+) -> Iterable:
     "The rows, each with a string `id` of its own. A list is checked at once; what comes one by one, as it comes"
     if hasattr(rows, "__len__"): return list(_checked_ids(rows, at_once=True))
     return _checked_ids(rows, at_once=False)
 
+# %% ../nbs/05c_engine.ipynb #b95b36ca
 def _checked_ids(rows, at_once):
     "The rows with their ids; one whose id was there before fails, or, `at_once`, is a ValueError"
     seen = set()
@@ -487,7 +497,7 @@ def about_run(
     args: dict,    # what the recipe is called with
     models: dict,  # role → name of the model
     seed: int,
-    source,        # where the rows came from
+    source: str | Path | None, # where the rows came from
 ) -> dict:
     "What a run is, as plain data"
     language = _about_language(args["language"]) if "language" in args else {}
@@ -500,6 +510,7 @@ def about_run(
     about = dict(recipe=recipe_name(recipe), **language, source=source and str(source), models=models)
     return about | dict(arguments=arguments, seed=seed, created=created, versions={"llmdata_nb": __version__})
 
+# %% ../nbs/05c_engine.ipynb #869b8465
 def _about_language(language):
     "The code of `language`, and a digest of its prompts where they were edited"
     code = find_language(language).code

@@ -367,10 +367,10 @@ def _json_lines(rows, format, min_score, wanted=lambda new: True):
 
 # %% ../nbs/21a_formats.ipynb #310d47bb
 def write_format(
-    rows: Iterable,       # dicts, such as `read_folder(…).kept`: all conversations or all preferences, as the format needs
+    rows: Iterable,       # dicts, such as `read_folder(…).kept`: all conversations, or all preferences
     folder: str | Path,   # where the files go; one folder for each format
     format: str,          # a name of `FORMATS`
-    name: str | None = None, # of the file and the dataset, the format's unless given; alignment-handbook's are named after their splits
+    name: str | None = None, # of the file and the dataset: the format's unless given, the splits' for alignment-handbook
     min_score: float = 4, # of the formats for KTO: an answer is good from this score, 1 to 5
     test: float = 0.1,    # of those of alignment-handbook: share of the test split, 0 to below 1; 0: none is written
 ) -> list: # the paths of the files

@@ -6,7 +6,7 @@
 __all__ = ['OUTCOMES', 'plot_margins', 'position_bias', 'plot_outcomes', 'plot_judged_by_length', 'plot_min_scores',
            'plot_figures', 'plot_agreement', 'plot_sweep', 'plot_models']
 
-# %% ../nbs/21e_judge_plots.ipynb #ff74dfd5
+# %% ../nbs/21e_judge_plots.ipynb #43d8412d
 from collections import Counter
 from itertools import pairwise
 from math import ceil, inf
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from llmdata_nb.judge import Calibration
 
-# %% ../nbs/21e_judge_plots.ipynb #d33bac2d
+# %% ../nbs/21e_judge_plots.ipynb #6cf60fcc
 OUTCOMES = dict(kept=COLORS["kept"], swapped=COLORS["swapped"], ranked=COLORS["kept"], tie=COLORS["other"])
 
 def _judged_pairs(rows):
@@ -37,7 +37,7 @@ def _judged_pairs(rows):
         if len(scores) == 2 and None not in scores: pairs.append(row)
     return pairs
 
-# %% ../nbs/21e_judge_plots.ipynb #5c5346ef
+# %% ../nbs/21e_judge_plots.ipynb #25f6208d
 def _count_margins(pairs, outcome):
     "How many of the `pairs` with that `outcome` have each margin, to the nearest half"
     count = Counter()
@@ -48,7 +48,7 @@ def _count_margins(pairs, outcome):
         count[margin] += 1
     return count
 
-# %% ../nbs/21e_judge_plots.ipynb #07230e00
+# %% ../nbs/21e_judge_plots.ipynb #1858fb68
 def plot_margins(
     rows: list # kept and dropped rows of `rerank`, with `outcome` and `scores`
 ) -> "Figure":
@@ -73,7 +73,7 @@ def plot_margins(
     legend_right(ax)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #4b534566
+# %% ../nbs/21e_judge_plots.ipynb #e3c681b7
 def _first_place_wins(pairs):
     "Whether the answer in the first place was rated higher, for each order of each of the `pairs` with two scores that differ"
     wins = []
@@ -83,7 +83,7 @@ def _first_place_wins(pairs):
             if first != second: wins.append(first > second)
     return wins
 
-# %% ../nbs/21e_judge_plots.ipynb #bfc77d60
+# %% ../nbs/21e_judge_plots.ipynb #e0144214
 def _order_counts(rows):
     "`(what, hits, of how many)` of the two orders"
     pairs = [row for row in _judged_pairs(rows) if len(row["scores_by_order"]) == 2]
@@ -92,7 +92,7 @@ def _order_counts(rows):
     return [("the first place was rated higher (50 % is fair)", sum(wins), len(wins)),
             ("the two orders came to different results", differ, len(pairs))]
 
-# %% ../nbs/21e_judge_plots.ipynb #90bda5ad
+# %% ../nbs/21e_judge_plots.ipynb #38ee3b9d
 def position_bias(
     rows: list # kept and dropped rows of `rerank`, of which both orders were asked
 ) -> list: # a table's records
@@ -105,18 +105,18 @@ def position_bias(
         records.append({"": text, "share": share, "interval of 95 %": interval, "of": n})
     return records
 
-# %% ../nbs/21e_judge_plots.ipynb #93c7ca92
+# %% ../nbs/21e_judge_plots.ipynb #8e6a926f
 def _share_line(name, hits, n):
     "`(name with its n, share, low, high)` of `hits` in `n`, for `draw_intervals`"
     low, high = wilson(hits, n)
     return with_count(name, n), hits / n, low, high
 
-# %% ../nbs/21e_judge_plots.ipynb #e931d80f
+# %% ../nbs/21e_judge_plots.ipynb #4666de7c
 def _rate_line(rate):
     "The same for an outcome, as from `outcome_rates`"
     return with_count(rate["outcome"], rate["rows"]), rate["share"], rate["low"], rate["high"]
 
-# %% ../nbs/21e_judge_plots.ipynb #380ed1c0
+# %% ../nbs/21e_judge_plots.ipynb #aba673aa
 def plot_outcomes(
     rows: list # kept and dropped rows of `rerank`
 ) -> "Figure":
@@ -134,7 +134,7 @@ def plot_outcomes(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #ef661607
+# %% ../nbs/21e_judge_plots.ipynb #4cc377f2
 def _longer_wins(rows):
     "`(how many times as long, whether it was rated higher)` for the longer answer of each pair whose answers differ in both"
     wins = []
@@ -146,7 +146,7 @@ def _longer_wins(rows):
         wins.append((ratio, high > low))
     return wins
 
-# %% ../nbs/21e_judge_plots.ipynb #43ef9bf6
+# %% ../nbs/21e_judge_plots.ipynb #f0216ccb
 def _wins_by_ratio(wins):
     "`(name, [whether the longer one was rated higher])` for each span of ratios that occurs"
     ends = [1, 1.1, 1.25, 1.5, 2, 3, inf]
@@ -157,7 +157,7 @@ def _wins_by_ratio(wins):
         if some: groups.append((name, some))
     return groups
 
-# %% ../nbs/21e_judge_plots.ipynb #affb1c2c
+# %% ../nbs/21e_judge_plots.ipynb #54e3bf46
 def plot_judged_by_length(
     rows: list # kept and dropped rows of `rerank`, with `outcome`, `scores` and `responses`
 ) -> "Figure":
@@ -176,10 +176,10 @@ def plot_judged_by_length(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #eecdeeb4
+# %% ../nbs/21e_judge_plots.ipynb #86e3b391
 def _values(records, key): return [record[key] for record in records]
 
-# %% ../nbs/21e_judge_plots.ipynb #91748849
+# %% ../nbs/21e_judge_plots.ipynb #bfbd845a
 def _threshold_lines(swept, read):
     "`(name, style, color, values)` of each line of `plot_min_scores`; people read `read` rows"
     precision = [each["precision"]["value"] for each in swept]
@@ -189,13 +189,13 @@ def _threshold_lines(swept, read):
             ("kept requests that repeat another", "^:", COLORS["failed"], _values(swept, "repeated")),
             (good, "D-.", "black", precision)]
 
-# %% ../nbs/21e_judge_plots.ipynb #870ae19f
+# %% ../nbs/21e_judge_plots.ipynb #52042087
 def _left_share_axis(ax, low):
     "An axis of shares at the left of `ax`, from `low` (a little below 0 leaves room for a line at 0)"
     ax.set(ylim=(low, 1.05))
     write_ticks(ax.yaxis, [0, 0.5, 1])
 
-# %% ../nbs/21e_judge_plots.ipynb #5f18de00
+# %% ../nbs/21e_judge_plots.ipynb #ec6e2375
 def plot_min_scores(
     rows: list, # kept and dropped rows of `back_instruct`, with `alignment_score`
     good: dict = {} # id → whether people found the pair good, where some looked
@@ -224,7 +224,7 @@ def plot_min_scores(
     legend_below(figure, ax, columns=2, fontsize=9)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #bae4d78e
+# %% ../nbs/21e_judge_plots.ipynb #a05f279f
 def _figure_lines(calibration):
     "`(name, value, low, high)` of each figure of a `calibration` that has a value"
     figures = dict(calibration.figures)
@@ -235,7 +235,7 @@ def _figure_lines(calibration):
 
 def _figure_line(name, figure): return with_count(name, figure["n"]), figure["value"], figure["low"], figure["high"]
 
-# %% ../nbs/21e_judge_plots.ipynb #370124b1
+# %% ../nbs/21e_judge_plots.ipynb #e350e77f
 def plot_figures(
     calibration: "Calibration" # as from `judge.calibrate`
 ) -> "Figure":
@@ -253,25 +253,25 @@ def plot_figures(
     set_title(figure, f"Judge against people, {len(calibration.rows):,} rows: {label(verdict, 50)}")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #a9d6b684
+# %% ../nbs/21e_judge_plots.ipynb #45dc7c82
 def _verdict_name(verdict, preference):
     "A `verdict` as text; that of a `preference` is the number of an answer, from 0"
     if isinstance(verdict, str): return verdict
     return f"answer {verdict + 1}" if preference else f"{verdict:g}"
 
-# %% ../nbs/21e_judge_plots.ipynb #5ac6da6b
+# %% ../nbs/21e_judge_plots.ipynb #9f223169
 def _in_order(verdicts):
     "The `verdicts` sorted: numbers first, then words"
     return sorted(verdicts, key=lambda verdict: (isinstance(verdict, str), verdict))
 
-# %% ../nbs/21e_judge_plots.ipynb #dae84390
+# %% ../nbs/21e_judge_plots.ipynb #4e31fae8
 def _count_cells(counts, row, columns):
     "The cells of a `row`: how often it was met with each of the `columns`, and that as a share of the most frequent pair"
     most = max(counts.values())
     numbers = [counts[row, column] for column in columns]
     return [(n / most, f"{n:,}") for n in numbers]
 
-# %% ../nbs/21e_judge_plots.ipynb #909308b4
+# %% ../nbs/21e_judge_plots.ipynb #959fba5e
 def plot_agreement(
     calibration: "Calibration" # as from `judge.calibrate`
 ) -> "Figure":
@@ -291,7 +291,7 @@ def plot_agreement(
     set_title(figure, f"What people and the judge said of {len(judged_rows):,} rows")
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #b5cbce17
+# %% ../nbs/21e_judge_plots.ipynb #f8576602
 def _draw_sweep(ax, swept):
     "What each threshold of `swept` would keep, and how many good rows would be among them"
     thresholds, keep_rates = _values(swept, "threshold"), _values(swept, "keep_rate")
@@ -302,13 +302,13 @@ def _draw_sweep(ax, swept):
     low, high = _values(read, "precision_low"), _values(read, "precision_high")
     ax.fill_between(scores, low, high, color=COLORS["kept"], alpha=0.15, linewidth=0)
 
-# %% ../nbs/21e_judge_plots.ipynb #f31ea378
+# %% ../nbs/21e_judge_plots.ipynb #645780be
 def _few_thresholds(swept):
     "At most nine of the thresholds, the lowest among them"
     step = ceil(len(swept) / 9)
     return _values(swept[::step], "threshold")
 
-# %% ../nbs/21e_judge_plots.ipynb #7932d222
+# %% ../nbs/21e_judge_plots.ipynb #fcbe95f8
 def plot_sweep(
     calibration: "Calibration" # of scores, as from `judge.calibrate`
 ) -> "Figure":
@@ -328,13 +328,13 @@ def plot_sweep(
     legend_below(figure, first)
     return figure
 
-# %% ../nbs/21e_judge_plots.ipynb #8e2755c1
+# %% ../nbs/21e_judge_plots.ipynb #df093986
 def _has_ratings(row):
     "Whether the judge rated each of the answers of `row`"
     scores = row.get("scores") or row.get("judge_scores") or [None]
     return None not in scores
 
-# %% ../nbs/21e_judge_plots.ipynb #a1aa5f9d
+# %% ../nbs/21e_judge_plots.ipynb #d0af1f24
 def plot_models(
     rows: list,   # judged by `aya_preferences`
     language: str # of the answers: a code or a name

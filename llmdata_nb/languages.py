@@ -17,39 +17,41 @@ from importlib import resources
 _files = resources.files("llmdata_nb")
 
 @cache
-def _table():
+def _names_table():
     "{tag: (English name, native name, other names)}"
     lines = (_files / "data/languages.tsv").read_text(encoding="utf-8").splitlines()
-    return {tag: (name, native, others.split("|")) for tag, name, native, others in (line.split("\t") for line in lines)}
+    rows = [line.split("\t") for line in lines]
+    return {tag: (name, native, others.split("|")) for tag, name, native, others in rows}
 
 # %% ../nbs/00_languages.ipynb #85f81209
 @cache
-def _registry():
+def _iana_languages():
     "{code: English names} of the single languages (and macrolanguages, such as Arabic) in the IANA registry"
     from langcodes.registry_parser import parse_registry
-    return {entry["Subtag"]: entry["Description"] for entry in parse_registry()
-            if entry["Type"] == "language" and entry.get("Scope", "macrolanguage") == "macrolanguage"}
+    languages = [entry for entry in parse_registry() if entry["Type"] == "language"]
+    single = [entry for entry in languages if entry.get("Scope", "macrolanguage") == "macrolanguage"]
+    return {entry["Subtag"]: entry["Description"] for entry in single}
 
 # %% ../nbs/00_languages.ipynb #3c14c461
 @cache
-def _names():
+def _codes_by_name():
     "{name, lower case: tag}"
-    ranked = [(name, code) for code, names in _registry().items() for name in names]
-    ranked += [(name, tag) for tag, (*_, others) in _table().items() for name in others]
-    ranked += [(row[i], tag) for i in (1, 0) for tag, row in _table().items()]
+    ranked = [(name, code) for code, names in _iana_languages().items() for name in names]
+    ranked += [(name, tag) for tag, (*_, others) in _names_table().items() for name in others]
+    ranked += [(row[i], tag) for i in (1, 0) for tag, row in _names_table().items()]
     return {name.casefold(): tag for name, tag in ranked if name}  # a later name replaces an earlier one
 
 # %% ../nbs/00_languages.ipynb #579abee6
-def _parse(tag):
+def _parse_tag(tag):
     "The langcodes object for `tag` and its language's code, or None if it is no language"
     import langcodes
     try: found = langcodes.get(tag).prefer_macrolanguage()
     except (LookupError, langcodes.LanguageTagError): return None
     code = "tl" if found.language == "fil" else found.language
-    return (found, code) if found.is_valid() and code in _registry() else None
+    return (found, code) if found.is_valid() and code in _iana_languages() else None
 
 # %% ../nbs/00_languages.ipynb #1771c204
-def _script(found):
+def _script_of_tag(found):
     "The ISO 15924 code of the script in which the langcodes object `found` is written, `Zzzz` if unknown"
     from langcodes.data_dicts import LIKELY_SUBTAGS, MACROLANGUAGES
     if found.script: return found.script
@@ -60,15 +62,16 @@ def _script(found):
 RTL = {"Adlm", "Arab", "Aran", "Hebr", "Mand", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa"}  # scripts in use today
 
 # %% ../nbs/00_languages.ipynb #b46abc5a
-NEIGHBOURS = """af nl; am ti; an es; ar ary arz apc; as bn; ast es; az tk tr; ba tt; bar de gsw ksh lb nds; be ru uk; bg mk; bho hi mai mr ne sa;
-bs hr sr; ca oc; ceb hil tl war; ckb ku; co fur it lij lmo nap pms sc scn vec; cs sk; csb pl szl; da nb nn no sv; dsb hsb; en sco; es gl pt;
-et vro; fa mzn; fa ur; fo is; fr wa; fy li nl; ga gd gv; he yi; hy hyw; id ms; ja zh; jv su; kk ky; kok mr; lah pa; lah ur; ltg lv;
-nr ss xh zu; nso st tn; rn rw; ro rup; rue uk; wuu yue zh"""  # groups of close languages
+NEIGHBOURS = """af nl; am ti; an es; ar ary arz apc; as bn; ast es; az tk tr; ba tt; bar de gsw ksh lb nds; be ru uk; bg mk;
+bho hi mai mr ne sa; bs hr sr; ca oc; ceb hil tl war; ckb ku; co fur it lij lmo nap pms sc scn vec; cs sk; csb pl szl;
+da nb nn no sv; dsb hsb; en sco; es gl pt; et vro; fa mzn; fa ur; fo is; fr wa; fy li nl; ga gd gv; he yi; hy hyw; id ms;
+ja zh; jv su; kk ky; kok mr; lah pa; lah ur; ltg lv; nr ss xh zu; nso st tn; rn rw; ro rup; rue uk; wuu yue zh"""  # close languages
 
-def _confusable(code):
+def _close_codes(code):
     "The codes that share a group of `NEIGHBOURS` with `code`"
     groups = [group.split() for group in NEIGHBOURS.split(";")]
-    return tuple(dict.fromkeys(c for group in groups if code in group for c in group if c != code))
+    near = [other for group in groups if code in group for other in group]
+    return tuple(dict.fromkeys(other for other in near if other != code))
 
 # %% ../nbs/00_languages.ipynb #44ac707a
 @cache
@@ -101,8 +104,8 @@ def _without_pack():
 @cache
 def _pattern_sources():
     "What each language recognises, {code: {table: {part: patterns}}}: English first, then the packs, then the languages without one"
-    codes = dict.fromkeys(["en", *packs()])
-    return {code: _read_pack(code) for code in codes} | {code: tables for code, tables in _without_pack().items() if code not in codes}
+    with_pack = {code: _read_pack(code) for code in ["en", *packs()]}
+    return with_pack | {code: tables for code, tables in _without_pack().items() if code not in with_pack}
 
 @cache
 def pack_words(
@@ -200,41 +203,59 @@ class Language:
     script: str  # ISO 15924, "Zzzz" if unknown
     direction: str  # "ltr" or "rtl"
     confusable: tuple = ()  # codes that a detector mixes it up with
-    texts: dict = field(default_factory=dict, repr=False, compare=False)  # those of its pack, {} where there is none
+    texts: dict = field(default_factory=dict, repr=False, compare=False)  # of its pack, {} where there is none
 
 # %% ../nbs/00_languages.ipynb #2e02f70c
-def _make(found, code):
+def _names_of(code):
+    "The English and the native name of a language"
+    if code in _names_table(): return _names_table()[code][:2]
+    english = _iana_languages()[code][0]
+    return english, english
+
+def _names_in_script(code, script):
+    "The names of a language in a script that is not its usual one"
+    tag = f"{code}-{script}"
+    if tag in _names_table(): return _names_table()[tag][:2]
+    return tuple(f"{name} ({script})" for name in _names_of(code))
+
+# %% ../nbs/00_languages.ipynb #5a1c1002
+def _make_language(found, code):
     "The `Language` for the langcodes object `found`"
     import langcodes
-    script, usual = _script(found), _script(langcodes.Language.make(code))
-    name, native, _ = _table().get(code) or (_registry()[code][0], _registry()[code][0], [])
-    if script != usual: name, native, _ = _table().get(f"{code}-{script}") or (f"{name} ({script})", f"{native} ({script})", [])
-    texts = pack(code) if code in packs() and script == usual else {}
-    return Language(code, name, native, script, "rtl" if script in RTL else "ltr", _confusable(code), texts)
+    script, usual_script = _script_of_tag(found), _script_of_tag(langcodes.Language.make(code))
+    is_usual = script == usual_script
+    name, native = _names_of(code) if is_usual else _names_in_script(code, script)
+    texts = pack(code) if is_usual and code in packs() else {}
+    direction = "rtl" if script in RTL else "ltr"
+    return Language(code, name, native, script, direction, _close_codes(code), texts)
 
 # %% ../nbs/00_languages.ipynb #1b205c8e
-def _suggest(name):
+def _suggest_names(name):
     "Languages that `name` may have meant, as 'Japanese (ja)'"
     from langcodes.data_dicts import LIKELY_SUBTAGS
     country = LIKELY_SUBTAGS.get(f"und-{name.upper()}", "").split("-")[0] if len(name) == 2 else ""
-    near = [_names()[n] for n in get_close_matches(name.casefold(), _names(), n=2, cutoff=0.8)]
-    return [f"{_make(*_parse(tag)).name} ({tag})" for tag in dict.fromkeys([country, *near]) if _parse(tag)]
+    near = get_close_matches(name.casefold(), _codes_by_name(), n=2, cutoff=0.8)
+    tags = dict.fromkeys([country, *(_codes_by_name()[known] for known in near)])
+    parsed = {tag: _parse_tag(tag) for tag in tags}
+    return [f"{_make_language(*found).name} ({tag})" for tag, found in parsed.items() if found]
 
 # %% ../nbs/00_languages.ipynb #f79045f4
 def language(
     name:str|Language,  # an ISO 639 code, a BCP 47 tag, or an English or native name
 )->Language:
     "The `Language` that `name` stands for; `ValueError` if none"
-    return name if isinstance(name, Language) else _resolve(name)
+    return name if isinstance(name, Language) else _resolve_name(name)
 
 @cache
-def _resolve(name):
+def _resolve_name(name):
+    "The `Language` for a code or name"
     text = name.strip() if isinstance(name, str) else ""
-    found = _parse(text) or _parse(_names().get(text.casefold(), ""))
-    if found: return _make(*found)
-    guesses = " or ".join(_suggest(text))
-    raise ValueError(f"unknown language {name!r}: give an ISO 639 code, or an English or native name (it, ita, Italian, italiano)"
-                     + (f"; did you mean {guesses}?" if guesses else ""))
+    found = _parse_tag(text) or _parse_tag(_codes_by_name().get(text.casefold(), ""))
+    if found: return _make_language(*found)
+    guesses = " or ".join(_suggest_names(text))
+    hint = f"; did you mean {guesses}?" if guesses else ""
+    wanted = "give an ISO 639 code, or an English or native name (it, ita, Italian, italiano)"
+    raise ValueError(f"unknown language {name!r}: {wanted}{hint}")
 
 # %% ../nbs/00_languages.ipynb #5a1c0e03
 NOTICED = ("checks.refusals", "checks.preambles", "checks.agreements", "checks.presentations",

@@ -51,7 +51,7 @@ def _best_and_worst(standings):
     best = [i for i in everyone if standings[i] == highest]
     others = [i for i in everyone if i not in best]
     if not others: return best, best
-    by_rating = [standing[::-1] for standing in standings]  # the worst has the lowest rating; of these, the fewest votes
+    by_rating = [standing[::-1] for standing in standings]  # the lowest rating comes first; of these, the fewest votes
     lowest = min(by_rating[i] for i in others)
     return best, [i for i in others if by_rating[i] == lowest]
 
@@ -59,7 +59,7 @@ def _best_and_worst(standings):
 def opinion(
     annotations: list, # of one row
     n: int,            # its answers
-) -> dict: # ratings (mean or None) and votes of each answer, ties, best and worst (indices; all answers in a tie), preferred (index, "tie" or None)
+) -> dict: # ratings (mean or None), votes, ties, best and worst (indices; all in a tie), preferred (index, "tie" or None)
     "What several people say of the answers together"
     ratings = [_mean_rating(annotations, i) for i in range(n)]
     wishes = [preference_of(a) for a in annotations]
@@ -99,7 +99,7 @@ def fitting(
 
 # %% ../nbs/19a_people.ipynb #9f15e5b2
 _OF_JUDGE = ("scores", "feedbacks", "scores_by_order", "position_consistent", "spread", "outcome")
-_OF_SIDES = {f"{side}_{part}" for side in ("chosen", "rejected") for part in ("score", "feedback", "model")}
+_OF_SIDES = {"chosen_score", "chosen_feedback", "chosen_model", "rejected_score", "rejected_feedback", "rejected_model"}
 _DECIDED_ANEW = {*_OF_JUDGE, *_OF_SIDES, "messages", "prompt", "chosen", "rejected", "margin", "reason"}
 
 def _undecided_columns(row):
@@ -157,7 +157,8 @@ def _pair_by_votes(row, shown, people, tie):
     answers = shown["answers"]
     if len(answers) < 2: drop("one answer, and no improved one")
     said = opinion(people, len(answers))
-    best, worst = _shortest(answers, said["best"]), _longest(answers, said["worst"])
+    best = _shortest(answers, said["best"])
+    worst = _longest(answers, said["worst"])
     if len(said["best"]) == len(answers):
         same_length = len(answers[best]) == len(answers[worst])
         if tie == "drop" or same_length: drop("tie: people prefer none")
@@ -193,8 +194,8 @@ def _pair_by_people(row, shown, people, tie):
 def _pair_by_judge(row, shown, tie):
     "The pair that the recipe made, or that the judge's scores make"
     answers, scores = shown["answers"], shown["scores"]
-    was_decided = isinstance(row.get("chosen"), list) and row.get("outcome") not in (None, "tie")
-    if was_decided:  # by the recipe, which may have had no judge
+    is_pair = isinstance(row.get("chosen"), list)
+    if is_pair and row.get("outcome") not in (None, "tie"):  # the recipe decided, and may have had no judge
         best = answers.index(answer_text(row["chosen"]))
         worst = answers.index(answer_text(row["rejected"]))
         decided_by = "judge" if judge_scores(shown) else "recipe"
@@ -311,7 +312,8 @@ def _shared_rows(rows, one, other):
     shared = []
     for row in rows:
         by_name = {annotation["annotator"]: annotation for annotation in reversed(row)}  # the first of each counts
-        if one in by_name and other in by_name: shared.append((by_name[one], by_name[other]))
+        both = by_name.get(one), by_name.get(other)
+        if None not in both: shared.append(both)
     return shared
 
 # %% ../nbs/19a_people.ipynb #1e00483b
@@ -329,7 +331,7 @@ def _figures_of_two(rows, one, other):
 
 # %% ../nbs/19a_people.ipynb #f2a55260
 def _same_as_judge(rows, by_row, seen):
-    "Of each row with both opinions, whether people prefer what the judge prefers; `seen`: those who had seen its rating"
+    "Of each row, whether people prefer what the judge prefers; `seen`: people who had seen its rating"
     hits = []
     for row, shown in shown_rows(rows):
         annotations = by_row.get((shown["id"], shown["hash"]), [])
@@ -342,12 +344,14 @@ def _same_as_judge(rows, by_row, seen):
     return hits
 
 # %% ../nbs/19a_people.ipynb #5e383350
+def _share_of(hits): return share(sum(hits), len(hits))
+
 def _figures_of_judge(rows, by_row):
     "How often people prefer what the judge prefers"
     unbiased = _same_as_judge(rows, by_row, seen=False)
     biased = _same_as_judge(rows, by_row, seen=True)
-    figures = [dict(figure="people prefer what the judge prefers") | share(sum(unbiased), len(unbiased))]
-    if biased: figures.append(dict(figure="the same, of those who had seen its rating") | share(sum(biased), len(biased)))
+    figures = [{"figure": "people prefer what the judge prefers"} | _share_of(unbiased)]
+    if biased: figures.append({"figure": "the same, of those who had seen its rating"} | _share_of(biased))
     return figures
 
 # %% ../nbs/19a_people.ipynb #e3a99672
@@ -377,7 +381,8 @@ def labelled_from(
     labelled = []
     for _, shown in shown_rows(rows):
         answers = shown["answers"]
-        unbiased = [a for a in fit.get(shown["id"], []) if not a["seen_judge"]]
+        annotations = fit.get(shown["id"], [])
+        unbiased = [a for a in annotations if not a["seen_judge"]]
         said = opinion(_opinions_in(unbiased), len(answers))
         human = said["preferred"] if len(answers) > 1 else said["ratings"][0]
         if human is None: continue

@@ -26,11 +26,12 @@ from .show import widget_box
 # %% ../nbs/23_playground.ipynb #6abf6417
 _SHOWN_OPTIONS = ("temperature", "max_tokens", "seed", "sample", "stop", "top_p")
 
-def _new_call(ask, row_id, kind, request, options):
+def _new_call(row_id, ask, kind, request, options):
     "What is known of a call before it is made; `kind` is ask, complete or embed"
     role = options.get("role", "embedder" if kind == "embed" else "default")
     model = ask.endpoint(role)
-    shown = {name: value for name, value in options.items() if name in _SHOWN_OPTIONS and value not in (None, [])}
+    given = {name: value for name, value in options.items() if value not in (None, [])}
+    shown = {name: value for name, value in given.items() if name in _SHOWN_OPTIONS}
     if shown.get("sample") == 0: del shown["sample"]
     return dict(row=row_id, step=options.get("step", kind), role=role, model=model.name, options=shown,
                 request=copy.deepcopy(request), raw=kind == "complete",
@@ -69,7 +70,7 @@ def _noting_unread(parse, unread):
 # %% ../nbs/23_playground.ipynb #9ce4eb06
 class _Watched:
     "An `ask` that reports the calls of one row"
-    def __init__(self, ask, row_id, asked, answered):
+    def __init__(self, row_id, ask, asked, answered):
         self._ask, self._row_id = ask, row_id
         self._asked, self._answered = asked, answered
 
@@ -80,7 +81,7 @@ class _Watched:
 
     async def _report_call(self, kind, request, options):
         send = self._ask if kind == "ask" else getattr(self._ask, kind)
-        call = _new_call(self._ask, self._row_id, kind, request, options)
+        call = _new_call(self._row_id, self._ask, kind, request, options)
         parse = options.get("parse")
         if parse: options = options | {"parse": _noting_unread(parse, call["unread"])}
         self._asked(call)
@@ -107,7 +108,7 @@ def watch(
     answered: Callable = lambda call: None,  # called with it when it has ended
 ) -> Callable: # a recipe with the same name and arguments
     "The `recipe`, which reports each of its calls: a dict of row (id), step, role, model, request, options, answer, parsed, error, done and the columns of the ledger"
-    async def watched(row, ask, **args): return await recipe(row, _Watched(ask, row["id"], asked, answered), **args)
+    async def watched(row, ask, **args): return await recipe(row, _Watched(row["id"], ask, asked, answered), **args)
     watched.__name__, watched.__signature__ = _recipe_name(recipe), inspect.signature(recipe)
     return watched
 
@@ -135,7 +136,8 @@ def _editable_texts(target):
 def _check_name(texts, name, where):
     if name in texts: return
     near = difflib.get_close_matches(name, texts, 1)
-    raise ValueError(f"{where}: there is no {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{where}: there is no {name}{meant}")
 
 # %% ../nbs/23_playground.ipynb #fde1e4fb
 def _check_kind(old, new, name, where):
@@ -155,7 +157,8 @@ def _check_prompt(texts, name, new, where):
         raise ValueError(f"{where}: {name} has {len(new)} lines, expected {len(old)}: one for each score")
     filled_in = set(re.findall(r"\{\w+\}", str(old))) - {"{language}", "{name}"}
     for place in sorted(filled_in):
-        if place not in str(new): raise ValueError(f"{where}: {name} should hold {place}, in whose place the recipe puts something")
+        if place not in str(new):
+            raise ValueError(f"{where}: {name} should hold {place}, in whose place the recipe puts something")
 
 # %% ../nbs/23_playground.ipynb #01d6463e
 def _toml_line(text): return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -184,14 +187,16 @@ def read_prompts(
 ) -> dict: # language code → name → text, or list of texts
     "The edited prompts in a file; ValueError where it cannot be read, or holds what is no prompt"
     try: tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise ValueError(f"prompts {path}: {e}") from e
+    except (OSError, ValueError) as e:
+        raise ValueError(f"prompts {path}: {e}") from e
     for code, texts in tables.items():
         if not isinstance(texts, dict):
             raise ValueError(f"prompts {path}: expected the code of a language in brackets, such as [it], before {code}")
     prompts = {find_language(code).code: _flat_texts(texts) for code, texts in tables.items()}
     for code, texts in prompts.items():
         editable = _editable_texts(find_language(code))
-        for name, text in texts.items(): _check_prompt(editable, name, text, f"prompts {path} [{code}]")
+        for name, text in texts.items():
+            _check_prompt(editable, name, text, f"prompts {path} [{code}]")
     return prompts
 
 # %% ../nbs/23_playground.ipynb #5bd0d7bb
@@ -224,7 +229,8 @@ def with_prompts(
 def _asked_text(call):
     "All that was sent to the model, as one text"
     request = call["request"]
-    return request if isinstance(request, str) else "\n".join(str(message.get("content")) for message in request)
+    if isinstance(request, str): return request
+    return "\n".join(str(message.get("content")) for message in request)
 
 def _stands_in(text, request, language_name):
     "Whether all pieces of a `text`, or of a list of texts, stand in a `request`; what a recipe fills in lies between them"
@@ -286,9 +292,13 @@ def differences(
     if len(old) + len(new) > 6000: return escape("".join(new))
     parts = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        gone, come = escape("".join(old[a:b])), escape("".join(new[c:d]))
-        if kind == "equal": parts.append(come)
-        else: parts += [f"<del>{gone}</del>"] * bool(gone) + [f"<ins>{come}</ins>"] * bool(come)
+        gone = escape("".join(old[a:b]))
+        come = escape("".join(new[c:d]))
+        if kind == "equal":
+            parts.append(come)
+            continue
+        if gone: parts.append(f"<del>{gone}</del>")
+        if come: parts.append(f"<ins>{come}</ins>")
     return "".join(parts)
 
 # %% ../nbs/23_playground.ipynb #a01857db
@@ -329,7 +339,11 @@ def _request_html(call):
     "What was asked, message by message"
     request = call["request"]
     if isinstance(request, str): request = [{"role": "raw text" if call["raw"] else "user", "content": request}]
-    return "".join(_titled(str(message.get("role")), _shown_text(message.get("content"))) for message in request)
+    parts = []
+    for message in request:
+        role, content = str(message.get("role")), message.get("content")
+        parts.append(_titled(role, _shown_text(content)))
+    return "".join(parts)
 
 # %% ../nbs/23_playground.ipynb #f7794f24
 def _answer_html(call, before):
@@ -347,7 +361,8 @@ def _answer_html(call, before):
 # %% ../nbs/23_playground.ipynb #d21eb951
 def _call_facts(call):
     "Role, model, options, why the answer ended and how long it took, in one line"
-    facts = [call["role"], call["model"], *(f"{name} {value}" for name, value in call["options"].items())]
+    options = [f"{name} {value}" for name, value in call["options"].items()]
+    facts = [call["role"], call["model"], *options]
     if call["finish_reason"]: facts.append(f'ended by {call["finish_reason"]}')
     return " · ".join(map(str, [*facts, f'{call["seconds"]:.1f} s']))
 
@@ -356,7 +371,8 @@ def _call_html(call, before=None):
     "A call as a line that can be opened; `before` is what was answered in its place the last time"
     step = f'<span class="step">{escape(call["step"])}</span>'
     if not call["done"]: return f'<div class="asked">{step}<span class="dim">asking …</span></div>'
-    cost = f'{call["prompt_tokens"]:,} → {call["completion_tokens"]:,} tokens · {money(call["usd"])} · {_paid_or_replayed(call)}'
+    tokens = f'{call["prompt_tokens"]:,} → {call["completion_tokens"]:,} tokens'
+    cost = f'{tokens} · {money(call["usd"])} · {_paid_or_replayed(call)}'
     line = f'{step}<span class="said">{_state_html(call, before)}</span><span class="dim">{cost}</span>'
     columns = f'<div class="two"><div>{_request_html(call)}</div><div>{_answer_html(call, before)}</div></div>'
     return f'<details><summary>{line}</summary>{columns}<div class="dim">{escape(visible(_call_facts(call)))}</div></details>'
@@ -404,7 +420,8 @@ def in_all(
     tokens, usd = _ledger_total(ledger, "prompt_tokens", "completion_tokens"), _ledger_total(ledger, "usd")
     def for_many(amount): return None if amount is None else float(f"{amount * many / rows:.2g}")
     def number_for_many(amount): return "unknown" if amount is None else f"{for_many(amount):,.0f}"
-    taken = f"{rows} rows: {calls:,} new requests, {replayed:,} replayed, {tokens:,} tokens, {money(usd)}"
+    requests = f"{calls:,} new requests, {replayed:,} replayed"
+    taken = f"{rows} rows: {requests}, {tokens:,} tokens, {money(usd)}"
     estimate = f"{number_for_many(calls + replayed)} requests, {number_for_many(tokens)} tokens, {money(for_many(usd))}"
     return f"{taken}. {many:,} rows like these would take about {estimate} (an estimate from {rows} rows)"
 
@@ -451,11 +468,14 @@ def read_numbers(
     found = []
     for word in re.split(r"[\s,;]+", text.strip()):
         m = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
-        first, last = (int(m[1]), int(m[2] or m[1])) if m else (0, 0)
-        if not 1 <= first <= last <= n: raise ValueError(f"rows {word!r}: expected numbers from 1 to {n}, such as 1-3 or 2, 7")
+        first = int(m[1]) if m else 0
+        last = int(m[2] or m[1]) if m else 0
+        if not 1 <= first <= last <= n:
+            raise ValueError(f"rows {word!r}: expected numbers from 1 to {n}, such as 1-3 or 2, 7")
         for i in range(first - 1, last):
             if i not in found: found.append(i)
-            if len(found) > 20: raise ValueError(f"rows {text!r}: expected at most 20")
+            if len(found) > 20:
+                raise ValueError(f"rows {text!r}: expected at most 20")
     return found
 
 # %% ../nbs/23_playground.ipynb #623c9de6
@@ -472,8 +492,10 @@ def _with_id(row, i):
     if not isinstance(row, dict):
         raise ValueError(f"row {i + 1} is {type(row).__name__}, expected a dict (load_rows gives such rows)")
     for name in ("messages", "prompt"):
-        if isinstance(row.get(name), list): _check_turns(row[name], f"row {i + 1}: message {{n}} of {name}")
-    return row | {"id": f"row-{i}" if row.get("id") is None else str(row["id"])}
+        if isinstance(row.get(name), list):
+            _check_turns(row[name], f"row {i + 1}: message {{n}} of {name}")
+    row_id = f"row-{i}" if row.get("id") is None else str(row["id"])
+    return row | {"id": row_id}
 
 # %% ../nbs/23_playground.ipynb #2b9480d5
 def _rows_for(recipe_name, rows):
@@ -501,8 +523,8 @@ class _RowLines:
         self.lines, self.places = {}, []
         self.heads = {row["id"]: self._new_line(_row_html(row)) for row in rows}
         self.boxes = {row["id"]: w.VBox(layout=self.layout) for row in rows}
-        parts = [part for row in rows for part in (self.heads[row["id"]], self.boxes[row["id"]])]
-        self.widget = w.VBox(parts, layout=self.layout)
+        parts = zip(self.heads.values(), self.boxes.values())
+        self.widget = w.VBox([part for pair in parts for part in pair], layout=self.layout)
 
     def _new_line(self, html): return self.html(html, layout=self.layout)
 
@@ -609,7 +631,8 @@ def _take_edit(panel):
         name = panel.fields.which.value
         if panel.loading or not name: return
         old, text = panel.pack_texts()[name], panel.fields.text.value
-        new = text if isinstance(old, str) else [line.strip() for line in text.split("\n") if line.strip()]
+        texts = [line.strip() for line in text.split("\n") if line.strip()]
+        new = text if isinstance(old, str) else texts
         if new == old: return panel.undo()
         panel.own_texts()[name] = new
         panel.show_names()
@@ -624,7 +647,8 @@ def _save_edits(panel):
     try:
         for code, texts in panel.edited.items():
             editable = _editable_texts(find_language(code))
-            for name, text in texts.items(): _check_prompt(editable, name, text, f"[{code}]")
+            for name, text in texts.items():
+                _check_prompt(editable, name, text, f"[{code}]")
         save_prompts(path, panel.edited)
     except (OSError, ValueError) as e: return panel.say(f"Not saved: {e}", "bad")
     saved = sum(map(len, panel.edited.values()))
@@ -751,7 +775,8 @@ def _try_rows(play):
 
     recipe, options = play.chosen_recipe()
     if "language" in inspect.signature(recipe).parameters: options["language"] = target
-    try: outcome = box.outcome = run(rows, watch(recipe, asked, lines.answered), model=play.chosen_models(), **options)
+    watched = watch(recipe, asked, lines.answered)
+    try: outcome = box.outcome = run(rows, watched, model=play.chosen_models(), **options)
     finally: unused = play.panel.show_calls(calls, target)
     _show_outcome(play, outcome, rows, lines)
     play.say("Done." + (f" What was edited is in none of these prompts: {', '.join(unused)}." if unused else ""))

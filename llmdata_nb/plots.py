@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'plot_funnel', 'plot_repeats', 'plot_scores', 'plot_labels', 'plot_lengths', 'plot_turns', 'language_name',
            'plot_languages', 'plot_categories', 'plot_tasks', 'plot_tags', 'plot_requests', 'plot_calls']
 
-# %% ../nbs/21d_plots.ipynb #e0299b38
+# %% ../nbs/21d_plots.ipynb #8a9c55df
 import re
 from collections import Counter
 from math import ceil
@@ -27,14 +27,14 @@ from .tags import CATEGORIES, DIFFICULTIES, QUALITIES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/21d_plots.ipynb #3f2efe7f
+# %% ../nbs/21d_plots.ipynb #56eae1d2
 def _funnel_bars(manifest):
     "The names, states, left ends and widths of the bars of the funnel"
     columns = ("state", "reason", "rows")
     reasons = [dict(zip(columns, group)) for group in reason_groups(manifest)]
     return zip(*funnel(manifest["rows"], reasons))
 
-# %% ../nbs/21d_plots.ipynb #ac2c485b
+# %% ../nbs/21d_plots.ipynb #9e8e3c9d
 def plot_funnel(
     manifest: dict # the run's numbers, as in manifest.json
 ) -> "Figure":
@@ -57,7 +57,7 @@ def plot_funnel(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #4afdc43f
+# %% ../nbs/21d_plots.ipynb #cd473c11
 _REPEATS = re.compile(r"(same request as|near-duplicate \(?of|means the same as) (.+?)(?:(?:,| \() ?([\d.]+)\))?$")
 
 def _repeated_rows(rows):
@@ -71,7 +71,7 @@ def _repeated_rows(rows):
         repeats[str(row["id"])] = earlier, float(likeness or 1), by_meaning
     return repeats
 
-# %% ../nbs/21d_plots.ipynb #beac97c1
+# %% ../nbs/21d_plots.ipynb #2b665cc2
 def _first_of_group(id, repeats):
     "The id of the row that `id` repeats at the end of the chain"
     seen = set()
@@ -80,13 +80,13 @@ def _first_of_group(id, repeats):
         id = repeats[id][0]
     return id
 
-# %% ../nbs/21d_plots.ipynb #ede6727d
+# %% ../nbs/21d_plots.ipynb #1a5a8f2b
 def _group_sizes(repeats):
     "How many rows each group of rows that repeat each other has, the first one included"
     groups = Counter(_first_of_group(id, repeats) for id in repeats)
     return [1 + n for n in groups.values()]
 
-# %% ../nbs/21d_plots.ipynb #fd986dbd
+# %% ../nbs/21d_plots.ipynb #825ee0f7
 def _count_groups(sizes, most):
     "`(name, how many groups)` for each span of sizes that occurs; no group is larger than `most`"
     counted = []
@@ -97,7 +97,7 @@ def _count_groups(sizes, most):
         if n: counted.append((name, n))
     return counted
 
-# %% ../nbs/21d_plots.ipynb #1ce3298a
+# %% ../nbs/21d_plots.ipynb #d2aa5dc1
 def _draw_likeness(ax, repeats):
     "How like an earlier row each dropped one is: by its text, and on top by its meaning"
     parts = {"by text": [], "by meaning": []}
@@ -116,7 +116,7 @@ def _draw_likeness(ax, repeats):
     write_ticks(ax.xaxis, [x for x in ticks if x >= low])
     ax.legend(loc="upper left", frameon=False, fontsize=9)
 
-# %% ../nbs/21d_plots.ipynb #40fc4e8a
+# %% ../nbs/21d_plots.ipynb #c4f2428b
 def plot_repeats(
     rows: list # kept and dropped rows
 ) -> "Figure":
@@ -137,20 +137,20 @@ def plot_repeats(
     set_title(figure, title)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #8460eadb
+# %% ../nbs/21d_plots.ipynb #3ac4bead
 def _name_rows(rows, column):
     "`(value of the column, row)` of each of the `rows` that has one"
     pairs = [(row.get(column), row) for row in rows]
     return [(value, row) for value, row in pairs if value not in (None, "")]
 
-# %% ../nbs/21d_plots.ipynb #9276084d
+# %% ../nbs/21d_plots.ipynb #465a6092
 def _count_states(named):
     "How often each name occurs in `named` (pairs of a name and its row): in kept rows, and in dropped ones"
     kept = Counter(name for name, row in named if "reason" not in row)
     dropped = Counter(name for name, row in named if "reason" in row)
     return dict(kept=kept, dropped=dropped)
 
-# %% ../nbs/21d_plots.ipynb #ff0188e2
+# %% ../nbs/21d_plots.ipynb #0b4bd83e
 def _verdict_bars(rows, column):
     "A figure with one bar for each verdict of `column`, from the worst to the best: kept rows, and dropped ones on top"
     scale = score_scales().get(column, ONE_TO_FIVE)[::-1]
@@ -174,7 +174,7 @@ def _verdict_bars(rows, column):
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #55100cee
+# %% ../nbs/21d_plots.ipynb #657881bd
 def plot_scores(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "response_score", # a column of scores from 1 to 5
@@ -193,7 +193,7 @@ def plot_scores(
     ax.set_xlabel("score (1 is the worst, 5 the best)")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #ab9a6751
+# %% ../nbs/21d_plots.ipynb #c3e9daa5
 def plot_labels(
     rows: list, # kept and dropped rows; a dropped row is one with a `reason`
     column: str = "instruction_label" # a column of labels: low, medium, high
@@ -201,7 +201,7 @@ def plot_labels(
     "How many `rows` got each label"
     return _verdict_bars(rows, column)
 
-# %% ../nbs/21d_plots.ipynb #c393835a
+# %% ../nbs/21d_plots.ipynb #d7e4a69f
 MARKS = dict(system=("#999999", "^"), user=("#56B4E9", "o"), assistant=("#009E73", "s"))
 
 def _translated_lengths(rows):
@@ -216,7 +216,7 @@ def _translated_lengths(rows):
             lengths.append((source["role"], *pair))
     return lengths
 
-# %% ../nbs/21d_plots.ipynb #9f2f7265
+# %% ../nbs/21d_plots.ipynb #39d396bb
 def _equal_axes(ax, lengths):
     "Give both axes of `ax` one range, logarithmic where the `lengths` are far apart, and draw the line of equal length"
     low, high = min(lengths), max(lengths)
@@ -227,7 +227,7 @@ def _equal_axes(ax, lengths):
     if wide: ax.set(xscale="log", yscale="log")
     ax.set(xlim=ends, ylim=ends, aspect="equal", anchor="W")
 
-# %% ../nbs/21d_plots.ipynb #607b6ce9
+# %% ../nbs/21d_plots.ipynb #f795262c
 def plot_lengths(
     rows: list # rows with `source_messages` and `messages`
 ) -> "Figure":
@@ -252,7 +252,7 @@ def plot_lengths(
     legend_right(ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #99d69c1b
+# %% ../nbs/21d_plots.ipynb #2e75b5ee
 def _turns_of(row):
     "`(role, text)` of each message of a row, or of a pair with its chosen answer, but for system prompts"
     prompt = row.get("prompt") or []
@@ -261,7 +261,7 @@ def _turns_of(row):
     turns = [(message["role"], message["content"]) for message in messages]
     return [(role, text) for role, text in turns if role != "system"]
 
-# %% ../nbs/21d_plots.ipynb #dad19afa
+# %% ../nbs/21d_plots.ipynb #b6ff5ef4
 def _draw_lengths(ax, role, lengths):
     "How many messages of `role` have each length, and the median of the `lengths`"
     ax.hist(lengths, bins=24, color=MARKS[role][0])
@@ -275,7 +275,7 @@ def _draw_lengths(ax, role, lengths):
     readable = dict(facecolor="white", edgecolor="none", pad=1)
     ax.annotate(text, (0.98, 0.99), fontsize=9, bbox=readable, **corner)
 
-# %% ../nbs/21d_plots.ipynb #82be984f
+# %% ../nbs/21d_plots.ipynb #cfe4262b
 def plot_turns(
     rows: list # rows with `messages`, or with `prompt` and `chosen`
 ) -> "Figure":
@@ -289,17 +289,17 @@ def plot_turns(
     set_title(figure, f"Length of {len(turns):,} messages (rows: {len(rows):,})")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #5283be05
+# %% ../nbs/21d_plots.ipynb #f52bd229
 def language_name(
     code: str # as a detector gives it
 ) -> str:
     "The English name of the language `code`, or words for `und`, the code of a text whose language cannot be told"
     return "cannot be told" if code == "und" else find_language(code).name
 
-# %% ../nbs/21d_plots.ipynb #6ce1ac9b
+# %% ../nbs/21d_plots.ipynb #69e0bed6
 def _row_color(row): return COLORS["dropped" if "reason" in row else "kept"]
 
-# %% ../nbs/21d_plots.ipynb #24d474ad
+# %% ../nbs/21d_plots.ipynb #21613528
 def _draw_confidence(ax, rows, codes):
     "Each row's confidence as a dot on the line of its language; spread a little, by a fixed rule, to be told apart"
     x, y = [], []
@@ -313,7 +313,7 @@ def _draw_confidence(ax, rows, codes):
     ax.set(xlim=(0, 1.03))
     write_ticks(ax.xaxis, [0, 0.5, 1])
 
-# %% ../nbs/21d_plots.ipynb #edc94175
+# %% ../nbs/21d_plots.ipynb #64e9f5ea
 def _stack_states(ax, named, names, room=1.2):
     "For each of the `names` how many rows of `named` (pairs of a name and its row) were kept, and how many dropped"
     count = _count_states(named)
@@ -325,12 +325,12 @@ def _stack_states(ax, named, names, room=1.2):
     write_at_ends(ax, ends, [f"{n:,}" for n in ends], room=room)
     dress_axes(ax, x="rows")
 
-# %% ../nbs/21d_plots.ipynb #b66e1b2f
+# %% ../nbs/21d_plots.ipynb #9c5bcc3c
 def _passing_codes(asked, count):
     "The codes in `count` that pass for the language `asked` in the checks"
     return {code for code in count if passes_for(code, asked.code)}
 
-# %% ../nbs/21d_plots.ipynb #8231bc10
+# %% ../nbs/21d_plots.ipynb #1e96750a
 def _languages_title(asked, count, rows):
     "In how many of the `rows` the check saw the language `asked`; `count` has how many of each language it saw"
     passing = _passing_codes(asked, count)
@@ -340,7 +340,7 @@ def _languages_title(asked, count, rows):
     others = ", or what passes for it," if passing - {asked.code} else ""
     return f"{asked.name}{others} seen in {seen:,} of {checked:,} rows checked ({not_checked:,} not checked)"
 
-# %% ../nbs/21d_plots.ipynb #af38ed37
+# %% ../nbs/21d_plots.ipynb #6daf61f1
 def _languages_in_order(asked, count):
     "The codes in `count`: that of the language `asked`, those that pass for it, the others; the most frequent first"
     passing = _passing_codes(asked, count)
@@ -349,7 +349,7 @@ def _languages_in_order(asked, count):
         return code != asked.code, not passes, -count[code], code
     return sorted(count, key=place)
 
-# %% ../nbs/21d_plots.ipynb #a29e12e4
+# %% ../nbs/21d_plots.ipynb #6fda94ee
 def plot_languages(
     rows: list,   # rows with `detected_language` and `detected_confidence`; those with None were not checked
     language: str # the language that was asked for: a code or a name
@@ -371,13 +371,13 @@ def plot_languages(
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #c8072993
+# %% ../nbs/21d_plots.ipynb #952b2471
 def _names_by_count(named):
     "The names in `named` (pairs of a name and its row), the most frequent first"
     count = Counter(name for name, _ in named)
     return [name for name, _ in count.most_common()]
 
-# %% ../nbs/21d_plots.ipynb #286d3144
+# %% ../nbs/21d_plots.ipynb #d245fa64
 def plot_categories(
     rows: list # kept and dropped rows with `category`
 ) -> "Figure":
@@ -392,13 +392,13 @@ def plot_categories(
     legend_below(figure, ax)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #9e839442
+# %% ../nbs/21d_plots.ipynb #e9b222bd
 def _kept_share(kept, n):
     "The share of rows `kept` of `n`, and both as text, for a cell"
     if not n: return None, ""
     return kept / n, f"{kept:,} of {n:,}"
 
-# %% ../nbs/21d_plots.ipynb #c7d12b70
+# %% ../nbs/21d_plots.ipynb #e1629be5
 def _draw_kept_shares(ax, rows, tasks):
     "For each of the `tasks` and each style, how many rows were kept, of how many"
     count = _count_states([((row["task"], row["style"]), row) for row in rows])
@@ -411,7 +411,7 @@ def _draw_kept_shares(ax, rows, tasks):
         lines.append(cells)
     draw_shares(ax, lines, styles, tasks)
 
-# %% ../nbs/21d_plots.ipynb #015bb61a
+# %% ../nbs/21d_plots.ipynb #a2572425
 def plot_tasks(
     rows: list # kept and dropped rows of `back_instruct`, with `task` and `style`
 ) -> "Figure":
@@ -434,7 +434,7 @@ def plot_tasks(
     legend_below(figure, left)
     return figure
 
-# %% ../nbs/21d_plots.ipynb #36b3fb93
+# %% ../nbs/21d_plots.ipynb #dbd307af
 def plot_tags(
     rows: list # rows with `tags`, as from `tags.tag`
 ) -> "Figure":
@@ -454,7 +454,7 @@ def plot_tags(
     legend_below(figure, axes[0])
     return figure
 
-# %% ../nbs/21d_plots.ipynb #43a15429
+# %% ../nbs/21d_plots.ipynb #a949143a
 def _group_requests(rows, by):
     "`{group: requests}`: all of them, then those of each value of the column `by`, the largest group first, at most ten"
     requests = []
@@ -468,7 +468,7 @@ def _group_requests(rows, by):
         groups[str(name)] = texts
     return {name: texts for name, texts in groups.items() if texts}
 
-# %% ../nbs/21d_plots.ipynb #7730df29
+# %% ../nbs/21d_plots.ipynb #5c44650c
 def _draw_request_lengths(ax, y, texts, longest):
     "The lengths of `texts` as a small histogram on the line `y`, and a line at their median"
     lengths = [len(text) for text in texts]
@@ -482,7 +482,7 @@ def _draw_request_lengths(ax, y, texts, longest):
     middle = median(lengths)
     ax.plot([middle, middle], [y - 0.4, base], color="black", linewidth=1.2)
 
-# %% ../nbs/21d_plots.ipynb #25a1fe29
+# %% ../nbs/21d_plots.ipynb #47490181
 def _write_first_words(ax, y, texts):
     "The three commonest first words of `texts` on the line `y`, with their shares"
     from llmdata_nb.backinstruct import diversity
@@ -492,7 +492,7 @@ def _write_first_words(ax, y, texts):
         text = f"{label(word, 12)} {share:.0%}"
         ax.annotate(text, (x, y), va="center", fontsize=9, **text_options(text))
 
-# %% ../nbs/21d_plots.ipynb #abb5460f
+# %% ../nbs/21d_plots.ipynb #ecc65c17
 def plot_requests(
     rows: list, # kept rows with `messages`
     by: str = "task" # a column: its values are the groups
@@ -519,7 +519,7 @@ def plot_requests(
     set_title(figure, f"Requests of {len(groups['all']):,} rows{grouped}")
     return figure
 
-# %% ../nbs/21d_plots.ipynb #597d214d
+# %% ../nbs/21d_plots.ipynb #e0489c54
 def _tokens_text(call):
     "The tokens of `call` as text: `unknown` where the endpoint did not report them"
     both = (call["prompt_tokens"], call["completion_tokens"])
@@ -527,18 +527,18 @@ def _tokens_text(call):
     tokens = sum(both)
     return f"{tokens:,}" if tokens < 1e6 else f"{tokens / 1e6:,.1f}M"
 
-# %% ../nbs/21d_plots.ipynb #7b680d37
+# %% ../nbs/21d_plots.ipynb #478049f3
 def _price_text(call):
     "The time, number and price of `call` as two lines of text"
     calls = call["calls"] + call["replayed"]
     return f"{call['seconds']:,.0f} s, {calls:,} calls\n{money(call['usd'])}"
 
-# %% ../nbs/21d_plots.ipynb #9e506b76
+# %% ../nbs/21d_plots.ipynb #a78bfb3d
 def _known_numbers(calls, column):
     "The numbers of the `calls` in a `column`; 0 where it is unknown"
     return [call[column] or 0 for call in calls]
 
-# %% ../nbs/21d_plots.ipynb #e869b3ca
+# %% ../nbs/21d_plots.ipynb #f225675e
 def plot_calls(
     manifest: dict # the run's numbers, as in manifest.json
 ) -> "Figure":

@@ -22,12 +22,12 @@ class Recipe:
     earlier_names: tuple = ()  # other names of it, in manifests of earlier versions
     method: str | Callable = ""  # how the rows are made: numbered sentences of Markdown; "": the card lists the calls
     limits: tuple | Callable = ()  # sentences: what a reader should know before trusting the rows
-    small_model: str = "translates plain sentences with mistakes and judges weakly"  # what the embedded model does in it
+    small_model: str = "translates plain sentences with mistakes and judges weakly"  # of the embedded model, in it
     makes_pairs: bool = False  # its rows are always preference pairs
     score_columns: dict = field(default_factory=dict)  # column that its judge writes → the values, the best first
     main_score: str = ""  # the column of scores that `min_score` is compared with
-    plots: tuple | Callable = ()  # what `report` draws, in this order: "funnel" stands for `report.plot_funnel`
-    prompts: dict = field(default_factory=dict)  # prompts that are in no language pack: name → where, such as "llmdata_nb.translate.TASK"
+    plots: tuple | Callable = ()  # names in `report.PLOTS`, in the order in which they are shown
+    prompts: dict = field(default_factory=dict)  # those in no language pack: name → where, as "llmdata_nb.translate.TASK"
     first_rows: str = ""  # where the function is that makes so many rows to start from; "": it takes the user's
 
 # %% ../nbs/15_recipes.ipynb #7a1e4d56

@@ -8,205 +8,275 @@ __all__ = ['ROLES', 'SHAPES', 'DEMOS', 'Unreadable', 'to_messages', 'single_turn
 
 # %% ../nbs/02a_rows.ipynb #c52bf8c5
 import bz2, csv, glob, gzip, hashlib, io, json, lzma, re, zlib
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 # %% ../nbs/02a_rows.ipynb #e4872dbf
-ROLES = dict.fromkeys(["system", "developer"], "system") | dict.fromkeys(["user", "human", "prompter"], "user") | dict.fromkeys(
-    ["assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model"], "assistant")
+_OTHER_NAMES = {"system": ["developer"],
+                "user": ["human", "prompter"],
+                "assistant": ["gpt", "chatgpt", "bing", "bard", "bot", "model"]}  # role → what else it is called
+ROLES = {name: role for role, names in _OTHER_NAMES.items() for name in [role, *names]}
 
 class Unreadable(ValueError):
     "A record that is not an object of a known shape"
 
 # %% ../nbs/02a_rows.ipynb #35fd4ef9
-def _text(content, what):
+def _text_of(content, what):
     "`content` as a string, its text parts joined; `what` names it in errors"
     if isinstance(content, list):
-        if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             raise ValueError(f"{what} has parts that are not text, and only text is supported")
-        content = "".join(p["text"] for p in content)
+        content = "".join(part["text"] for part in content)
     if content is None: raise ValueError(f"{what} is null")
-    if not isinstance(content, str): raise ValueError(f"{what} is not text but {type(content).__name__}: {str(content)[:40]}")
+    if not isinstance(content, str):
+        raise ValueError(f"{what} is not text but {type(content).__name__}: {str(content)[:40]}")
     if not content.strip(): raise ValueError(f"{what} is empty")
     return content
 
 # %% ../nbs/02a_rows.ipynb #fb520391
-def _fields(message):
-    "The role and content of `message`, under OpenAI's names (role, content) or ShareGPT's (from, value)"
-    if not isinstance(message, dict): raise ValueError(f"a message is not an object with role and content but {type(message).__name__}")
-    return [message[a] if message.get(a) is not None else message.get(b) for a, b in [("role", "from"), ("content", "value")]]
+def _role_and_content(message):
+    "The role and the content of `message`, as they stand there"
+    if not isinstance(message, dict):
+        raise ValueError(f"a message is not an object with role and content but {type(message).__name__}")
+    role, content = message.get("role"), message.get("content")
+    if role is None: role = message.get("from")
+    if content is None: content = message.get("value")
+    return role, content
 
-def _message(message, n):
+def _known_message(message, n):
     "Message number `n` with a role of ours and its content"
-    role, content = _fields(message)
+    role, content = _role_and_content(message)
     known = ROLES.get(str(role).lower())
-    if not known: raise ValueError(f"message {n} has the role {role!r}; known are {', '.join(ROLES)}")
-    return {"role": known, "content": _text(content, f"message {n} ({known})")}
+    if not known:
+        raise ValueError(f"message {n} has the role {role!r}; known are {', '.join(ROLES)}")
+    return {"role": known, "content": _text_of(content, f"message {n} ({known})")}
 
 # %% ../nbs/02a_rows.ipynb #e831361d
-def _conversation(value, column):
+def _parse_json(text):
+    "The value of the JSON `text`"
+    try: return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise Unreadable(f"not JSON ({e.msg}, character {e.pos + 1})") from None
+    except (ValueError, RecursionError) as e: raise Unreadable(f"not JSON ({e})") from None
+
+def _is_blank_system(message):
+    role, content = _role_and_content(message)
+    return ROLES.get(str(role).lower()) == "system" and not str(content or "").strip()
+
+# %% ../nbs/02a_rows.ipynb #4dc1ea8c
+def _conversation_in(value, column):
     "The messages of a conversation in `column`; a blank system message is left out"
-    if isinstance(value, str) and value.lstrip().startswith("["): value = _parse(value)  # from a CSV cell
+    if isinstance(value, str) and value.lstrip().startswith("["): value = _parse_json(value)  # from a CSV cell
     if value is None: raise ValueError(f"{column} is null")
-    if not isinstance(value, list): raise ValueError(f"{column} is not a list of messages but {type(value).__name__}")
-    turns = [_message(m, n) for n, m in enumerate(value, 1) if not _blank_system(m)]
+    if not isinstance(value, list):
+        raise ValueError(f"{column} is not a list of messages but {type(value).__name__}")
+    turns = [_known_message(message, n) for n, message in enumerate(value, 1) if not _is_blank_system(message)]
     if not turns: raise ValueError(f"{column} is an empty conversation")
     return turns
 
-def _blank_system(message):
-    role, content = _fields(message)
-    return ROLES.get(str(role).lower()) == "system" and not str(content or "").strip()
-
-def _parse(text):
-    "The value of the JSON `text`"
-    try: return json.loads(text)
-    except json.JSONDecodeError as e: raise Unreadable(f"not JSON ({e.msg}, character {e.pos + 1})") from None
-    except (ValueError, RecursionError) as e: raise Unreadable(f"not JSON ({e})") from None
-
 # %% ../nbs/02a_rows.ipynb #338e5004
-_PREFERENCES = [(c, "chosen", "rejected") for c in ("prompt", "question", "instruction", "messages")] + [("chosen", "rejected")]
-_SEVERAL = [(c, a) for c in ("prompt", "question", "instruction") for a in ("responses", "completions", "generations")] + [("instruction", "response1", "response2")]
+_REQUESTS = ("prompt", "question", "instruction")
+_PREFERENCES = [(c, "chosen", "rejected") for c in (*_REQUESTS, "messages")] + [("chosen", "rejected")]
 _CONVERSATIONS = [("messages",), ("conversations",)]
 _PAIRS = [("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
           ("question", "answer"), ("question", "response"), ("inputs", "targets")]
+_SEVERAL = [(c, answers) for c in _REQUESTS for answers in ("responses", "completions", "generations")]
+_SEVERAL.append(("instruction", "response1", "response2"))
 SHAPES = [*_PREFERENCES, *_CONVERSATIONS, *_PAIRS, *_SEVERAL, ("text",)]
 
 # %% ../nbs/02a_rows.ipynb #76eaa077
-def _shape(record):
+def _shape_of(record):
     "The columns of `record` that make one of `SHAPES`"
-    found = [s for s in SHAPES if all(c in record for c in s)]
-    if found: return next((s for s in found if all(record[c] is not None for c in s)), found[0])
-    raise Unreadable(f"no known shape: the columns found are {', '.join(map(str, record)) or 'none'}; "
-                     f"expected one of: {' | '.join(' + '.join(s) for s in SHAPES)}")
+    shapes = [shape for shape in SHAPES if all(column in record for column in shape)]
+    if not shapes:
+        columns = ", ".join(map(str, record)) or "none"
+        known = " | ".join(" + ".join(shape) for shape in SHAPES)
+        raise Unreadable(f"no known shape: the columns found are {columns}; expected one of: {known}")
+    with_values = [shape for shape in shapes if all(record[column] is not None for column in shape)]
+    return (with_values or shapes)[0]
 
 # %% ../nbs/02a_rows.ipynb #ecdaf1fc
-def _request(record, column):
+def _request_in(record, column):
     "The messages of the request in `column`"
-    if isinstance(record[column], list): return _conversation(record[column], column)
-    more = [_text(record[c], c) for c in ("input", "context") if str(record.get(c) or "").strip()]
-    return [{"role": "user", "content": "\n\n".join([_text(record[column], column), *more])}]
+    if isinstance(record[column], list): return _conversation_in(record[column], column)
+    filled = [c for c in ("input", "context") if str(record.get(c) or "").strip()]
+    given = [_text_of(record[c], c) for c in filled]
+    return [{"role": "user", "content": "\n\n".join([_text_of(record[column], column), *given])}]
 
-def _answer(record, column):
+def _answer_in(record, column):
     "The turns before the answer in `column` (none when it is plain text), and its text"
-    if not isinstance(record[column], list): return [], _text(record[column], column)
-    *before, last = _conversation(record[column], column)
-    if last["role"] != "assistant": raise ValueError(f"{column} ends with a {last['role']} message, expected an assistant's answer")
+    if not isinstance(record[column], list): return [], _text_of(record[column], column)
+    *before, last = _conversation_in(record[column], column)
+    if last["role"] != "assistant":
+        raise ValueError(f"{column} ends with a {last['role']} message, expected an assistant's answer")
     return before, last["content"]
 
 # %% ../nbs/02a_rows.ipynb #335806ac
-def _pair(record, shape):
+def _read_exchange(record, shape):
     "The conversation of a request and its answer, such as instruction and output"
-    before, answer = _answer(record, shape[1])
-    return {"messages": [*_request(record, shape[0]), *before, {"role": "assistant", "content": answer}]}
+    before, answer = _answer_in(record, shape[1])
+    return {"messages": [*_request_in(record, shape[0]), *before, {"role": "assistant", "content": answer}]}
 
-def _preference(record, shape):
+# %% ../nbs/02a_rows.ipynb #8e039c11
+def _read_preference(record, shape):
     "The prompt, and the texts of the two answers"
-    (before, chosen), (other, rejected) = (_answer(record, c) for c in ("chosen", "rejected"))
+    (before, chosen), (other, rejected) = (_answer_in(record, side) for side in ("chosen", "rejected"))
     if before != other: raise ValueError("chosen and rejected answer different conversations")
-    if not before and len(shape) == 2: raise Unreadable("chosen and rejected are plain text without their request: a prompt column is missing")
-    return {"messages": before or _request(record, shape[0]), "chosen": chosen, "rejected": rejected}
+    if not before and len(shape) == 2:
+        raise Unreadable("chosen and rejected are plain text without their request: a prompt column is missing")
+    return {"messages": before or _request_in(record, shape[0]), "chosen": chosen, "rejected": rejected}
 
-def _several(record, shape):
-    "The prompt, the texts of all answers, and in `models` who wrote them, where it says so (UltraFeedback's `completions` do)"
-    answers = record[shape[1]] if len(shape) == 2 else [record[c] for c in shape[1:]]
-    if not isinstance(answers, list): raise ValueError(f"{shape[1]} is not a list of answers but {type(answers).__name__}")
-    texts = [next((a[k] for k in ("response", "text", "content", "generation") if k in a), None) if isinstance(a, dict) else a for a in answers]
-    models = [a.get("model") if isinstance(a, dict) else None for a in answers]
+# %% ../nbs/02a_rows.ipynb #cdf4c962
+_ANSWER_KEYS = ("response", "text", "content", "generation")
+
+def _answer_and_model(answer):
+    "The content of one of several answers, and who wrote it where it says so (UltraFeedback's `completions` do)"
+    if not isinstance(answer, dict): return answer, None
+    return next((answer[key] for key in _ANSWER_KEYS if key in answer), None), answer.get("model")
+
+def _read_several(record, shape):
+    "The prompt, the texts of all answers, and in `models` who wrote them, where it is known"
+    column, *others = shape[1:]
+    answers = [record[c] for c in (column, *others)] if others else record[column]
+    if not isinstance(answers, list):
+        raise ValueError(f"{column} is not a list of answers but {type(answers).__name__}")
+    if others: names = [column, *others]
+    else: names = [f"answer {n} of {column}" for n in range(1, len(answers) + 1)]
+    read = [_answer_and_model(answer) for answer in answers]
+    row = {"messages": _request_in(record, shape[0])}
+    row["responses"] = [_text_of(content, name) for (content, _), name in zip(read, names)]
+    models = [model for _, model in read]
     if not any(models): models = record.get("models") or record.get("generation_models")
-    names = [f"answer {n} of {shape[1]}" for n in range(1, len(texts) + 1)] if len(shape) == 2 else shape[1:]
-    new = {"messages": _request(record, shape[0]), "responses": [_text(t, name) for t, name in zip(texts, names)]}
-    return new | ({"models": models} if models else {})
+    return row | ({"models": models} if models else {})
 
 # %% ../nbs/02a_rows.ipynb #b057c51f
-def _add_system(messages, record, used):
-    "`messages` with the text of the column `system` or `system_prompt` put first; adds that column to `used`"
-    column = next((c for c in ("system", "system_prompt") if isinstance(record.get(c, 0), str | None)), None)
-    if column is None or messages[0]["role"] == "system": return messages
-    used.add(column)
-    text = record[column] or ""
-    return [{"role": "system", "content": text}, *messages] if text.strip() else messages
+def _system_column(record):
+    "The column with a system prompt, a text or null; None where there is none"
+    for column in ("system", "system_prompt"):
+        if column in record and isinstance(record[column], str | None): return column
+    return None
+
+def _with_system(messages, text):
+    "`messages` with a system prompt put first, where it says something"
+    if not (text or "").strip(): return messages
+    return [{"role": "system", "content": text}, *messages]
 
 # %% ../nbs/02a_rows.ipynb #a8d9a78b
+def _read_shape(record, shape):
+    "The conversation of `record`, and what else its `shape` holds"
+    if shape in _CONVERSATIONS: return {"messages": _conversation_in(record[shape[0]], shape[0])}
+    if shape in _PREFERENCES: return _read_preference(record, shape)
+    if shape in _SEVERAL: return _read_several(record, shape)
+    return _read_exchange(record, shape)
+
 def to_messages(
     record: dict, # one record, in any of `SHAPES`
 ) -> dict: # a row with `messages` (or only `text`), and the other columns
     "`record` with its conversation under `messages`; raises `Unreadable` for an unknown shape, `ValueError` for bad content"
-    shape = _shape(record)
-    if shape == ("text",): return {**record, "text": _text(record["text"], "text")}
-    if shape in _CONVERSATIONS: new = {"messages": _conversation(record[shape[0]], shape[0])}
-    else: new = (_preference if shape in _PREFERENCES else _several if shape in _SEVERAL else _pair)(record, shape)
-    used = {*shape, "input", "context"} if isinstance(record[shape[0]], str) else {*shape}
-    new["messages"] = _add_system(new["messages"], record, used)
-    return new | {k: v for k, v in record.items() if k not in used and k not in new}
+    shape = _shape_of(record)
+    if shape == ("text",): return {**record, "text": _text_of(record["text"], "text")}
+    row, used = _read_shape(record, shape), {*shape}
+    if isinstance(record[shape[0]], str): used |= {"input", "context"}
+    system = _system_column(record)
+    if system and row["messages"][0]["role"] != "system":
+        used.add(system)
+        row["messages"] = _with_system(row["messages"], record[system])
+    others = {column: value for column, value in record.items() if column not in used}
+    return row | {column: value for column, value in others.items() if column not in row}
 
 # %% ../nbs/02a_rows.ipynb #ab4a8d95
 def single_turn(
     messages: list, # a conversation: dicts with role and content
 ) -> list: # at most three messages
     "The system message (if any), the first user message and the first answer to it of `messages`"
-    said = {}
-    for m in messages:
-        if m["role"] == "assistant" and "user" not in said: continue
-        said.setdefault(m["role"], []).append(m["content"])
-        if m["role"] == "assistant": break
-    return [{"role": r, "content": "\n\n".join(said[r])} for r in ("system", "user", "assistant") if r in said]
+    texts = {}
+    for message in messages:
+        role = message["role"]
+        if role == "assistant" and "user" not in texts: continue
+        texts.setdefault(role, []).append(message["content"])
+        if role == "assistant": break
+    joined = {role: "\n\n".join(parts) for role, parts in texts.items()}
+    return [{"role": role, "content": joined[role]} for role in ("system", "user", "assistant") if role in joined]
 
 # %% ../nbs/02a_rows.ipynb #0d885a3a
-def _plain(value):
+def _plain_value(value):
     "`value` made of plain Python values that can be written again"
-    if isinstance(value, str): return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict): return {_plain(str(k)): _plain(v) for k, v in value.items()}
+    if isinstance(value, str) and value.isascii(): return value
+    if isinstance(value, str): return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_plain_value(str(key)): _plain_value(v) for key, v in value.items()}
     if hasattr(value, "tolist"): value = value.tolist()
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
+    if isinstance(value, (list, tuple)): return [_plain_value(v) for v in value]
     return None if isinstance(value, float) and value != value else value
 
 # %% ../nbs/02a_rows.ipynb #bfcb9cd4
 def _own_id(record):
     "The id that `record` brings along, as a string; None when it has none"
-    ids = (record.get(c) for c in ("id", "uuid", "prompt_id", "conversation_id"))
-    return next((str(i).strip() for i in ids if isinstance(i, (str, int)) and str(i).strip()), None)
+    for column in ("id", "uuid", "prompt_id", "conversation_id"):
+        value = record.get(column)
+        if isinstance(value, (str, int)) and str(value).strip(): return str(value).strip()
+    return None
 
 def content_id(
     content, # anything that JSON can hold
 ) -> str: # 16 hexadecimal digits
     "An id that depends on `content` alone (SHA-256)"
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/02a_rows.ipynb #b7c5f3e5
-def _read(record):
+def _read_record(record):
     "The row that `record` makes, without an id; raises what is wrong with it"
     if isinstance(record, Unreadable): raise record
-    if not isinstance(record, dict): raise Unreadable(f"not an object but {type(record).__name__}")
-    record = {k: v for k, v in _plain(record).items() if k not in ("dropped", "failed") or v not in (None, "")}
-    settled = [k for k in ("dropped", "failed") if k in record]
-    for k in settled:
-        if not isinstance(record[k], str): raise Unreadable(f"the column {k} is where a row's reason goes, and holds {record[k]!r}: rename it")
+    if not isinstance(record, dict):
+        raise Unreadable(f"not an object but {type(record).__name__}")
+    record = _plain_value(record)
+    for column in ("dropped", "failed"):
+        if record.get(column) in (None, ""): record.pop(column, None)
+    settled = [column for column in ("dropped", "failed") if column in record]
+    for column in settled:
+        reason = record[column]
+        if not isinstance(reason, str):
+            raise Unreadable(f"the column {column} is where a row's reason goes, and holds {reason!r}: rename it")
     return record if settled else to_messages(record)
 
-def _row(place, raw, record):
+# %% ../nbs/02a_rows.ipynb #4919c2dd
+def _failed_row(place, raw, record, error):
+    "The row of a record that cannot be read"
+    if not isinstance(raw, str): raw = json.dumps(_plain_value(raw), ensure_ascii=False, default=str)
+    raw = _plain_value(raw).strip("\r\n")
+    own_id = _own_id(_plain_value(record)) if isinstance(record, dict) else None
+    return {"id": own_id or content_id(raw), "failed": f"load: {place}: {error}", "raw": raw[:2000]}
+
+# %% ../nbs/02a_rows.ipynb #5d58ed5a
+_CONTENT = ("messages", "text", "chosen", "rejected", "responses")  # what the id of a row without one depends on
+
+def _row_of(place, raw, record):
     "The row for one record, with an id; a failed row when it cannot be read"
-    try: row = _read(record)
-    except ValueError as e:
-        raw = _plain(raw if isinstance(raw, str) else json.dumps(_plain(raw), ensure_ascii=False, default=str)).strip("\r\n")
-        name = isinstance(record, dict) and _own_id(_plain(record))
-        return {"id": name or content_id(raw), "failed": f"load: {place}: {e}", "raw": raw[:2000]}
-    content = {k: row[k] for k in ("messages", "text", "chosen", "rejected", "responses") if k in row}
-    return {"id": _own_id(row) or content_id(content)} | {k: v for k, v in row.items() if k != "id"}
+    try: row = _read_record(record)
+    except ValueError as e: return _failed_row(place, raw, record, e)
+    content = {column: row[column] for column in _CONTENT if column in row}
+    row_id = _own_id(row) or content_id(content)
+    row.pop("id", None)
+    return {"id": row_id} | row
 
 # %% ../nbs/02a_rows.ipynb #6d304327
-def _unique(rows):
+def _with_unique_ids(rows):
     "`rows` with -2, -3 … added to ids that were there before"
-    seen = {}
+    seen = {}  # id → the last number that was added to it
     for row in rows:
-        name = base = row["id"]
-        while name in seen: seen[base], name = seen[base] + 1, f"{base}-{seen[base] + 1}"
-        seen[name] = 1
-        yield row | {"id": name}
+        own_id = new_id = row["id"]
+        while new_id in seen:
+            seen[own_id] += 1
+            new_id = f"{own_id}-{seen[own_id]}"
+        seen[new_id] = 1
+        yield row | {"id": new_id}
 
 # %% ../nbs/02a_rows.ipynb #27432006
 _COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
-def _open(path):
+def _open_bytes(path):
     "The file `path` for reading bytes, uncompressed on the way"
     return _COMPRESSED.get(path.suffix.lower(), open)(path, "rb")
 
@@ -214,235 +284,316 @@ def file_lines(
     path: Path, # compressed or not
 ): # gives one line after the other, with its line end
     "The lines of the text file `path`"
-    with _open(path) as f:
-        wide = f.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    with _open_bytes(path) as f:
+        marked_utf16 = f.read(2) in (b"\xff\xfe", b"\xfe\xff")
         f.seek(0)
-        yield from io.TextIOWrapper(f, *(("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")), newline="\n")
+        encoding = ("utf-16", "replace") if marked_utf16 else ("utf-8-sig", "surrogateescape")
+        yield from io.TextIOWrapper(f, *encoding, newline="\n")
 
 # %% ../nbs/02a_rows.ipynb #bfd4a6fa
 def check_bytes(
     text: str, # as `file_lines` reads it
 ) -> str:
     "`text` itself; raises `Unreadable` naming the first byte in it that was not UTF-8"
-    if m := re.search("[\udc80-\udcff]", text):
+    m = re.search("[\udc80-\udcff]", text)
+    if m:
         raise Unreadable(f"byte 0x{ord(m[0]) - 0xDC00:02x} at character {m.start() + 1} is not UTF-8: save the file as UTF-8")
     return text
 
-def _attempt(read, *args):
+def _read_or_error(read, *args):
     "What `read` gives for `args`, or the `Unreadable` it raises"
     try: return read(*args)
     except Unreadable as e: return e
 
 # %% ../nbs/02a_rows.ipynb #01f6c1d8
-def _jsonl(path):
+def _read_jsonl_file(path):
     for n, line in enumerate(file_lines(path), 1):
-        if line.strip(): yield f"line {n}", line, _attempt(lambda: _parse(check_bytes(line)))
+        if line.strip():
+            yield f"line {n}", line, _read_or_error(lambda: _parse_json(check_bytes(line)))
 
 # %% ../nbs/02a_rows.ipynb #88ea2c85
-def _json(path):
+def _json_records(value):
+    "The records in the `value` of a .json file: a list, a list under data, or one object"
+    if isinstance(value, dict) and isinstance(value.get("data"), list): return value["data"]
+    return value if isinstance(value, list) else [value]
+
+def _read_json_file(path):
     text = "".join(file_lines(path))
     if not text.strip(): return
-    try: value = _parse(check_bytes(text))
+    try: value = _parse_json(check_bytes(text))
     except Unreadable as e:
-        first = _attempt(_parse, text.lstrip().split("\n")[0])
+        first = _read_or_error(_parse_json, text.lstrip().split("\n")[0])
         if not isinstance(first, dict): raise ValueError(f"{path.name}: {e}") from None
-        yield from _jsonl(path)
+        yield from _read_jsonl_file(path)
         return
-    if isinstance(value, dict): value = value["data"] if isinstance(value.get("data"), list) else [value]
-    for n, item in enumerate(value if isinstance(value, list) else [value], 1): yield f"item {n}", item, item
+    for n, record in enumerate(_json_records(value), 1): yield f"item {n}", record, record
 
 # %% ../nbs/02a_rows.ipynb #7a78c0f4
-def _cells(cells):
+def _next_cells(cells):
     "The next cells of the CSV reader, none for a blank line and at the end"
-    try: return [check_bytes(c) for c in next(cells, [])]
+    try: return [check_bytes(cell) for cell in next(cells, [])]
     except csv.Error as e: raise Unreadable(f"not CSV ({e})") from None
 
-def _record(cells, names):
+def _next_record(cells, names):
     "The next record of the CSV reader `cells`, whose columns are `names`"
-    row = _cells(cells)
-    if row and len(row) != len(names): raise Unreadable(f"{len(row)} cells, but the header names {len(names)} columns")
+    row = _next_cells(cells)
+    if row and len(row) != len(names):
+        raise Unreadable(f"{len(row)} cells, but the header names {len(names)} columns")
     return dict(zip(names, row))
 
+# %% ../nbs/02a_rows.ipynb #40b3f160
+def _header_names(path, cells):
+    "The names of the columns, from the first line of the CSV reader `cells`"
+    names = _read_or_error(_next_cells, cells)
+    if isinstance(names, Unreadable):
+        raise ValueError(f"{path.name}: the header cannot be read: {names}")
+    if len({*names}) < len(names):
+        raise ValueError(f"{path.name}: the header names a column twice: {', '.join(names)}")
+    return names
+
 # %% ../nbs/02a_rows.ipynb #1bc8a460
-def _csv(path):
+def _read_csv_file(path):
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long answer
-    taken = []
-    def feed():
+    taken = []  # the lines of the record that is being read
+    def noted_lines():
         for line in file_lines(path):
             taken.append(line)
             yield line
-    lines = feed()
+    lines = noted_lines()
     head = next(lines, "")
-    cells = csv.reader(chain([head], lines), delimiter=max(",;\t", key=head.count), strict=True)
-    names = _attempt(_cells, cells)
-    if isinstance(names, Unreadable): raise ValueError(f"{path.name}: the header cannot be read: {names}")
-    if len({*names}) < len(names): raise ValueError(f"{path.name}: the header names a column twice: {', '.join(names)}")
+    delimiter = max(",;\t", key=head.count)
+    cells = csv.reader(chain([head], lines), delimiter=delimiter, strict=True)
+    names = _header_names(path, cells)
     while True:
         taken.clear()
-        place, record = f"line {cells.line_num + 1}", _attempt(_record, cells, names)
+        place = f"line {cells.line_num + 1}"
+        record = _read_or_error(_next_record, cells, names)
         if not taken: return
         if record: yield place, "".join(taken), record
 
 # %% ../nbs/02a_rows.ipynb #3b6c0d8a
-def _txt(path):
+def _read_text_file(path):
     for n, line in enumerate(file_lines(path), 1):
-        if line.strip(): yield f"line {n}", line, _attempt(lambda: {"text": check_bytes(line).rstrip("\r\n")})
+        if line.strip():
+            yield f"line {n}", line, _read_or_error(lambda: {"text": check_bytes(line).rstrip("\r\n")})
 
-def _parquet(path):
+def _read_parquet_file(path):
     import pyarrow.parquet as pq
-    with _open(path) as f:
+    with _open_bytes(path) as f:
         try: batches = pq.ParquetFile(f).iter_batches(batch_size=1000)
-        except ValueError as e: raise ValueError(f"{path.name}: not a Parquet file ({e})") from e
-        for n, record in enumerate(chain.from_iterable(b.to_pylist() for b in batches), 1): yield f"row {n}", record, record
+        except ValueError as e:
+            raise ValueError(f"{path.name}: not a Parquet file ({e})") from e
+        records = chain.from_iterable(batch.to_pylist() for batch in batches)
+        for n, record in enumerate(records, 1): yield f"row {n}", record, record
 
 # %% ../nbs/02a_rows.ipynb #f3379f31
-_READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".txt": _txt}
+_READERS = {
+    ".jsonl": _read_jsonl_file,
+    ".ndjson": _read_jsonl_file,
+    ".json": _read_json_file,
+    ".csv": _read_csv_file,
+    ".tsv": _read_csv_file,
+    ".parquet": _read_parquet_file,
+    ".txt": _read_text_file}
 
-def _kind(path):
+def _kind_of(path):
     "The suffix of `path` that tells its reader, such as .jsonl for data.jsonl.gz; None when there is none"
-    path = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
-    return path.suffix.lower() if path.suffix.lower() in _READERS else None
+    if path.suffix.lower() in _COMPRESSED: path = path.with_suffix("")
+    kind = path.suffix.lower()
+    return kind if kind in _READERS else None
 
-def _file(path):
+# %% ../nbs/02a_rows.ipynb #638831cf
+def _read_file(path):
     "The records of the file `path`"
-    if not _kind(path): raise ValueError(f"{path.name}: unknown kind of file, expected {', '.join(_READERS)}, or one of them with {', '.join(_COMPRESSED)}")
+    kind = _kind_of(path)
+    if not kind:
+        raise ValueError(f"{path.name}: unknown kind of file, expected {', '.join(_READERS)}, or one of them with {', '.join(_COMPRESSED)}")
     try:
-        for place, raw, record in _READERS[_kind(path)](path): yield f"{path.name} {place}", raw, record
+        for place, raw, record in _READERS[kind](path):
+            yield f"{path.name} {place}", raw, record
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as e:
         raise ValueError(f"{path.name} cannot be read to its end ({e}). If it is damaged, download or compress it again") from e
 
 # %% ../nbs/02a_rows.ipynb #a465713d
 _SPLITS = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])", re.I)
 
-def _of_split(files, split):
-    "Those of `files` that are named after `split`; all, when none is named after any"
-    named = {f: m[1].lower() for f in files if (m := _SPLITS.search(f.name))}
-    if named and split not in named.values(): raise ValueError(f"no split {split!r}: there are {', '.join(sorted({*named.values()}))}")
-    if not named and split != "train": raise ValueError(f"no split {split!r}: the files are not named after splits; leave out `split`")
-    return [f for f in files if named.get(f) == split] if named else files
+def _split_of(file):
+    "The split that the name of a file says it is; None where it says nothing"
+    m = _SPLITS.search(file.name)
+    return m[1].lower() if m else None
 
-def _in_folder(folder, split):
+def _files_of_split(files, split):
+    "Those of `files` that are named after `split`; all, when none is named after any"
+    named = {_split_of(file) for file in files} - {None}
+    if named and split not in named:
+        raise ValueError(f"no split {split!r}: there are {', '.join(sorted(named))}")
+    if not named and split != "train":
+        raise ValueError(f"no split {split!r}: the files are not named after splits; leave out `split`")
+    return [file for file in files if _split_of(file) == split] if named else files
+
+# %% ../nbs/02a_rows.ipynb #d50249a6
+def _files_in_folder(folder, split):
     "The data files of `folder`, or of its `data` folder"
     inside = folder/"data" if (folder/"data").is_dir() else folder
-    files = sorted(f for f in inside.iterdir() if f.is_file() and _kind(f))
-    if not files: raise FileNotFoundError(f"{folder}: no data files there, expected {', '.join(_READERS)}")
-    kinds = sorted({_kind(f) for f in files})
-    if len(kinds) > 1: raise ValueError(f"{folder}: files of several kinds ({', '.join(kinds)}); name those you want, such as {folder.name}/*{kinds[0]}")
-    return _of_split(files, split)
+    files = sorted(file for file in inside.iterdir() if file.is_file() and _kind_of(file))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no data files there, expected {', '.join(_READERS)}")
+    kinds = sorted({_kind_of(file) for file in files})
+    if len(kinds) > 1:
+        raise ValueError(f"{folder}: files of several kinds ({', '.join(kinds)}); name those you want, such as {folder.name}/*{kinds[0]}")
+    return _files_of_split(files, split)
 
 # %% ../nbs/02a_rows.ipynb #ce1ffd18
-def _numbered(records): return ((f"row {n}", r, r) for n, r in enumerate(records, 1))
+def _numbered(records): return ((f"row {n}", record, record) for n, record in enumerate(records, 1))
 
-def _frame(frame):
+def _read_frame(frame):
     "The records of a pandas `frame`"
     return _numbered(frame.astype(object).where(frame.notna(), None).to_dict("records"))
 
-def _dataset(data, split):
+def _read_dataset(data, split):
     "The records of a `datasets` object"
-    if isinstance(data, dict) and split not in data: raise ValueError(f"no split {split!r}: there are {', '.join(data)}")
-    if not isinstance(data, dict) and split != "train": raise ValueError(f"no split {split!r}: this dataset is one split by itself; leave out `split`")
-    return _numbered(data[split] if isinstance(data, dict) else data)
+    if isinstance(data, dict):
+        if split not in data:
+            raise ValueError(f"no split {split!r}: there are {', '.join(data)}")
+        return _numbered(data[split])
+    if split != "train":
+        raise ValueError(f"no split {split!r}: this dataset is one split by itself; leave out `split`")
+    return _numbered(data)
 
 # %% ../nbs/02a_rows.ipynb #da4ebb3b
-def _download(name, split, subset, stream):
+def _on_one_line(error): return " ".join(str(error).split())
+
+def _download_dataset(name, split, subset, stream):
     "The `datasets` object for the Hub dataset `name`; a split or subset that is not there is an error naming those that are"
     from datasets import load_dataset
     try: return load_dataset(name, subset, split=split, streaming=stream)
-    except ValueError as e: raise ValueError(f"{name}, split={split!r}, subset={subset!r}: {_line(e).partition(' Example of usage')[0]}") from e
+    except ValueError as e:
+        reason = _on_one_line(e).partition(" Example of usage")[0]
+        raise ValueError(f"{name}, split={split!r}, subset={subset!r}: {reason}") from e
 
-def _line(error): return " ".join(str(error).split())
-
-def _hub(name, split, subset, stream):
+# %% ../nbs/02a_rows.ipynb #97e8de23
+def _read_hub_dataset(name, split, subset, stream):
     "The records of the Hub dataset `name`"
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowInvalid
     try:
-        for place, raw, record in _numbered(_download(name, split, subset, stream)): yield f"{name} {place}", raw, record
+        data = _download_dataset(name, split, subset, stream)
+        for place, raw, record in _numbered(data): yield f"{name} {place}", raw, record
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{name}: no such file or folder here, and nothing to load on the Hugging Face Hub: {_line(e)} "
-                                "Check the name; a private or gated dataset needs HF_TOKEN in the environment.") from e
+        raise FileNotFoundError(f"{name}: no such file or folder here, "
+                                f"and nothing to load on the Hugging Face Hub: {_on_one_line(e)} Check the name; a private or gated dataset needs HF_TOKEN in the environment.") from e
     except OSError as e:
-        raise ConnectionError(f"{name}: no such file or folder here, and the Hugging Face Hub cannot be reached: {_line(e)}. "
-                              "Check the network, or give the path of a local copy") from e
+        raise ConnectionError(f"{name}: no such file or folder here, "
+                              f"and the Hugging Face Hub cannot be reached: {_on_one_line(e)}. Check the network, or give the path of a local copy") from e
     except (DatasetsError, ArrowInvalid, RuntimeError) as e:
-        raise ValueError(f"{name} cannot be read: {_line(e.__cause__ or e)}. Download its files and give their path: broken lines become failed rows") from e
+        raise ValueError(f"{name} cannot be read: {_on_one_line(e.__cause__ or e)}. Download its files and give their path: broken lines become failed rows") from e
 
 # %% ../nbs/02a_rows.ipynb #7fa616b1
-DEMOS = ("demo", "demo_pairs", "demo_aya", "demo_texts")  # rows of ours: conversations, preferences, people's answers, native texts
+DEMOS = ("demo", "demo_pairs", "demo_aya", "demo_texts")  # conversations, preferences, people's answers, native texts
 
-def _records(source, split, subset, limit):
+def _library_of(source): return type(source).__module__.split(".")[0]
+
+def _check_kind_of_source(source):
+    "TypeError where `source` is nothing that rows could come from"
+    mapping = isinstance(source, dict) and _library_of(source) != "datasets"
+    if not mapping and (isinstance(source, Path) or hasattr(source, "__iter__")): return
+    raise TypeError(f"a {type(source).__name__} is no source of rows: give a list of dicts, a path, a frame, a datasets object or a Hub name")
+
+# %% ../nbs/02a_rows.ipynb #bc8aae81
+def _records_of(source, split, subset, limit):
     "Where `source` is (for errors) and its records"
-    kind, path = type(source).__module__.split(".")[0], None
-    if isinstance(source, dict) and kind != "datasets" or not isinstance(source, Path) and not hasattr(source, "__iter__"):
-        raise TypeError(f"a {type(source).__name__} is no source of rows: give a list of dicts, a path, a frame, a datasets object or a Hub name")
+    _check_kind_of_source(source)
+    path = None
     if isinstance(source, (str, Path)):
-        path = Path(_demo(source) if source in DEMOS else source).expanduser()
-        if _is_hub_name(source, path): return source, _hub(source, split, subset, limit is not None and "[" not in split)
-    if subset: raise ValueError(f"subset={subset!r}: only Hub datasets have subsets; leave it out")
-    if kind == "datasets": return "the dataset", _dataset(source, split)
-    if path and path.is_dir(): return path, _folder(path, split)
-    if split != "train": raise ValueError(f"no split {split!r}: this source has no splits; leave out `split`")
-    if path: return path, chain.from_iterable(map(_file, matching_files(path)))
-    return ("the frame", _frame(source)) if kind == "pandas" else ("the list", _numbered(source))
+        path = Path(_demo_path(source) if source in DEMOS else source).expanduser()
+        stream = limit is not None and "[" not in split
+        if _is_hub_name(source, path):
+            return source, _read_hub_dataset(source, split, subset, stream)
+    if subset:
+        raise ValueError(f"subset={subset!r}: only Hub datasets have subsets; leave it out")
+    if _library_of(source) == "datasets": return "the dataset", _read_dataset(source, split)
+    if path and path.is_dir(): return path, _read_folder(path, split)
+    if split != "train":
+        raise ValueError(f"no split {split!r}: this source has no splits; leave out `split`")
+    if path: return path, chain.from_iterable(map(_read_file, matching_files(path)))
+    if _library_of(source) == "pandas": return "the frame", _read_frame(source)
+    return "the list", _numbered(source)
 
 # %% ../nbs/02a_rows.ipynb #821aec27
-def _demo(name):
+def _demo_path(name):
     "The path of the demo rows `name` in the package"
     from importlib.resources import files
     return files("llmdata_nb")/"data"/f"{name}.jsonl"
 
-def _folder(path, split):
+def _read_folder(path, split):
     "The records of the folder `path`: data files, or what `save_to_disk` of `datasets` wrote"
-    if not (path/"state.json").exists() and not (path/"dataset_dict.json").exists(): return chain.from_iterable(map(_file, _in_folder(path, split)))
+    if not (path/"state.json").exists() and not (path/"dataset_dict.json").exists():
+        return chain.from_iterable(map(_read_file, _files_in_folder(path, split)))
     from datasets import load_from_disk
-    return _dataset(load_from_disk(path), split)
+    return _read_dataset(load_from_disk(path), split)
 
 def _is_hub_name(source, path):
     "Whether the string `source` can only be the name of a dataset on the Hub: owner/name, with no such file and no file suffix"
-    return isinstance(source, str) and not path.exists() and not _kind(path) and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
+    if not isinstance(source, str) or path.exists() or _kind_of(path): return False
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
 
 def matching_files(
     path: Path, # of a file, or a pattern such as texts/*.txt
 ) -> list: # of paths, sorted; FileNotFoundError when there is none
     "The file at `path`, or those that it matches as a pattern"
     if path.is_file(): return [path]
-    found = sorted(f for p in glob.glob(str(path), recursive=True) if (f := Path(p)).is_file())
-    if not found: raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
-    return found
+    found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
+    return files
 
+# %% ../nbs/02a_rows.ipynb #7a79d9ba
 def check_source(
-    source: str, # as for `load_rows`
+    source: str, # a path, a pattern, a Hub name or a name in `DEMOS`, as for `load_rows`
 ) -> None:
     "FileNotFoundError or ValueError where `source` can only be a file, and there is none; whether the Hub has a dataset is not asked"
-    if not source.strip(): raise ValueError("source is empty: expected a path, a Hub name (owner/name) or \"demo\"")
+    if not source.strip():
+        raise ValueError("source is empty: expected a path, a Hub name (owner/name) or \"demo\"")
     path = Path(source).expanduser()
     if source not in DEMOS and not path.is_dir() and not _is_hub_name(source, path): matching_files(path)
 
 # %% ../nbs/02a_rows.ipynb #a5b05b33
-def _check(name, records):
+def _shape_problem(record):
+    "Why `record` is no object of a known shape; None for one that is, even if its row will be a failed one"
+    try: _read_record(record)
+    except Unreadable as e: return e
+    except ValueError: return None  # its shape is known
+
+def _check_first(name, records):
     "Raise `ValueError` when there are no `records` or none of them is readable"
     if not records: raise ValueError(f"{name} is empty: no rows in it")
-    problems = [p for _, _, r in records if (p := _problem(r))]
-    if len(problems) == len(records):
-        raise ValueError(f"{name}: not one of the first records ({len(records)}) can be read. {records[0][0]}: {problems[0]}")
+    problems = [_shape_problem(record) for _, _, record in records]
+    if all(problems):
+        place, _, _ = records[0]
+        raise ValueError(f"{name}: not one of the first records ({len(records)}) can be read. {place}: {problems[0]}")
 
-def _problem(record):
-    try: _read(record)
-    except Unreadable as e: return e
-    except ValueError: return None  # its shape is known: it becomes a failed row
-
-def stream_rows(source, split="train", limit=None, subset=None):
+# %% ../nbs/02a_rows.ipynb #42b75a8b
+def stream_rows(
+    source: str | Path | Iterable, # as for `load_rows`
+    split: str = "train",
+    limit: int | None = None, # at most so many rows
+    subset: str | None = None,
+) -> Iterator: # of rows
     "As `load_rows`, but one row at a time, for a source that does not fit in memory; what is wrong with the source is said at once"
     if isinstance(source, str): check_source(source)
-    if limit is not None and limit < 1: raise ValueError(f"limit={limit}: expected at least 1, or None for all rows")
-    name, records = _records(source, split, subset, limit)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1, or None for all rows")
+    name, records = _records_of(source, split, subset, limit)
     records = iter(records)
     first = list(islice(records, 20))
-    _check(name, first)
-    return _unique(_row(*r) for r in islice(chain(first, records), limit))
+    _check_first(name, first)
+    rows = (_row_of(*record) for record in islice(chain(first, records), limit))
+    return _with_unique_ids(rows)
 
+# %% ../nbs/02a_rows.ipynb #272a39fc
 def load_rows(
-    source, # Hub name, path or glob, `datasets` object, pandas frame, iterable of dicts, or a name in `DEMOS`
+    source: str | Path | Iterable, # Hub name, path, glob, name in `DEMOS`, `datasets` object, pandas frame, or dicts
     split: str = "train", # of a Hub dataset, a `DatasetDict`, or a folder with files named after splits
     limit: int | None = None, # at most so many rows, from the start; failed ones count
     subset: str | None = None, # configuration of a Hub dataset that has several

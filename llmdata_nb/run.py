@@ -8,13 +8,15 @@ __all__ = ['run', 'Estimate', 'estimate', 'AHEAD', 'Dropped', 'Outcome', 'check_
 # %% ../nbs/06_run.ipynb #6e1049ee
 import asyncio, inspect, json
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from .embedded import connect
 from .engine import AHEAD, Dropped, Outcome, drop, check_folder, write_manifest
 from .engine import Record, RunProgress, about_run, check_options, check_recipe, evenly_spaced, in_thread
 from .engine import make_outcome, models_by_role, recipe_name, row_files, send_all, waiting_for, with_ids
-from .models import Ask, row_ledger
+from .models import Ask, Budget, row_ledger
 from .progress import duration, money
 from .rowfile import reason_group
 from .store import Store, store_path
@@ -72,19 +74,19 @@ def _load_writers(out):
 
 # %% ../nbs/06_run.ipynb #e2830780
 def run(
-    rows,                   # row dicts: a list, as from `load_rows`, or anything that gives them one by one
-    recipe,                 # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
+    rows: Iterable,         # row dicts: a list, as from `load_rows`, or anything that gives them one by one
+    recipe: Callable,       # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
     *,
     model: str | dict,      # a reference such as "embedded", or one per role: {"default": …, "judge": …}
-    out=None,               # folder to write the dataset to
+    out: str | Path = None, # folder to write the dataset to
     concurrency: int = 64,  # rows under way at a time, and most requests to one base URL
-    budget=None,            # most to spend: 2.50 (US dollars), "300 calls", "1e6 tokens"; or a `Budget` that runs share
+    budget: float | str | Budget = None, # most to spend: 2.50 (US dollars), "300 calls", "1e6 tokens"
     seed: int = 0,
-    store=None,             # path of the store; default: `store_path()`
-    source=None,            # where the rows came from, for the manifest and the card
+    store: str | Path = None,  # path of the store; default: `store_path()`
+    source: str | Path = None, # where the rows came from, for the manifest and the card
     per_minute: int = None, # most requests to one base URL per minute, and
     per_day: int = None,    # per day, over all runs that share the store
-    wait: bool = False,     # where a pause of more than ten minutes is wanted: wait; else the rows fail and say until when
+    wait: bool = False,     # for a pause of more than ten minutes, too; else the rows fail and say how long it is
     timeout: float = 900.0, # seconds for one request
     until: int = None,      # end when so many rows are kept; `rows` may then be endless
     least: float = 0.05,    # with `until`: give up when of the last 100 rows a smaller share than this was kept
@@ -115,6 +117,7 @@ def run(
     if out: write_manifest(outcome, out)
     return outcome
 
+# %% ../nbs/06_run.ipynb #e74adecd
 def _show_progress(progress, rows, ask, record, last=False):
     "Show how far the run is, once there is something to say"
     if not last and not progress.due(): return
@@ -152,6 +155,7 @@ class Estimate:
             f"  {_range_text(self.usd, money)}",
             f"  {_range_text(self.minutes, lambda minutes: duration(60 * minutes))}"])
 
+# %% ../nbs/06_run.ipynb #f34140dc
 def _whole_number(n): return f"{n:,.0f}"
 
 def _range_text(figure, show):
@@ -168,6 +172,7 @@ def _noting_ledgers(recipe, ledgers):
     noting.__name__, noting.__signature__ = recipe_name(recipe), inspect.signature(recipe)
     return noting
 
+# %% ../nbs/06_run.ipynb #c6c15daa
 def _sums(ledgers, *columns):
     "For each of `ledgers` the sum of its `columns`; None where one is not known"
     sums = []
@@ -176,6 +181,7 @@ def _sums(ledgers, *columns):
         sums.append(None if None in totals else sum(totals))
     return sums
 
+# %% ../nbs/06_run.ipynb #89082f82
 def _fewest_slots(model):
     "How many calls the busiest server answers at once"
     return min(connect(reference).slots or 10_000 for reference in models_by_role(model).values())
@@ -183,7 +189,7 @@ def _fewest_slots(model):
 # %% ../nbs/06_run.ipynb #698d4b5c
 def estimate(
     rows: list,
-    recipe,                # as for `run`
+    recipe: Callable,      # as for `run`
     *,
     model: str | dict,     # as for `run`
     sample: int = 10,      # how many rows are run

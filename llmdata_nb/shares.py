@@ -174,7 +174,7 @@ class Share(Limiter):
     "A worker's part of the limits of a base URL"
     def __init__(self, url, name, most, actor, worker, **limits):
         super().__init__(url, None, most, **limits)
-        self.actor, self.worker, self.most, self.name = actor, worker, most, name  # by its `name` the actor knows the base URL
+        self.actor, self.worker, self.most, self.name = actor, worker, most, name  # `name` of the base URL for the actor
         self.sent, self.refusals = [], []  # what is still to be reported
         self.talk, self.ahead = None, None # the task that keeps in touch; the sending times that were asked for ahead
         self.shift = 0.0                   # this clock less the actor's
@@ -238,6 +238,7 @@ async def _keep_in_touch(share):
         with suppress(TimeoutError): await asyncio.wait_for(share.wake.wait(), 0.25)
         share.wake.clear()
 
+# %% ../nbs/28_shares.ipynb #904f314f
 async def _talk_once(share):
     "Report what was sent and refused, and take over the places and the state of the base URL"
     now, sent, refusals = time.time(), share.sent, share.refusals
@@ -252,6 +253,7 @@ async def _talk_once(share):
         share.window.resize(places)
         share.placed.set()
 
+# %% ../nbs/28_shares.ipynb #d274ec3a
 def _take_state(share, state):
     "Take over the `state` of the base URL, in the time of this clock"
     share.rate, share.steady, since, until, share.reason = state

@@ -164,7 +164,8 @@ def to_read(
 def _most_common(groups, most):
     "The first `most` of the groups, where the last one stands for all that are left out"
     if len(groups) <= most: return groups
-    named, rest = groups[:most - 1], groups[most - 1:]
+    named = groups[:most - 1]
+    rest = groups[most - 1:]
     rows = sum(n for *_, n in rest)
     return [*named, ("lost", f"{len(rest)} more reasons", rows)]
 
@@ -195,13 +196,13 @@ def total_money(
     return f"price unknown for {unknown} of {len(calls)} steps, the others {money(sum(known))}"
 
 # %% ../nbs/05b_show.ipynb #1f546b9b
-def _sum_of(calls, *columns): return sum(call.get(column) or 0 for column in columns for call in calls)
+def _sum_of(calls, column): return sum(call.get(column) or 0 for call in calls)
 
 def _requests_text(calls):
     "How many calls there were, and what came of them"
     sent, replayed = _sum_of(calls, "calls"), _sum_of(calls, "replayed")
     parts = [f"{sent:,} calls", f"{replayed:,} replayed from the store"]
-    without_result = _sum_of(calls, "retries", "failed")
+    without_result = _sum_of(calls, "retries") + _sum_of(calls, "failed")
     if without_result: parts.append(f"{without_result:,} requests without a result")
     lost = _sum_of(calls, "lost")
     if lost: parts.append(f"{lost:,} lost when a run was stopped")
@@ -215,7 +216,8 @@ def _count_text(n): return "unknown" if n is None else f"{n:,}"
 def _step_texts(call):
     "What a step took, a text for each name in `_STEP_HEAD`"
     counts = [_count_text(call.get(column)) for column in ("calls", "replayed", "prompt_tokens", "completion_tokens")]
-    step, model = short(call["step"], 40), short(call["model"], 60)
+    step = short(call["step"], 40)
+    model = short(call["model"], 60)
     time = duration(call.get("seconds") or 0)
     return [step, model, *counts, time, money(call["usd"])]
 
@@ -243,9 +245,10 @@ def _id_and_reason(row, kind):
 # %% ../nbs/05b_show.ipynb #6b166703
 def _example_lines(example, cells):
     "A row as text: its name, and its texts below each other"
-    cells = [(short(name, 30), short(text)) for name, text, _ in cells]
-    width = max([len(name) for name, _ in cells], default=0)
-    texts = [f"          {name:<{width}}  {text}" for name, text in cells]
+    names = [short(name, 30) for name, _, _ in cells]
+    width = max(map(len, names), default=0)
+    texts = []
+    for name, (_, text, _) in zip(names, cells): texts.append(f"          {name:<{width}}  {short(text)}")
     return [f"        such as {example}", *texts]
 
 # %% ../nbs/05b_show.ipynb #32414949
@@ -315,7 +318,8 @@ def _row_html(row, name, language, color, most=4):
     lines = to_read(row, language)
     head = f'<div dir="auto" style="{_GREY}">{escape(name)}</div>'
     shown = "".join(map(_line_html, lines[:most]))
-    if len(lines) > most: shown += _styled_div(f"… {len(lines) - most} more", _GREY)
+    more = len(lines) - most
+    if more > 0: shown += _styled_div(f"… {more} more", _GREY)
     return _styled_div(head + shown, f"border-left:3px solid {color};padding-left:.8em;margin:.5em 0 .9em 1.2em")
 
 # %% ../nbs/05b_show.ipynb #1c5683e6
@@ -395,7 +399,8 @@ def outcome_html(
     return f'{style}<div class="llmdata-outcome" style="max-width:76em;line-height:1.45;font-size:13px">{"".join(parts)}</div>'
 
 # %% ../nbs/05b_show.ipynb #e73b049b
-_MARKS = {re.compile(r"\*\*([^*\n]+)\*\*"): r"<b>\1</b>", re.compile(r"(?<![\w*])\*([^*\s][^*\n]*)\*(?![\w*])"): r"<i>\1</i>"}
+_MARKS = {re.compile(r"\*\*([^*\n]+)\*\*"): r"<b>\1</b>",
+          re.compile(r"(?<![\w*])\*([^*\s][^*\n]*)\*(?![\w*])"): r"<i>\1</i>"}
 
 def _inline_html(text):
     "Escaped `text` with its code, bold and italic"

@@ -186,6 +186,14 @@ def test_doctor_finds_the_small_model_fit_for_all(project, capsys, monkeypatch):
     assert any("keys in the environment: OPENAI_API_KEY" in line for line in found) and "sk-secret" not in str(found)
 
 
+def test_doctor_says_what_a_language_does_without(project, capsys):
+    code, found = doctor(capsys, "--language", "Swahili", "--language", "sv", "http://127.0.0.1:9/v1#m")
+    text = " ".join(found)
+    assert code == 1 and "There is no pack for Swahili" in text and "ok  its pack has all parts" in text  # the model is not there
+    assert main(["doctor", "--language"]) == 2
+    assert main(["doctor", "--language", "klingonish"]) == 2 and "unknown language" in capsys.readouterr().err
+
+
 def test_doctor_sees_what_is_wrong_with_this_machine(project, capsys, monkeypatch):
     "Nothing is fetched; a file is where the folder should be; a store is damaged; a key has a line end"
     monkeypatch.setenv("LLMDATA_CACHE", str(project / "cache"))
@@ -215,7 +223,7 @@ def test_doctor_tells_what_a_chat_service_is_good_for(project, capsys):
     assert code == 0 and found[-1].startswith("ok  works for: all recipes but magpie, for which it can answer and judge (responder_model, judge_model) (7 requests, ") and len(bodies) == 7
     told = "\n".join(found)
     assert "ok  structured output: none; JSON is read out of plain text" in told and "no  raw text: its server refuses raw text (404 unknown path). Magpie needs" in told
-    assert "no  log-probabilities: not told" in told and "no  price: not known" in told and 'budget="300 calls"' in told
+    assert "no  log-probabilities: not reported" in told and "no  price: not known" in told and 'budget="300 calls"' in told
 
 
 def wraps(body, n=0):

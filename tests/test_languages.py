@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmdata_nb import languages
-from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse, _read_pack, _registry, _table, _without_pack, language, missing_parts, pack, pack_pattern, pack_words, packs
+from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse_tag, _read_pack, _iana_languages, _names_table, _without_pack, language, missing_parts, pack, pack_pattern, pack_words, packs
 
 RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]  # and magpie, which is prose too
 # how the Unicode names of a script's letters begin
@@ -106,13 +106,13 @@ def test_pack_is_in_its_own_language_and_script(code):
     assert own / len(letters) > 0.97  # "AI" and "JSON" may stay in Latin letters
 
 def test_every_code_resolves_to_itself():
-    for code in _registry():
+    for code in _iana_languages():
         found = language(code)
         assert language(found.code).code == found.code and found.name and len(found.script) == 4
 
 def test_every_name_in_the_table_resolves():
-    codes = set(_registry())
-    for tag, (name, native, others) in _table().items():
+    codes = set(_iana_languages())
+    for tag, (name, native, others) in _names_table().items():
         for known in (name, native, *filter(None, others)):
             if known.lower() in codes: continue  # a code wins over a name
             assert language(known).name == name, known
@@ -136,8 +136,8 @@ def test_direction_and_texts():
     assert language("it").texts == pack("it") and language("sw").texts == {} and language("zh-Hant").texts == {}
 
 def test_confusable_is_mutual():
-    for code in _table():
-        if not _parse(code): continue
+    for code in _names_table():
+        if not _parse_tag(code): continue
         for other in language(code).confusable: assert language(code).code in language(other).confusable
 
 def test_import_is_light():

@@ -1,6 +1,7 @@
 "What a recipe is stands in one record: with a module, a pipeline and a record, the command, the card and the plots know a new one."
 import json
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -8,6 +9,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from scripted_server import serve
 from test_export import make_manifest, make_row
 
+from llmdata_nb import report
 from llmdata_nb.cli import main, pipelines
 from llmdata_nb.export import dataset_card, judge_warnings
 from llmdata_nb.recipes import RECIPES, for_run, import_from, recipe_record
@@ -69,6 +71,8 @@ def test_a_new_recipe_is_a_module_a_pipeline_and_a_record(project, haiku, capsys
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "1. A model writes a haiku about the subject." in card and "- Nobody counted the syllables." in card
     assert "| charm_score | rows |\n| :-- | --: |\n| 5 | 0 |\n| 4 | 2 |" in card
+    assert sorted(path.stem for path in folder.glob("plots/*.png")) == ["calls", "funnel", "scores"], "those that the record names"
+    assert "![scores](plots/scores.png)" in card
     assert json.loads((folder / "manifest.json").read_text())["recipe"] == "haiku" and len(bodies) == 2
 
 
@@ -93,11 +97,20 @@ def test_a_recipe_without_a_record_is_not_taken_for_another():
     record = recipe_record("simplify")
     names = for_run(record.plots, dict(recipe="simplify"), [make_row(0)])
     assert names == ("funnel", "scores", "requests", "calls") and not set(names) & {"labels", "lengths"}
+    run = SimpleNamespace(manifest=make_manifest(1, recipe="simplify"), kept=[make_row(0)], dropped=[], failed=[])
+    assert tuple(report.run_plots(run)) == names
+
+
+def test_a_language_without_a_pack_is_said_on_the_card():
+    def limits(code): return dataset_card(make_manifest(1, language=code), [make_row(0)]).split("## Known limits")[1]
+    assert "no pack for Swahili" in limits("sw") and "pack" not in limits("it") and "pack" not in limits("de")
 
 
 def test_every_record_is_whole():
     "Each pipeline has its notebook, each name its function, each plot and prompt is there"
+    run = make_manifest(1, arguments=dict(answers=2, categories=True)), [dict(tags=dict(quality="good"))]
     for name, record in RECIPES.items():
+        assert set(for_run(record.plots, *run)) <= set(report.PLOTS)
         assert record.name == name == import_from(record.function).__name__
         assert not record.pipeline or pipelines()[name].name == record.pipeline == f"{name}.ipynb"
         assert not record.main_score or record.makes_pairs or record.main_score in record.score_columns

@@ -1,6 +1,7 @@
 "Recipes that Ray's workers import."
 import asyncio
 import os
+from pathlib import Path
 
 from llmdata_nb.models import CallFailed
 from llmdata_nb.run import drop
@@ -18,8 +19,18 @@ async def deadly(row, ask, word="death"):
     return await two_calls(row, ask, word)
 
 
-async def impatient(row, ask):
-    try: row["said"] = (await asyncio.wait_for(ask(f"Say {row['id']}", step="say", max_tokens=20), 1.5)).text
+async def impatient(row, ask, folder):
+    "Of the rows that wait for the budget while the first call is under way, those with an even number give up, and say so in `folder`"
+    call = asyncio.ensure_future(ask(f"Say {row['id']}", step="say", max_tokens=20))
+    first, gave_up = Path(folder, "first"), Path(folder, "gave_up", row["id"])
+    while int(row["id"]) % 2 == 0 and not call.done():
+        if first.exists() and first.read_text() != row["id"]:
+            call.cancel()
+            await asyncio.wait([call])
+            gave_up.touch()
+            return row | {"said": "nothing"}
+        await asyncio.sleep(0.02)
+    try: row["said"] = (await asyncio.wait_for(call, 120)).text
     except TimeoutError: row["said"] = "too late"
     except CallFailed: row["said"] = "no money"
     return row

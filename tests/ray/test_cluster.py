@@ -1,4 +1,5 @@
 "The same rows on two Ray nodes as in one process; nothing lost when a node or the driver dies; one limit and one budget for all."
+import asyncio
 import json
 import os
 import signal
@@ -11,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from scripted_server import serve
+from aiohttp import web
+from scripted_server import said, serve
 
 from llmdata_nb import cluster
 from llmdata_nb.dedup import mark_duplicates, near_duplicates
@@ -95,13 +97,13 @@ cluster.run([{"id": f"{i:06}"} for i in range(3000)], two_calls, model=sys.argv[
 
 def test_the_driver_dies(nodes):
     with serve(lambda body, n: "well, " + body["messages"][0]["content"][-6:], seconds=0.05) as (model, bodies):
-        driver = subprocess.Popen([sys.executable, "-c", DRIVER, model, nodes.address], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, stderr=subprocess.PIPE)
+        driver = subprocess.Popen([sys.executable, "-c", DRIVER, model, nodes.address], env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}, stderr=subprocess.PIPE)
         while len(list(Path("out.shards").glob("part-*"))) < 4:
             assert driver.poll() is None, driver.stderr.read().decode()
             time.sleep(0.05)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        time.sleep(3)  # Ray ends the workers of a driver that is gone
+        while time.time() < bodies[-1].time + 3: time.sleep(0.1)  # Ray ends the workers of a driver that is gone
         parts, before = {p: p.stat().st_mtime_ns for p in Path("out.shards").glob("part-*")}, len(bodies)
         outcome = cluster.run([{"id": f"{i:06}"} for i in range(3000)], two_calls, model=model, out="out", shards=15)
     assert before < len(bodies) and all(p.stat().st_mtime_ns == t for p, t in parts.items()) and 4 <= len(parts) < 15
@@ -110,6 +112,9 @@ def test_the_driver_dies(nodes):
 
 
 def test_a_limit_of_a_hundred_requests_a_second_holds_over_all_workers(nodes):
+    with serve(lambda body, n: "well", seconds=0.05) as (model, bodies):  # what this machine does without a limit
+        cluster.run([{"id": f"{i:06}"} for i in range(400)], two_calls, model=model, out="free", shards=4)
+        able = len(bodies) / (bodies[-1].time - bodies[0].time)
     room, last, times = [20.0], [time.time()], []
     def limited(body, n):
         now = time.time()
@@ -120,7 +125,7 @@ def test_a_limit_of_a_hundred_requests_a_second_holds_over_all_workers(nodes):
         return "well"
     with serve(limited, seconds=0.05) as (model, bodies):
         outcome = cluster.run([{"id": f"{i:06}"} for i in range(1500)], two_calls, model=model, out="out", shards=4)
-    ideal, took = len(times) / 100, times[-1] - times[0]
+    ideal, took = len(times) / min(100, able), times[-1] - times[0]
     assert not outcome.failed and len(times) == 1500 + 1350
     assert len(bodies) - len(times) <= 0.08 * len(times) and took <= 1.25 * ideal, (len(bodies), took, ideal)
 
@@ -141,10 +146,23 @@ def test_requests_per_day_and_budget_hold_over_all_workers(nodes):
         assert len(bodies) == 1 and len(rest.failed) > 100
 
 
-def test_rows_that_wait_for_the_budget_may_go_and_an_unlimited_one_is_none(nodes):
-    with serve(lambda body, n: "well", seconds=0.4) as (model, bodies):
-        outcome = cluster.run([{"id": f"{i:06}"} for i in range(60)], impatient, model=model, out="a", shards=2, budget="400 tokens", concurrency=32)
-        assert len(outcome.kept) == 60 and 1 <= len(bodies) <= 16  # 25 tokens a call
+def test_rows_that_wait_for_the_budget_may_go_and_an_unlimited_one_is_none(nodes, tmp_path):
+    "The first call goes alone; it is answered when half of the rows that waited for it have given up: the others get what is left"
+    (tmp_path / "gave_up").mkdir()
+    def answer(body, n):
+        if len(bodies) > 1: return "well"
+        first = body["messages"][0]["content"][-6:]
+        (tmp_path / "new").write_text(first)
+        (tmp_path / "new").rename(tmp_path / "first")
+        async def late(request):
+            deadline = time.time() + 100
+            while len(list((tmp_path / "gave_up").iterdir())) < 30 - (int(first) % 2 == 0) and time.time() < deadline: await asyncio.sleep(0.02)
+            return web.json_response(said("well"))
+        return late
+    with serve(answer) as (model, bodies):
+        outcome = cluster.run([{"id": f"{i:06}"} for i in range(60)], impatient, model=model, out="a", shards=2, budget="400 tokens", concurrency=32, folder=str(tmp_path))
+        told = Counter(row["said"] for row in outcome.kept)
+        assert told["well"] == len(bodies) == 16 and told["nothing"] in (29, 30) and told["no money"] == 44 - told["nothing"]  # 25 tokens a call
         whole = cluster.run([{"id": f"{i:06}"} for i in range(60)], two_calls, model=model, out="b", shards=2, budget=Budget())
         assert len(whole.kept) == 54 and not whole.failed
         with pytest.raises(ValueError, match="shards 2.5"): cluster.run([{"id": "a"}], two_calls, model=model, out="b", shards=2.5)
@@ -167,10 +185,10 @@ def test_a_pause_that_one_worker_is_told_holds_for_all(nodes):
     paused = []
     def busy(body, n):
         if len(bodies) == 150: paused.append(time.time())
-        return (429, {"error": {"message": "a break"}}, {"Retry-After": "4"}) if len(bodies) == 150 else "well"
+        return (429, {"error": {"message": "a break"}}, {"Retry-After": "6"}) if len(bodies) == 150 else "well"
     with serve(busy, seconds=0.05) as (model, bodies):
         outcome = cluster.run([{"id": f"{i:06}"} for i in range(600)], two_calls, model=model, out="out", shards=6)
-    during = [b for b in bodies if paused[0] + 0.6 < b.time < paused[0] + 3.9]
+    during = [b for b in bodies if paused[0] + 2 < b.time < paused[0] + 5.9]  # what was under way may still arrive
     assert not during and not outcome.failed
 
 
