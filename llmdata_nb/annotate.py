@@ -42,8 +42,8 @@ def _notes_text(without_answers, unread, changed):
     "What a person should know of the rows and of the file; empty where there is nothing"
     notes = {"rows have no answers to show": without_answers, "lines of the file cannot be read": unread,
              "annotations are of other texts, and their rows are asked again": changed}
-    told = [f"{n} {what}" for what, n in notes.items() if n]
-    return "; ".join(told)
+    counted = [f"{n} {what}" for what, n in notes.items() if n]
+    return "; ".join(counted)
 
 # %% ../nbs/20_annotate.ipynb #ed9bca7c
 class _AnnotatorFile:
@@ -192,10 +192,10 @@ def _without_echo(annotation, answers):
 # %% ../nbs/20_annotate.ipynb #c2c2af46
 def _judge_text(scores, order):
     "What the judge gave, by the places on the screen"
-    told = []
+    rated = []
     for place, i in enumerate(order):
-        if scores[i] is not None: told.append(f"{_letter(place)} {scores[i]:g}")
-    return ", ".join(told)
+        if scores[i] is not None: rated.append(f"{_letter(place)} {scores[i]:g}")
+    return ", ".join(rated)
 
 # %% ../nbs/20_annotate.ipynb #48dade53
 class Session(_Screen):
@@ -304,8 +304,8 @@ def _undo_last(session):
         return
     before = session.file.take_back(given[-1])
     session.go_to(places[given[-1]])
-    was_told = not before["skipped"] and bool(judge_scores(session.current))  # "Saved" had told the ratings
-    session.file.save(before, draft=True, skipped=False, seen_judge=before["seen_judge"] or was_told)
+    was_shown = not before["skipped"] and bool(judge_scores(session.current))  # the message after saving had the judge's scores
+    session.file.save(before, draft=True, skipped=False, seen_judge=before["seen_judge"] or was_shown)
     session.message = "Taken back."
 
 # %% ../nbs/20_annotate.ipynb #f6b2d383
@@ -360,7 +360,7 @@ def _judge_html(score, feedback):
 
 # %% ../nbs/20_annotate.ipynb #2fe474e5
 def _answer_html(session, place):
-    "The answer in a place, with what may be told of it"
+    "The answer in a place, with what may be shown of its model and of the judge"
     shown, i = session.current, session.order[place]
     about = [f"<b>{_letter(place)}</b>"]
     model = shown["models"][i]

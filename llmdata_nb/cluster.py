@@ -165,7 +165,8 @@ def _ask_of_worker(number, job, actor, worker):
     references = job["model"].items()
     endpoints = {role: connect(reference) for role, reference in references}
     folder = Path(os.path.expandvars(job["stores"])).expanduser()
-    store = Store(folder/f"store-{number:05}.sqlite", alone=True)
+    file = folder/f"store-{number:05}.sqlite"
+    store = Store(file, alone=True)
     ask = Ask(endpoints, store, seed=job["seed"])
     for url in ask.limiters:
         name = name_for_all(url, host, job["home"])

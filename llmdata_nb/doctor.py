@@ -23,6 +23,7 @@ def has_weights(name: str) -> bool:
     files = cache_folder().glob(f"{name}-*.gguf")
     return any(path.stat().st_size == WEIGHTS[name].size for path in files)
 
+# %% ../nbs/35_doctor.ipynb #5b100002
 def keys() -> tuple:
     "The keys that the environment holds: `(good, text)`"
     variables = [variable for _, variable in PROVIDERS.values() if variable]
@@ -43,6 +44,7 @@ def _free_bytes(path):
     folders = (path.absolute(), *path.absolute().parents)
     return shutil.disk_usage(next(folder for folder in folders if folder.exists())).free
 
+# %% ../nbs/35_doctor.ipynb #5b100004
 def _check_outputs(folder):
     "Whether a run can write to `folder`: `(good, text)`"
     try: check_folder(folder)
@@ -52,6 +54,7 @@ def _check_outputs(folder):
     if room > _LITTLE: return True, text
     return False, f"{text}, which is little: make room, or run in another folder"
 
+# %% ../nbs/35_doctor.ipynb #5b100005
 def _check_store(path):
     "Whether the store at `path` can be read: `(good, text)`"
     if not path.exists(): return True, f"store {path}: made by the first run"
@@ -72,6 +75,7 @@ def _check_weights(name):
     if room > 2 * size: return True, text
     return False, f"{text}; it takes {2 * size / 1e9:.1f} GB: make room, or set LLMDATA_CACHE to another folder"
 
+# %% ../nbs/35_doctor.ipynb #5b100007
 def machine() -> list:
     "What the machine has for a run: versions, outputs folder, store, weights, keys; `(good, text)` of each"
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
@@ -87,6 +91,7 @@ def _chat_line(ask):
     (line,) = [line for line in ask.ledger.lines.values() if line["step"] == "chat"]
     return line
 
+# %% ../nbs/35_doctor.ipynb #5b100009
 async def _try_reach(ask, model):
     "Say where the model is; raises where it is not there"
     listed = await check_endpoint(ask.session, model)
@@ -94,6 +99,7 @@ async def _try_reach(ask, model):
     text = f"reachable, at {model.url}"
     return f"{text}; the model is not among the {len(listed)} it lists, and yet it answers" if listed else text
 
+# %% ../nbs/35_doctor.ipynb #5b10000a
 async def _try_chat(ask, model):
     "Say how long an answer takes"
     reply = await ask("Name one colour.", max_tokens=_MOST_TOKENS, step="chat")
@@ -101,6 +107,7 @@ async def _try_chat(ask, model):
         raise ValueError(f"no text within {_MOST_TOKENS} tokens: a model that thinks first makes slow and dear rows, and wants a high max_tokens")
     return f"chat: answered in {_chat_line(ask)['seconds']:.1f} s"
 
+# %% ../nbs/35_doctor.ipynb #5b10000b
 def _priced(ask, model):
     "Whether it is known what the model costs: `(good, text)`"
     if model.free: return True, "price: none, it runs on your machine"
@@ -121,6 +128,7 @@ async def _try_json(ask, model):
     if not reply.parsed: raise ValueError(f"cut off after {_MOST_TOKENS} tokens")
     return "structured output: " + _FORMS[ask.forms[model.identity]]
 
+# %% ../nbs/35_doctor.ipynb #5b10000d
 async def _try_raw(ask, model):
     "Say where the model's chat template is from; raises where raw text is not completed"
     from llmdata_nb.generation import check_raw
@@ -129,6 +137,7 @@ async def _try_raw(ask, model):
     template.opening()
     return f"raw text, and the chat template from {template.source}: Magpie works"
 
+# %% ../nbs/35_doctor.ipynb #5b10000e
 async def _try_logprobs(ask, model):
     "Say that log-probabilities come; raises where they do not"
     reply = await ask("Name one colour.", max_tokens=1, logprobs=5, step="logprobs")
@@ -148,6 +157,7 @@ async def _try_one(name, ask, model, seconds):
     if name == "structured output": why += ". Translations and verdicts would fail in this way: take a stronger model"
     return False, f"{name}: {why}"
 
+# %% ../nbs/35_doctor.ipynb #5b100010
 async def _try_all(ask, model, seconds):
     "`(name, good, text)` of each trial as it comes, and of the price; without a chat answer, the rest is not asked"
     for name in _TRIALS:
@@ -166,6 +176,7 @@ _WORKS = {  # by structured output and raw text
 
 def _ledger_sum(ask, *columns): return sum(ask.ledger.total(column) or 0 for column in columns)
 
+# %% ../nbs/35_doctor.ipynb #5b100012
 def _works_for(ask, good):
     "What the model is good for, and what it cost to find out; `good` has the trials"
     works = _WORKS[good.get("structured output", False), good.get("raw text", False)]
@@ -174,6 +185,7 @@ def _works_for(ask, good):
     plural = "" if requests == 1 else "s"
     return f"works for: {works} ({requests} request{plural}, {tokens} tokens, {money(ask.ledger.total('usd'))})"
 
+# %% ../nbs/35_doctor.ipynb #5b100013
 async def examine(
     reference: str, # a model, as in `connect`
 ):  # `(good, text)` of each finding as it comes; nothing is stored
@@ -200,11 +212,13 @@ def _wrapped(good, text):
     return textwrap.fill(text, width, initial_indent=mark, subsequent_indent="    ", break_long_words=False,
                          break_on_hyphens=False)
 
+# %% ../nbs/35_doctor.ipynb #5b100015
 def _show_missing(name, missing, show):
     "Say what a dataset in the language `name` does without; `missing` are sentences"
     show(f"\n{name}")
     for text in missing or ["its pack has all parts"]: show(_wrapped(not missing, text))
 
+# %% ../nbs/35_doctor.ipynb #5b100016
 async def doctor(
     references: list | tuple = (), # models; none: the embedded one
     show=print,

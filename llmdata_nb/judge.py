@@ -76,6 +76,7 @@ def _answer_meanings(part, labels):
     if not labels: return dict(enumerate(part["scale"], 1))
     return {words[0]: part[label] for label, words in labels.items() if words}
 
+# %% ../nbs/07_judge.ipynb #c36f7fc5
 def _reply_form(name, texts, labels):
     "How the judge is asked to answer with one verdict"
     if name == "comparison": return texts["judge"]["choose"]
@@ -142,6 +143,7 @@ def check_number(
     if is_number and low <= value <= high: return
     raise ValueError(f"{name} {value!r}: expected {low} to {high}")
 
+# %% ../nbs/07_judge.ipynb #92317d85
 def check_score(
     min_score: float,
     scale: tuple = (1, 5),  # lowest and highest score; (0, 5) where 0 means that no judge is asked
@@ -149,6 +151,7 @@ def check_score(
     "Raise ValueError unless `min_score` is a score of the `scale`"
     check_number("min_score", min_score, *scale)
 
+# %% ../nbs/07_judge.ipynb #64293133
 def check_orders(
     orders: int,  # 2: answers are compared in both orders; 1: in one
 ) -> None:
@@ -162,6 +165,7 @@ class Combined(Verdict):
     votes: list = field(default_factory=list) # the scores or labels, without those that were unjudged
     spread: float | None = None  # of scores the standard deviation, of labels the share of votes for another one
 
+# %% ../nbs/07_judge.ipynb #fb316ae4
 def combine(
     verdicts: list, # the votes
 ) -> Combined:
@@ -238,6 +242,7 @@ def _check_texts(texts):
         if isinstance(text, str): continue
         raise ValueError(f"expected texts to judge, not {str(text)[:80]!r} (load_rows gives rows with texts)")
 
+# %% ../nbs/07_judge.ipynb #e8ab9d0e
 def _whole_verdict(verdict):
     "`verdict`; ValueError when it is none, or a score between those of the scale"
     if verdict.status == "ok" and not isinstance(verdict.score, float): return verdict
@@ -251,6 +256,7 @@ def _with_expected(reply, scale):
     if not scores or len(scores) != len(verdicts): return verdicts
     return [replace(verdict, score=score) for verdict, score in zip(verdicts, scores)]
 
+# %% ../nbs/07_judge.ipynb #3e4293ba
 async def _all_votes(ask, prompt, schema, read, samples, roles, expected_scale, step, max_tokens):
     "The verdicts that `read` finds in each judge's answer to each sample: a list, or an unjudged verdict where nothing could be read"
     if isinstance(roles, str) or not roles or samples < 1:
@@ -342,6 +348,7 @@ def _by_answer(order, values):
     by_index = dict(zip(order, values))
     return [by_index[i] for i in sorted(order)]
 
+# %% ../nbs/07_judge.ipynb #6909c61e
 def _choice_scores(verdict):
     "A verdict with a score for each of the two answers between which `verdict` chose"
     first = {"1": 1, "2": 0, "tie": 0.5}[verdict.label]
@@ -354,12 +361,14 @@ def _order_prompt(rubric, request, answers):
     numbered = [(f"{for_answer} {i}", answer) for i, answer in enumerate(answers, 1)]
     return _with_texts(rubric.for_several, [(for_request, request), *numbered])
 
+# %% ../nbs/07_judge.ipynb #d725a154
 def _order_schema(rubric, n):
     "The JSON schema of the answer to such a prompt, with `n` answers in it"
     if rubric.labels: return verdict_schema(rubric)
     ratings = {"type": "array", "minItems": n, "maxItems": n, "items": verdict_schema(rubric)}
     return object_schema(ratings=ratings)
 
+# %% ../nbs/07_judge.ipynb #aa4eedf0
 def _order_verdicts(rubric, text, n):
     "The verdicts on `n` answers in the judge's `text`; ValueError where one is missing"
     if not rubric.labels:
@@ -397,6 +406,7 @@ def _orders_to_ask(answers, orders):
     def digest(i): return hashlib.sha256(answers[i].encode("utf-8", "replace")).digest()
     return [sorted(places, key=digest)]
 
+# %% ../nbs/07_judge.ipynb #cbe74f76
 def _check_comparable(rubric, answers):
     "Raise ValueError for fewer than two answers, and for labels that are no choice between two"
     if len(answers) < 2: raise ValueError(f"{len(answers)} answers: expected two or more to compare")
@@ -446,6 +456,7 @@ def _figure_text(figure):
     if low is None: return f"{value:.2f}, {n} rows"
     return f"{value:.2f} ({low:.2f} to {high:.2f}), {n} rows"
 
+# %% ../nbs/07_judge.ipynb #c5a488ca
 @dataclass
 class Calibration:
     "How a judge does beside people"
@@ -478,6 +489,7 @@ def _human_opinion(row, i):
     if is_opinion: return value
     raise ValueError(f"row {row.get('id', i)}: expected a person's opinion in the column human, found {value!r}")
 
+# %% ../nbs/07_judge.ipynb #c337a75a
 def _check_opinions(rows, first):
     "Refuse opinions that are not of the kind of the first verdict; `first` is the list of one row with it"
     verdict = first[0]["found"] if first else {"judged": None}
@@ -517,6 +529,7 @@ def _with_interval(statistic, *columns):
     low, high = interval or (None, None)
     return dict(value=value, low=low, high=high, n=len(rows))
 
+# %% ../nbs/07_judge.ipynb #ca45c9f9
 def _share_of(flags):
     "The share of those that are true among the `flags` that are not None"
     known = [flag for flag in flags if flag is not None]
@@ -531,6 +544,7 @@ def _quadratic_kappa(human, judged):
     "The agreement on scores beyond chance, where a mistake of two points counts four times as much as one of one"
     return agreement.kappa(human, judged, weights="quadratic")
 
+# %% ../nbs/07_judge.ipynb #0b959099
 def _agreement_figures(kind, human, judged):
     "How far the judge agrees with people, of whom `human` and `judged` hold an opinion a row"
     main = _with_interval(_main_statistic(kind), human, judged)
@@ -549,12 +563,14 @@ def _first_place_won(row):
         best = _places_of(max(scores), scores)
         yield best[0] == order[0] if len(best) == 1 else None
 
+# %% ../nbs/07_judge.ipynb #872369a5
 def _longer_preferred(rows, column):
     "How often the opinion in `column` is for the longest answer"
     lengths = [list(map(len, row["answers"])) for row in rows]
     preferred = [None if row[column] == "tie" else row[column] for row in rows]
     return agreement.longer_wins(lengths, preferred)
 
+# %% ../nbs/07_judge.ipynb #3f1faa75
 def _own_preferred(rows, column, own):
     "How often the opinion in `column` is for the answer of `own`, where one of the answers is"
     preferred = []
@@ -608,6 +624,7 @@ def _language_figures(rows, kind):
         figures.append({"language": code} | figure)
     return figures
 
+# %% ../nbs/07_judge.ipynb #925ca9e4
 def _threshold_sweeps(rows, good, codes):
     "Language → what each threshold would keep of its rows, with all rows under \"\""
     sweeps = {}
@@ -629,6 +646,7 @@ def _agreement_sentence(name, figure):
     if value < 0.4: return f"Better than chance, but weak: {name} is {value:.2f} (usable from 0.4)."
     return f"Usable: {name} is {value:.2f}."
 
+# %% ../nbs/07_judge.ipynb #d167a94e
 def _calibration_sentence(name, figures, one_sided, failed, n):
     "What the `figures` mean, of which `name` is the main one; `one_sided` is a sentence or empty, `n` the number of rows"
     parts = [_agreement_sentence(name, figures[name])]
@@ -671,12 +689,14 @@ def _labelled_rows(labelled):
         if row.get("language"): find_language(row["language"])
     return rows
 
+# %% ../nbs/07_judge.ipynb #3f176f50
 def _count_failures(lost, verdicts):
     "Reason → how many rows have no verdict for it: those `lost` on the way, and those of which the verdict is none"
     reasons = [reason_group(row["reason"]) for row in lost]
     reasons += ["no verdict" for verdict in verdicts if verdict["judged"] is None]
     return dict(Counter(reasons))
 
+# %% ../nbs/07_judge.ipynb #be16b393
 def _check_labels(rows):
     "Raise ValueError where the judge gives labels and people gave others"
     judged = [row for row in rows if row["judged"] is not None]

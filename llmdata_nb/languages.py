@@ -62,7 +62,8 @@ def _script_of_tag(found):
 RTL = {"Adlm", "Arab", "Aran", "Hebr", "Mand", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa"}  # scripts in use today
 
 # %% ../nbs/00_languages.ipynb #b46abc5a
-NEIGHBOURS = """af nl; am ti; an es; ar ary arz apc; as bn; ast es; az tk tr; ba tt; bar de gsw ksh lb nds; be ru uk; bg mk;
+NEIGHBOURS = """
+af nl; am ti; an es; ar ary arz apc; as bn; ast es; az tk tr; ba tt; bar de gsw ksh lb nds; be ru uk; bg mk;
 bho hi mai mr ne sa; bs hr sr; ca oc; ceb hil tl war; ckb ku; co fur it lij lmo nap pms sc scn vec; cs sk; csb pl szl;
 da nb nn no sv; dsb hsb; en sco; es gl pt; et vro; fa mzn; fa ur; fo is; fr wa; fy li nl; ga gd gv; he yi; hy hyw; id ms;
 ja zh; jv su; kk ky; kok mr; lah pa; lah ur; ltg lv; nr ss xh zu; nso st tn; rn rw; ro rup; rue uk; wuu yue zh"""  # close languages
@@ -150,6 +151,10 @@ PACK_PARTS = {  # "table.part", or the table where its parts explain themselves 
     "magpie.asks": "words that stand before a question, as in “Question: …”",
     "magpie.answers": "words that stand before an answer, as in “Answer: …”",
     "magpie.categories": "a sentence for each kind of thing that users ask for",
+}
+
+# %% ../nbs/00_languages.ipynb #5a1c1103
+PACK_PARTS |= {
     "checks.refusals": "how a refusal opens (I am sorry, but I cannot help with that; as an AI)",
     "checks.preambles": "what comes before a translation and is no part of it (here is the translation, translation:)",
     "checks.agreements": "how an answer opens that a translation does not (sure!)",
@@ -258,8 +263,9 @@ def _resolve_name(name):
     raise ValueError(f"unknown language {name!r}: {wanted}{hint}")
 
 # %% ../nbs/00_languages.ipynb #5a1c0e03
-NOTICED = ("checks.refusals", "checks.preambles", "checks.agreements", "checks.presentations",
-           "generation.offers", "generation.assistant_voice", "generation.given_text")  # patterns whose lack shows in a dataset
+NOTICED = (  # patterns whose lack shows in a dataset
+    "checks.refusals", "checks.preambles", "checks.agreements", "checks.presentations",
+    "generation.offers", "generation.assistant_voice", "generation.given_text")
 
 def unnoticed(
     code:str,  # of a language

@@ -64,6 +64,7 @@ def _is_initial(word):
     letters = [c for c in word if c.isalpha()]
     return len(letters) == 1 and not "\uac00" <= word <= "\ud7a3" and word not in _COPULAS
 
+# %% ../nbs/09_passages.ipynb #5b100002
 def _is_abbreviation(word, following, code):
     "Whether the full stop after `word` is its own; `following` is the character after the space"
     if word.isdigit(): return code in ORDINALS and len(word) <= 2
@@ -105,6 +106,7 @@ def _unit_ends(unit, gap, following):
     if last not in ENDS_ALWAYS + ENDS_SOMETIMES: return False
     return bool(gap) or bool(_CHINESE_OR_KATAKANA.match(following))  # 「行こう。」と言った
 
+# %% ../nbs/09_passages.ipynb #5b100005
 def _full_stop_ends(text, start, at, following, code):
     "Whether the full stop at `at` ends the sentence from `start`: it has letters, and no abbreviation before it"
     has_letters = any(map(str.isalpha, text[start:min(at, start + 200)]))
@@ -150,6 +152,7 @@ def _trim_span(text, start, end):
         start += 1
     return (start, end) if start < end else None
 
+# %% ../nbs/09_passages.ipynb #5b100007
 def _paragraphs_of(text, language):
     "The sentences of each paragraph, a list of spans for each; one at a time"
     group = []
@@ -185,6 +188,7 @@ def _join_spans(spans, most):
         start, end = a if start is None else start, b
     if start is not None: yield start, end
 
+# %% ../nbs/09_passages.ipynb #5b10000a
 def _and_none(items):
     "`items`, and None after them"
     yield from items
@@ -204,6 +208,7 @@ def passages(
     spans = _passage_spans(text, language, least * density, most * density)
     yield from filter(None, (_trim_span(text, *span) for span in spans))
 
+# %% ../nbs/09_passages.ipynb #5b10000c
 def _passage_spans(text, language, least, most):
     "The spans of `passages`, with the white space around them; `least` and `most` in characters of the language"
     held = None
@@ -221,6 +226,7 @@ def _passage_spans(text, language, least, most):
         else: held = start, end, len(group)
     if held: yield held[:2]
 
+# %% ../nbs/09_passages.ipynb #5b10000d
 def _is_enough(held, least):
     "Whether a passage (start, end, number of sentences) needs no more"
     start, end, n = held
@@ -258,12 +264,14 @@ def _doubled_letters(text):
     is_much = _is_much(len(doubled), 3, len(runs) / 2)
     return doubled if is_much else []
 
+# %% ../nbs/09_passages.ipynb #5b10000f
 def _lost_letters(text):
     "The words of `text` with a question mark in them before a small letter"
     words = _QUESTION_INSIDE.findall(prose(text)) if "?" in text else []
     inside = [word for word in words if word.split("?")[1][0].islower()]
     return words if len(inside) >= 2 else []
 
+# %% ../nbs/09_passages.ipynb #5b100010
 def broken_encoding(text: str, language: str) -> str | None:
     "Show a letter that was lost or doubled by the wrong encoding"
     lost = _LOST.search(text)
@@ -315,10 +323,12 @@ def _is_code(line):
     if line.endswith(";"): return bool(re.search(r"[={}<>\[\]]|\w\(", line))
     return line.endswith(("{", "}")) or line.endswith((":", ")", "(")) and bool(_KEYWORD.match(line))
 
+# %% ../nbs/09_passages.ipynb #5b100013
 def markup(text: str, language: str) -> str | None:
     "Show a tag, template or wiki mark that an extraction left in `text`"
     if found := _MARKUP.search(text): return f"markup ({shorten(found[0])})"
 
+# %% ../nbs/09_passages.ipynb #5b100015
 def code(text: str, language: str) -> str | None:
     "Say so when `text` has a fenced block, or two and more lines that are code, a fifth of all"
     lines = _filled_lines(text)
@@ -337,6 +347,7 @@ def table(text: str, language: str) -> str | None:
     is_much = _is_much(digits, 21, 0.2 * english_length(text))
     if is_much: return "table (figures)"
 
+# %% ../nbs/09_passages.ipynb #5b100019
 def mostly_list(text: str, language: str) -> str | None:
     "Say so when more than half the lines of `text` are list items"
     lines = _filled_lines(text)
@@ -370,6 +381,7 @@ def short_lines(text: str, language: str) -> str | None:
     is_much = len(lines) >= 4 and len(short) > 0.6 * len(lines)
     if is_much: return f"short lines ({len(short)} of {len(lines)})"
 
+# %% ../nbs/09_passages.ipynb #5b10001d
 def header_or_footer(text: str, language: str) -> str | None:
     "Show a page number on a line of its own, or words that only headers and footers have"
     lines = [line.strip() for line in _filled_lines(text)]
@@ -401,12 +413,14 @@ def _starts_inside(text, code):
     first = _first_character(text)
     return first.islower() or first in ",;:.…、，。)」』）" or code == "ja" and bool(_PARTICLE.match(text))
 
+# %% ../nbs/09_passages.ipynb #5b100020
 def _ends_inside(text, code):
     "Whether `text` ends in the middle of a sentence; a colon or a semicolon ends one only where it is a mark for that"
     if main_script(text) in _NO_MARKS: return False
     end = _END.search(text.rstrip())
     return not end or end[0][0] in ";:" and code not in MORE_ENDS
 
+# %% ../nbs/09_passages.ipynb #5b100021
 def _unpaired_mark(text):
     "What is open at the end of `text`, or was not opened in it"
     pairs = _PAIRS[:6] if "„" in text else _PAIRS  # „…“ ends with what opens “…”
@@ -446,6 +460,7 @@ def year_dense(text: str, language: str) -> str | None:
     is_much = _is_much(years, 3, words / 30)
     if is_much: return f"year-dense ({years} in {words:.0f} words)"
 
+# %% ../nbs/09_passages.ipynb #5b100025
 def mostly_quotations(text: str, language: str) -> str | None:
     "Say so when more than 40 % of `text` is in quotation marks"
     quoted = sum(len(quotation[0]) for quotation in _QUOTATION.finditer(text))
@@ -468,6 +483,7 @@ def _whole_words(patterns):
     "The pattern of a whole word that one of `patterns` matches"
     return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.I)
 
+# %% ../nbs/09_passages.ipynb #5b100028
 ARCHAIC = {code: _whole_words(patterns) for code, patterns in pack_words("passages", "archaic").items()}
 
 def archaic(text: str, language: str) -> str | None:
@@ -486,10 +502,12 @@ def foreign(text: str, language: str) -> str | None:
     script = wrong_script(text, language) if has_words else None
     return wrong_language(text, language) or script or doubtful_language(text, language)
 
+# %% ../nbs/09_passages.ipynb #5b10002b
 def repetitive(text: str, language: str) -> str | None:
     "What `repetition` says"
     return repetition(text)
 
+# %% ../nbs/09_passages.ipynb #5b10002c
 PASSAGE_RULES = [  # in this order; the first that has something to say is the reason
     broken_encoding, markup, code, table, mostly_list, mostly_links,
     short_lines, header_or_footer, hyphenated, scan_noise, missing_words, cut_off,
@@ -517,6 +535,7 @@ def _last_answer(row):
     request = requests[-1] if requests else None
     return turns[last]["content"], request
 
+# %% ../nbs/09_passages.ipynb #5b10002e
 _OWN_COLUMNS = {"id", "text", "messages", "dropped", "failed", "response", "document", "start", "end"}
 
 def _candidate_spans(row, language, least, most):
@@ -560,11 +579,13 @@ def _as_row(document, text, start, end, kept):
     name = document["id"]
     return {"id": f"{name}-{start}", "response": text[start:end], "document": name, "start": start, "end": end} | kept
 
+# %% ../nbs/09_passages.ipynb #5b100030
 def _mark_refused(row, problem):
     "`row`, dropped where there is a `problem`"
     if problem: row["dropped"] = f"passage: {problem}"
     return row
 
+# %% ../nbs/09_passages.ipynb #5b100031
 def select(
     rows,  # an iterable of rows with `text` or `messages`, as `stream_rows` gives them
     language: str,  # code or name of the language that they should be in
@@ -580,6 +601,7 @@ def select(
         if row.get("dropped") or row.get("failed"): yield row
         else: yield from _selected(row, language, least, most, density, per_document, rules, seen)
 
+# %% ../nbs/09_passages.ipynb #5b100032
 def _selected(row, language, least, most, density, per_document, rules, seen):
     "The rows that `select` makes of one document"
     text, spans, kept = _candidate_spans(row, language, least, most)
@@ -626,6 +648,7 @@ def _numbered_sentences(text, language, density):
         lines.append(f"[{len(spans)}] {' '.join(words)}")
     return spans, "\n".join(lines)
 
+# %% ../nbs/09_passages.ipynb #5b100034
 async def choose_passage(
     row: dict,  # with `text`: a document
     ask,  # a model in the role `selector`

@@ -9,7 +9,7 @@ __all__ = ['TIES', 'rerank', 'answers_of', 'pick_pair', 'check_choices', 'reques
 # %% ../nbs/11_rerank.ipynb #7706c350
 from collections import Counter
 from .agreement import wilson
-from .judge import ASPECTS, check_number, check_orders, check_score, compare, merge_orders, rubric, together
+from .judge import ASPECTS, Comparison, check_number, check_orders, check_score, compare, merge_orders, rubric, together
 from .models import CallFailed
 from .run import drop
 
@@ -47,9 +47,9 @@ def answers_of(
 TIES = ("drop", "shorter", "original")
 
 def pick_pair(
-    comparison,        # a judged `Comparison` of the answers
-    answers: list,     # their texts
-    tie: str = "drop", # drop, shorter or original
+    comparison: Comparison, # of the answers, judged
+    answers: list,          # their texts
+    tie: str = "drop",      # drop, shorter or original
 ) -> tuple: # indices of the chosen and the rejected answer
     "Who is chosen and who is rejected; a tie is dropped unless `tie` names another way"
     lengths = [len(answer) for answer in answers]
@@ -259,7 +259,7 @@ async def on_policy(
     min_score: float = 4,       # lowest score of a chosen answer, 1 to 5; high: only good answers should teach it
     tie: str = "drop",          # what becomes of ties: drop or shorter
     orders: int = 2,            # 1: half the price, and the place of an answer may decide
-    english_rubrics: bool = False,
+    english_rubrics: bool = False, # write the rubric in English even where `language` has a pack
 ) -> dict:
     "Answer a request `n` times, and make a preference pair of the best and the worst answer"
     check_choices(tie, min_score, 0, orders)

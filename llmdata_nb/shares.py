@@ -174,7 +174,7 @@ class Share(Limiter):
     "A worker's part of the limits of a base URL"
     def __init__(self, url, name, most, actor, worker, **limits):
         super().__init__(url, None, most, **limits)
-        self.actor, self.worker, self.most, self.name = actor, worker, most, name  # `name` of the base URL for the actor
+        self.actor, self.worker, self.most, self.name = actor, worker, most, name  # the actor's `name` for the URL
         self.sent, self.refusals = [], []  # what is still to be reported
         self.talk, self.ahead = None, None # the task that keeps in touch; the sending times that were asked for ahead
         self.shift = 0.0                   # this clock less the actor's

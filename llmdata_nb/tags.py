@@ -12,8 +12,9 @@ from .models import after_thinking, object_schema, read_json
 # %% ../nbs/08_tags.ipynb #3ef96215
 DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
 QUALITIES = ("very poor", "poor", "average", "good", "excellent")
-CATEGORIES = ("information seeking", "reasoning", "planning", "editing", "coding & debugging", "math", "role playing", "data analysis",
-              "creative writing", "advice seeking", "brainstorming", "others")
+CATEGORIES = (
+    "information seeking", "reasoning", "planning", "editing", "coding & debugging", "math",
+    "role playing", "data analysis", "creative writing", "advice seeking", "brainstorming", "others")
 
 # %% ../nbs/08_tags.ipynb #7d96419b
 def _choice_of(said, choices):

@@ -32,6 +32,7 @@ def _visible_text(text):
     visible = _INVISIBLE.sub("", text)
     return unicodedata.normalize("NFC", visible)
 
+# %% ../nbs/06a_verdict.ipynb #c3830000
 def _final_answer(text):
     "`text` without its thinking and its special tokens"
     if text.startswith("analysis"): text = text.rpartition("assistantfinal")[2]  # the tokens were lost
@@ -45,6 +46,7 @@ def _in_any_language(part):
     "The pattern of what all packs have for one `part` of a verdict"
     return pack_pattern("verdict", part)
 
+# %% ../nbs/06a_verdict.ipynb #948a5ebd
 _OUT_OF, _POINTS, _AFTER_TOP = map(_in_any_language, ("out_of", "points", "after_top"))
 _OF = rf"(?:/|{_OUT_OF})"
 _UNIT = rf"(?:{_POINTS}|★|⭐)"
@@ -55,6 +57,7 @@ _VALUE = rf"(?P<number>\d{{1,3}}(?:\.\d{{1,4}}|,\d{{1,2}})?)(?!\d)\s*{_UNIT}?"
 _TOP = rf"(?:[\s*_]*[(（]?{_OF}[\s*_]*(?P<top>\d{{1,4}})(?:\.0)?\s*{_UNIT}?)?"
 _SCORE = re.compile(f"{_MARKS}{_TOP_BEFORE}{_VALUE}{_TOP}{_ENDS}(?P<rest>.*)", re.S | re.I)
 
+# %% ../nbs/06a_verdict.ipynb #9dd4522b
 def _ascii_sign(sign):
     "A sign as wide as a Chinese one, or a digit of any script, as ASCII"
     if "！" <= sign <= "～": sign = chr(ord(sign) - 0xfee0)
@@ -105,6 +108,7 @@ def _judge_words(kind, language):
     for code in _language_codes(language): words += pack(code)["judge"][kind]
     return [unicodedata.normalize("NFC", word) for word in words]
 
+# %% ../nbs/06a_verdict.ipynb #da58f77d
 @cache
 def _grade_words(language):
     "The words of the packs for low, medium and high: a set for each"
@@ -143,6 +147,7 @@ def _label_table(labels, language):
     pattern = "|".join(map(_word_pattern, longest_first))
     return _Labels(table, rf"(?<!\w)(?:{pattern})(?![\w-])")
 
+# %% ../nbs/06a_verdict.ipynb #ced2fe28
 def _labels_of(labels, language):
     "The same for `labels` as a list, or label → words; None where there are none"
     if not labels: return None
@@ -185,6 +190,7 @@ def _name_pattern(language, choice):
     judged = r"(?:(?:response|answer|translation|instruction)[\s_-]+)?"
     return rf"(?:{_FINAL}[\s_-]*{judged}(?:{words})?|{words}(?:[\s_-]+{_FINAL})?)"
 
+# %% ../nbs/06a_verdict.ipynb #81efe812
 def _tier_of(name):
     "How much a verdict under `name` counts: 0 the most, 2 the least"
     if re.search(_FINAL, name, re.I): return 0
@@ -224,6 +230,7 @@ def _string_end(quote, bare, in_list):
     goes_on = r"[,，]" if in_list else rf"[,，]\s*(?:$|[}}\]/#]|{name})|[\n]\s*{name}"
     return re.compile(rf"\\.|({quotes})(?=\s*(?:$|[}}\]]|//|/\*|#|```|{goes_on}))", re.S)
 
+# %% ../nbs/06a_verdict.ipynb #5e69006e
 def _loose_string(text, i, bare, in_list):
     "The string whose opening quote stands at `i`, where it ends, and whether it was cut off"
     start = i + 1
@@ -248,6 +255,7 @@ def _loose_value(text, i, depth, bare=False, in_list=False):
     cut = text[end:].strip() in ("", "```")
     return _CutOff(m[1]) if cut else m[1], end, cut
 
+# %% ../nbs/06a_verdict.ipynb #b4419817
 def _skip_spaces(text, i):
     "The place after at most 50 spaces at `i`"
     some = text[i:i + 50]
@@ -264,6 +272,7 @@ def _loose_list(text, i, depth):
         items.append(value)
         if cut: return items, len(text), True
 
+# %% ../nbs/06a_verdict.ipynb #222eaa30
 def _loose_object(text, i, depth):
     "The object of which the inside begins at `i`; ValueError where a name is missing"
     made, bare = {}, False
@@ -284,6 +293,7 @@ def _loose_object(text, i, depth):
         made = _keep_both([*made.items(), (name.strip(), value)])
         if cut: return made, len(text), True
 
+# %% ../nbs/06a_verdict.ipynb #9c892d63
 def _read_loosely(text, i, depth=0):
     "The object or list that begins at `i`, however it is written; ValueError where it cannot be told"
     if depth > 20: raise ValueError("too deep")
@@ -310,6 +320,7 @@ def _is_own(text, start, end, name):
     introduced = re.search(rf"(?:{name}|verdict|json|result)\W*(?:\w+\W*)?$", line[-60:], re.I)
     return bool(introduced)
 
+# %% ../nbs/06a_verdict.ipynb #f3198b65
 def _is_foreign(sentence):
     "Whether the end of a `sentence` announces an example, or what somebody else says"
     end = sentence[-80:]
@@ -323,6 +334,7 @@ def _count_names(value, name):
     own = sum(_rank_of(key, name) is not None for key in value)
     return own + sum(_count_names(part, name) for part in value.values())
 
+# %% ../nbs/06a_verdict.ipynb #3164749b
 def _one_object(text):
     "The object that is the whole of `text`, or None"
     text = text.strip()
@@ -414,6 +426,7 @@ def _named_verdicts(value, name, labels=None):
         unread += pairs
     return unread or _wrapped_verdicts(value, name, labels)
 
+# %% ../nbs/06a_verdict.ipynb #526a021e
 def _verdicts_in_list(items, name, labels):
     "The same in each of the `items`; the verdict of an item about one aspect is none"
     pairs = []
@@ -423,6 +436,7 @@ def _verdicts_in_list(items, name, labels):
         pairs += [(None, {})] * len(inside) if of_aspect else inside
     return pairs
 
+# %% ../nbs/06a_verdict.ipynb #d39ee3da
 def _verdicts_of_part(part, holder, name, labels):
     "The same of the `part` that stands in `holder` under a name for a verdict"
     is_alone = isinstance(part, list) and len(part) == 1
@@ -432,6 +446,7 @@ def _verdicts_of_part(part, holder, name, labels):
     if inside or "value" not in part: return inside
     return [(part["value"], {**part, **holder})]
 
+# %% ../nbs/06a_verdict.ipynb #d6454614
 def _wrapped_verdicts(value, name, labels):
     "The same in those parts of an object that stand for the whole"
     pairs = []
@@ -449,6 +464,7 @@ class _Form(NamedTuple):
     reasons: list           # names of a rationale
     patterns: "_Patterns"   # of the sentences in which one may stand
 
+# %% ../nbs/06a_verdict.ipynb #6724986e
 def _form_of(scale, labels, language):
     "What is looked for in an answer in `language`; `labels` as for `parse_verdict`"
     choice = bool(labels)
@@ -480,6 +496,7 @@ def _read_cut_off(value, scale):
     number = _read_score(value, scale, alone=True)
     return None if number is None or number * 10 <= scale[1] else number
 
+# %% ../nbs/06a_verdict.ipynb #f04a4ffe
 def _all_agree(values):
     "The one thing all `values` are, or None"
     if not values: return None
@@ -501,6 +518,7 @@ def _stated_tops(holders):
             tops += numbers[-1:]
     return tops
 
+# %% ../nbs/06a_verdict.ipynb #4a24a391
 def _rationale_in(holders, reasons):
     "The first text under one of the names `reasons`, or None"
     for holder in holders:
@@ -515,6 +533,7 @@ def _ok_verdict(value, rationale, labels):
     if labels: return Verdict(None, value, rationale, "", "ok")
     return Verdict(value, None, rationale, "", "ok")
 
+# %% ../nbs/06a_verdict.ipynb #62627072
 def _from_json(group, form):
     "The verdict in a group of JSON values, or an unjudged one; None where they name none"
     pairs = _named_verdicts(group, form.name, form.labels)
@@ -551,6 +570,7 @@ class _Patterns(NamedTuple):
     giving: re.Pattern     # a sentence in which the judge gives a score
     rationale: re.Pattern  # a line with the rationale
 
+# %% ../nbs/06a_verdict.ipynb #ce235be5
 @cache
 def _sentence_patterns(language, choice):
     "The patterns of the sentences in which a verdict may stand, by score or by `choice`"
@@ -589,6 +609,7 @@ def _in_brackets(sentence, marked, form):
         stated.append((1, _read_value(after_name or alone, form)))
     return stated
 
+# %% ../nbs/06a_verdict.ipynb #145b3701
 def _under_name(m, following, form):
     "What a sentence states under a name, from the match `m` of it; the value may be the line that is `following`"
     tier = _tier_of(m["key"] or m["key2"])
@@ -636,6 +657,7 @@ def _may_hold_score(sentence, following):
     if re.search(r"\d", sentence): return True
     return len(sentence) <= 60 and bool(re.search(r"\d", following))
 
+# %% ../nbs/06a_verdict.ipynb #600079e2
 def _stated_verdicts(sentence, following, form):
     "The pairs (tier, verdict) that a `sentence` states"
     sentence = sentence.lstrip(" \t*_#-–•·|`([<~:,")
@@ -677,6 +699,7 @@ _TIE = re.compile(_in_any_language("tie"), re.I)
 _TIE_WORDS = pack_words("verdict", "tie_labels")
 _TIE_LABELS = {word.casefold() for words in _TIE_WORDS.values() for word in words}
 
+# %% ../nbs/06a_verdict.ipynb #642cae42
 def _chosen_labels(sentence, labels):
     "The labels that a `sentence` calls better, as pairs (tier, label); the label is None where the choice is denied"
     if sentence.rstrip().endswith(("?", "？")): return []
@@ -690,6 +713,7 @@ def _chosen_labels(sentence, labels):
         chosen.append((1, labels.words[word.casefold()]))
     return chosen or _tie_label(sentence, labels)
 
+# %% ../nbs/06a_verdict.ipynb #dd754104
 def _tie_label(sentence, labels):
     "The label for a tie where a `sentence` says that it is one, as pairs (tier, label); the label is None where there is none for ties"
     m = _TIE.search(sentence)
@@ -707,6 +731,7 @@ def _announces_other(line):
     "Whether a `line` announces what somebody else says, or an example"
     return line.rstrip().endswith(":") and _is_foreign(line)
 
+# %% ../nbs/06a_verdict.ipynb #a22b4480
 def _in_tags(text, form):
     "What a `text` states in tags, such as <score>4</score>"
     if "</" not in text: return []
@@ -770,6 +795,7 @@ def _read_answer(text, form):
     if stated is None: return Verdict()
     return _ok_verdict(stated, _rationale_line(text, form), form.labels)
 
+# %% ../nbs/06a_verdict.ipynb #f14cd72d
 def _rationale_line(text, form):
     "What stands after a name for a rationale in a plain `text`, or None"
     m = form.patterns.rationale.search(text)
@@ -797,6 +823,7 @@ def _place_number(number):
     "The place that a number or a capital letter stands for, from 1"
     return int(number) if number.isdecimal() else ord(number) - 64
 
+# %% ../nbs/06a_verdict.ipynb #9b6b0a25
 def _in_order(by_place):
     "The values of the dict `by_place` in the order of their places, which must be 1, 2, … or 0, 1, …; None where they are not"
     places = sorted(by_place)
@@ -816,6 +843,7 @@ def _rating_of(value, form):
     score = None if isinstance(value, list) else _read_value(value, form)
     return Verdict() if score is None else Verdict(score, status="ok")
 
+# %% ../nbs/06a_verdict.ipynb #2c145d43
 def _own_place(item):
     "The place that an `item` of a list names itself, as in {\"id\": \"Response 2\"}; None where it names none"
     if not isinstance(item, dict): return None
@@ -824,6 +852,7 @@ def _own_place(item):
         if m: return _place_number(m[1])
     return None
 
+# %% ../nbs/06a_verdict.ipynb #3dd92b7d
 def _ratings_in_list(items, n, form):
     "The `n` verdicts that a list holds, or None"
     if len(items) != n: return None
@@ -849,6 +878,7 @@ def _numbered_parts(value, name):
             rationales[_place_number(m[1])] = str(part)
     return verdicts, rationales
 
+# %% ../nbs/06a_verdict.ipynb #a1c94c28
 def _ratings_listed(value, n, form):
     "The `n` verdicts that a JSON `value` lists, or None"
     if isinstance(value, list): return _ratings_in_list(value, n, form)
@@ -873,6 +903,7 @@ _HEADING = re.compile(rf"^[^\w\n]*(?:\w+ for )?{_NUMBERED_ITEM}(?:['’]s)?(?:[ 
 _SCORE_EACH = re.compile(rf"\b{_NUMBERED_ITEM}\s+(?:(?:gets|receives|deserves|earns)\s+)?(?:a|an)\s+(?:score|rating|grade) of\s+([\d.]*\d\S*)", re.I)
 _SCORES_TOGETHER = re.compile(rf"\b(?:scores|ratings) (?:for|of) ((?:{_NUMBERED_ITEM}(?:, and |, | and )?)+) are ((?:[\d./]+(?:, and |, | and |\b))+)", re.I)
 
+# %% ../nbs/06a_verdict.ipynb #6e80e83b
 def _rating_in_block(line, block, form):
     "The verdict under a heading, or None, and whether it is in doubt; `line` is the rest of the heading's own line"
     if re.match(r"[\W_]*\d", line): return _rating_of(line, form), False
@@ -881,6 +912,7 @@ def _rating_in_block(line, block, form):
     if score is None: return None, doubt
     return _ok_verdict(score, _rationale_line(text, form), None), doubt
 
+# %% ../nbs/06a_verdict.ipynb #ae741048
 def _under_headings(text, form):
     "Place → verdicts under the numbered headings of a plain `text`; None where one is in doubt"
     by_place, headings = {}, list(_HEADING.finditer(text))
@@ -895,6 +927,7 @@ def _under_headings(text, form):
         if verdict: by_place.setdefault(place, []).append(verdict)
     return by_place
 
+# %% ../nbs/06a_verdict.ipynb #ebced59e
 def _in_sentences(text, form):
     "Place → verdicts that sentences of a plain `text` give to numbered responses"
     pairs = [(m[1], m[2]) for m in _SCORE_EACH.finditer(text)]
@@ -908,6 +941,7 @@ def _in_sentences(text, form):
         by_place.setdefault(_place_number(place), []).append(rating)
     return by_place
 
+# %% ../nbs/06a_verdict.ipynb #64691b1a
 def _ratings_in_blocks(text, n, form):
     "The `n` verdicts that a plain `text` gives to numbered responses; None where they are not all there"
     by_place = _under_headings(text, form)
@@ -919,6 +953,7 @@ def _ratings_in_blocks(text, n, form):
     if len(by_place) != n: return None
     return _in_order({place: verdicts[0] for place, verdicts in by_place.items()})
 
+# %% ../nbs/06a_verdict.ipynb #3499e24b
 def _ratings_in_first_line(text, n, form):
     "The `n` verdicts where their numbers alone are the first line, or None"
     line, _, _ = text.partition("\n")
@@ -941,6 +976,7 @@ def _ratings_in_objects(groups, n, form):
     items = [item for group in groups for item in group]
     return _ratings_listed(items, n, form)
 
+# %% ../nbs/06a_verdict.ipynb #64715a5b
 def _ratings_in_text(text, n, form):
     "The `n` verdicts in a plain `text`, or None where its first line and its blocks differ"
     first = _ratings_in_first_line(text, n, form)
@@ -949,6 +985,7 @@ def _ratings_in_text(text, n, form):
     same = [verdict.score for verdict in first] == [verdict.score for verdict in blocks]
     return first if same else None
 
+# %% ../nbs/06a_verdict.ipynb #36789190
 def _read_ratings(text, n, form):
     "The `n` verdicts in `text` in order, or None"
     whole = _one_object(text)
