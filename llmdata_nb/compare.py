@@ -151,7 +151,7 @@ def read_runs(
     languages: str = "" # codes or names with commas; empty for all
 ) -> list: # dicts, by recipe and language; the folders left out are printed, with the reason
     "The runs whose folders lie in `folder`; FileNotFoundError where there is none"
-    names = set(_split_names(recipes))
+    folder, names = Path(folder), set(_split_names(recipes))
     codes = [find_language(name).code for name in _split_names(languages)]
     runs = []
     for path, run in _read_all(folder):
@@ -511,8 +511,7 @@ def save_comparison(
     folder: str | Path # created if need be
 ) -> list: # the paths written
     "Write comparison.md, comparison.tex and plots/*.png of the `runs` to `folder`"
-    folder = Path(folder)
-    plots = _comparison_plots(runs)
+    plots, folder = _comparison_plots(runs), Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for old in folder.glob("plots/*.png"): old.unlink()
     latex = [to_latex(compare(runs)), to_latex(compare_reasons(runs))]
