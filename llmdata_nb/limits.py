@@ -171,8 +171,8 @@ class SharedLimits:
         self.since: float | None = None  # when that was learned, or the first refusal came
         self.steady = None               # whether it has refused since then
         self.next: float | None = None   # the next free sending time
-        self.until: float | None = None  # the end of a pause that the server asked for
-        self.reason = ""                 # and why it did
+        self.until: float | None = None  # the end of a pause that the server asked for, for this:
+        self.reason = ""
         self.looked, self.full = 0.0, 0.0  # when the store was last read; until when a budget is used up
         self.permits = deque()  # sending times that were taken and not yet used
 
@@ -200,8 +200,7 @@ class SharedLimits:
 
     def accepted(self, db, start: float, end: float) -> int:
         "How many requests sent between the two times were not refused"
-        names = f"({','.join('?' * len(self.models))})"
-        values = (start, end, *self.models)
+        names, values = f"({','.join('?' * len(self.models))})", (start, end, *self.models)
         (answered,) = db.execute(_ANSWERED + names, values).fetchone()
         (under_way,) = db.execute(_UNDER_WAY + names, values).fetchone()
         return answered + under_way
