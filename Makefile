@@ -1,9 +1,10 @@
 # make demo: a small Italian dataset, made by a local model. make test: all tests but those of the cluster. make test-ray: those. make lab: JupyterLab.
+# make lint: ruff and types, over the package. make docs: the site, into _docs, with its links checked.
 # Each does its own set-up, with uv where it is installed, else with venv and pip.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-ray lab readme clean
+.PHONY: demo test test-ray lint docs lab readme clean
 demo: .venv/ready
 	$(BIN)/llmdata translate_and_judge --language it
 
@@ -12,6 +13,16 @@ test: .venv/ready
 
 test-ray: .venv/ray
 	$(BIN)/pytest tests/ray
+
+lint: .venv/ready
+	$(BIN)/ruff check llmdata_nb
+	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/smalldocs check nbs
+	rm -rf _docs
+	$(BIN)/smalldocs render --quiet --strict nbs
+	mv nbs/_docs _docs
 
 lab: .venv/ready
 	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/pipelines/translate_and_judge.ipynb
@@ -34,4 +45,4 @@ readme: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache
+	rm -rf .venv _docs build *.egg-info .pytest_cache

@@ -24,7 +24,7 @@ setup(
     description=cfg["description"],
     packages=[lib],
     package_dir={"": "."},  # an editable install then is a path, which a folder of the same name cannot hide
-    package_data={lib: ["packs/*.toml", "data/*"]},
+    package_data={lib: ["packs/*.toml", "data/*", "py.typed"]},
     cmdclass={"build_py": WithNotebooks},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "argilla": cfg["argilla_requirements"].split(), "ray": cfg["ray_requirements"].split()},

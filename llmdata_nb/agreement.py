@@ -208,10 +208,10 @@ def sweep(
     right = sorted(score for score, opinion in judged if opinion)
     total_good = sum(bool(opinion) for _, opinion in rows)
 
-    thresholds = set(every if thresholds is None else thresholds)
-    _expect_each("thresholds", thresholds, "numbers", _is_number)
+    wanted = set(every if thresholds is None else thresholds)
+    _expect_each("thresholds", wanted, "numbers", _is_number)
     steps = []
-    for threshold in sorted(thresholds):
+    for threshold in sorted(wanted):
         kept, hits = _count_from(every, threshold), _count_from(right, threshold)
         precision = share(hits, _count_from(looked_at, threshold))
         recall = hits / total_good if total_good else None

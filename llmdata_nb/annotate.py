@@ -8,7 +8,7 @@ __all__ = ['render', 'Session', 'annotate', 'answers_to_show', 'new_annotation',
            'agreement_of', 'labelled_from']
 
 # %% ../nbs/20_annotate.ipynb #33d83fba
-import re, time
+import time
 from collections import Counter
 from html import escape
 from importlib.resources import files
@@ -138,7 +138,7 @@ class _Screen:
         self.message = ""
 
     @property
-    def current(self) -> dict | None:
+    def current(self):
         "What is shown; None when all is done"
         return self.asked[self.at] if self.at < len(self.asked) else None
 

@@ -176,7 +176,7 @@ def _share_of(flags): return share(sum(flags), len(flags))
 
 # %% ../nbs/13_aya.ipynb #7c20881f
 def _model_line(rows, model, authors, code):
-    "What `compare_models` tells of one model"
+    "The line of one model, as `compare_models` gives it"
     scores = [score for row in rows for author, score in _authors_scores(row) if author == model]
     low, high = bootstrap(mean, scores) or (None, None)
     over_human = _rated_higher(rows, model, {"human"} - {model})

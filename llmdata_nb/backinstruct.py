@@ -141,7 +141,7 @@ def request_problem(
     if _copies_answer(instruction, response): return "copies the answer"
 
 # %% ../nbs/14_backinstruct.ipynb #fa21a19d
-async def _translated(row, ask, text, part, source, target, translate_with, skip_checks=(), role="user"):
+async def _translated_text(row, ask, text, part, source, target, translate_with, skip_checks=(), role="user"):
     "`text` in the language `target`, by the function `translate_with` where there is one"
     if not translate_with:
         return await translate(text, ask, target, part=part, role=role, row=row, skip_checks=skip_checks)
@@ -200,7 +200,7 @@ async def back_instruct(
     styles: tuple = tuple(STYLES), # the styles to draw from
     temperature: float = 0.7, # of the request
     translate_with=None,    # function (text, source code, target code) → text or awaitable, in place of a model
-    examples: list = (),    # dicts of instruction, response and score, in the language in which pairs are judged
+    examples: list | tuple = (),    # dicts of instruction, response and score, in the language in which pairs are judged
     choose: bool = False,   # a model chooses the passage in `text`
     min_length: int = 150,  # of a chosen passage, in letters of English, as in `passages.choose_passage`
     max_length: int = 3000, # of a chosen passage
@@ -222,7 +222,8 @@ async def back_instruct(
     spoken = code if direct else "en"  # the language in which the pair is made and judged
     via_english, shown = spoken != code, response
     if via_english:
-        shown = await _translated(row, ask, response, "response", code, "en", translate_with, skip_checks, "assistant")
+        shown = await _translated_text(row, ask, response, "response", code, "en",
+                                       translate_with, skip_checks, "assistant")
         row["response_en"] = shown
     prompt = task_prompt(language)
     instruction = await _write_request(row, ask, shown, spoken, tasks, temperature, prompt, skip_checks)
@@ -235,7 +236,8 @@ async def back_instruct(
 
     if via_english:
         target = find_language(language)
-        instruction = await _translated(row, ask, instruction, "instruction", "en", target, translate_with, skip_checks)
+        instruction = await _translated_text(row, ask, instruction, "instruction", "en", target,
+                                             translate_with, skip_checks)
         row["instruction"] = instruction
         problem = request_problem(instruction, response, code, skip_checks)
         if problem: drop(f"instruction: {problem}")
@@ -251,7 +253,7 @@ def _words_of(text):
     return text.split() if has_spaces else list(text.replace(" ", ""))
 
 # %% ../nbs/14_backinstruct.ipynb #0fffa4a1
-def _distinct(texts_words, n):
+def _distinct_share(texts_words, n):
     "The share of different ones among all runs of `n` words; None where there is no run"
     runs = [tuple(words[i:i + n]) for words in texts_words for i in range(len(words) - n + 1)]
     return round(len(set(runs)) / len(runs), 3) if runs else None
@@ -267,7 +269,7 @@ def diversity(
     copies = [earlier for earlier in near_duplicates(texts) if earlier is not None]
     first_words = Counter(own[0] for own in words if own)
     return dict(texts=len(texts), length=statistics.mean(lengths), length_spread=statistics.pstdev(lengths),
-                distinct_1=_distinct(words, 1), distinct_2=_distinct(words, 2),
+                distinct_1=_distinct_share(words, 1), distinct_2=_distinct_share(words, 2),
                 repeated=len(copies) / len(texts), first_words=first_words.most_common(5))
 
 # %% ../nbs/14_backinstruct.ipynb #f31cbf67

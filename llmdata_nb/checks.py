@@ -223,7 +223,7 @@ def detect_language(
     "The language of `text`, apart from its code, URLs and formulas, and how far two detectors agree on it"
     sample = _sample_text(prose(text))
     script = main_script(sample)
-    possible = [c for c in candidates if script in scripts_of(c)] if candidates else WRITTEN_IN.get(script, "").split()
+    possible = [c for c in candidates if script in scripts_of(c)] if candidates else WRITTEN_IN.get(script or "", "").split()
     if script is None or candidates and not possible: return "und", 0.0
     if len(possible) == 1 and script != "Latn": return possible[0], script_share(sample, scripts_of(possible[0]))
     votes = _mean_votes(sample, candidates or ())
@@ -479,8 +479,8 @@ def script_density(
     script: str | None,  # ISO 15924
 ) -> float:
     "Characters that `script` needs for one of English"
-    letters_of = {"Hans": "Hani", "Hant": "Hani", "Kore": "Hang"}
-    return DENSITY.get(letters_of.get(script, script), 1)
+    letters_of: dict = {"Hans": "Hani", "Hant": "Hani", "Kore": "Hang"}
+    return DENSITY.get(letters_of.get(script, script) or "", 1)
 
 # %% ../nbs/01_checks.ipynb #7aefe1e2
 def length_ratio(

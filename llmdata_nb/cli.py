@@ -9,6 +9,7 @@ __all__ = ['UNFINISHED', 'SUMMARY_COLUMNS', 'pipelines', 'purpose', 'copy_notebo
 # %% ../nbs/40_cli.ipynb #c0504930
 import argparse, ast, asyncio, difflib, json, logging, os, re, shutil, signal, sqlite3, subprocess, sys
 import tempfile, textwrap, threading, time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def _default_value(takes, name): return ast.literal_eval(takes[name]["default"])
 # %% ../nbs/40_cli.ipynb #36281c96
 def _read_bool(text): return {"true": True, "false": False}[text.lower()]
 
-_TYPES = {"int": int, "float": float, "bool": _read_bool, "str": str}  # as written in the notebook → how it is read
+_TYPES: dict[str, Callable] = {"int": int, "float": float, "bool": _read_bool, "str": str}  # as written in the notebook → how it is read
 
 def read_parameter(
     text: str,   # as typed: "limit=20"

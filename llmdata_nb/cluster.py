@@ -527,13 +527,13 @@ def run(
     *,
     model: str | dict,      # a reference, or one per role; keys are those of each machine's environment
     out: str | Path,        # folder to write the dataset to, on the machine of the driver
-    address: str = None,    # of the Ray cluster; default: one that is found, or a new one of this machine
-    shards: int = None,     # how many; default: one for each thousand rows
-    shared: str = None,     # folder that all machines see, or URL (`s3://bucket/folder`); default: `out` with `.shards`
-    stores: str = None,     # folder for the stores, one file a shard; default: `shared`, or a folder of each machine
+    address: str | None = None,    # of the Ray cluster; default: one that is found, or a new one of this machine
+    shards: int | None = None,     # how many; default: one for each thousand rows
+    shared: str | None = None,     # folder that all machines see, or URL (`s3://bucket/folder`); default: `out` with `.shards`
+    stores: str | None = None,     # folder for the stores, one file a shard; default: `shared`, or a folder of each machine
     concurrency: int = 64,  # most requests to one base URL, over all machines; and rows under way in a shard
-    budget: float | str | Budget = None, # over all machines; as for `run.run`
-    seed: int = 0, source: str | Path = None, per_minute: int = None, per_day: int = None, # as for `run.run`,
+    budget: float | str | Budget | None = None, # over all machines; as for `run.run`
+    seed: int = 0, source: str | Path | None = None, per_minute: int | None = None, per_day: int | None = None, # as for `run.run`,
     wait: bool = False, timeout: float = 900.0,                                            # as are these
     **recipe_args,
 ) -> Outcome:
@@ -549,8 +549,8 @@ def run(
 
     about = about_run(recipe, recipe_args, models, seed, source)
     progress = RunProgress(about, concurrency)
-    shards = _cut_into_shards(rows, shards)
-    keys = [_shard_key(shard, recipe, recipe_args, models, seed) for shard in shards]
+    cut = _cut_into_shards(rows, shards)
+    keys = [_shard_key(shard, recipe, recipe_args, models, seed) for shard in cut]
     limits |= dict(wait=wait)
     job = dict(model=models, seed=seed, concurrency=concurrency, timeout=timeout, limits=limits)
     job |= dict(budget=budget not in (None, ""), version=__version__)
@@ -563,7 +563,7 @@ def run(
         Store(store_path()).close()  # says in a line what is wrong with it
         actor = _start_actor(ray, concurrency, _left_to_spend(budget), limits)
         assembly = _Assembly(out)
-        driver = _Driver(ray, shards, keys, job, actor, assembly, recipe_and_args)
+        driver = _Driver(ray, cut, keys, job, actor, assembly, recipe_and_args)
         try: driver.work(tick=partial(_show_progress, progress, driver))
         finally:
             if isinstance(budget, Budget): budget.spent += ray.get(actor.spent.remote())

@@ -119,7 +119,7 @@ def near_duplicates(
     texts: Iterable,         # strings, in any language
     threshold: float = 0.8,  # Jaccard similarity of 5-character runs from which a text is a copy: above 0, at most 1
     engine: str = "rensa",   # or "datasketch"
-    groups: list = None,     # for each of them, what it must have in common with another to be compared with it
+    groups: list | None = None,     # for each of them, what it must have in common with another to be compared with it
 ) -> list:                   # as long as `texts`
     "For each of `texts`, the index of the earlier text that it repeats, or None; that earlier text is never itself a duplicate"
     if groups is not None: return _near_duplicates_in_groups(texts, threshold, engine, groups)

@@ -250,11 +250,10 @@ def near_duplicates(
     texts: Iterable,       # strings, in any language
     threshold: float = 0.8, # as in `dedup.near_duplicates`, as is
     engine: str = "rensa", # this
-    groups: list = None,   # for each of them a string, or what has a `repr`: only texts of one group are compared
-    address: str = None,   # of the Ray cluster, as in `run`
+    groups: list | None = None,   # for each of them a string, or what has a `repr`: only texts of one group are compared
+    address: str | None = None,   # of the Ray cluster, as in `run`
 ) -> list:
     "As `dedup.near_duplicates`, and with the same result: for each of `texts` the index of the earlier one that it repeats, or None"
-    import numpy as np
     Seen(threshold, engine)  # says at once what is wrong with these
     texts = list(texts)
     n = len(texts)

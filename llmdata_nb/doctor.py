@@ -220,9 +220,9 @@ def _show_missing(name, missing, show):
 
 # %% ../nbs/35_doctor.ipynb #5b100016
 async def doctor(
-    references: list = (), # models; none: the embedded one
+    references: list | tuple = (), # models; none: the embedded one
     show=print,
-    languages: list = (), # codes or names; what a dataset in them does without is said too
+    languages: list | tuple = (), # codes or names; what a dataset in them does without is said too
 ) -> int: # 0 when the machine is fit and all models answer, else 1
     "Say what will work: on this machine, in a language, and with each model"
     missing = {name: missing_parts(name) for name in languages}

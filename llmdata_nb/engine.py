@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from . import __version__
 from .languages import Language, language as find_language
@@ -248,9 +248,9 @@ def progress_line(
     ledger: Ledger,
     total: int | None,    # rows in all; None when that is not known
     seconds: float,       # since the run was begun
-    waiting: list = (),   # texts: what it waits for
+    waiting: list | tuple = (),   # texts: what it waits for
     concurrency: int = 64,
-    until: int = None,    # end when so many rows are kept
+    until: int | None = None,    # end when so many rows are kept
     last: bool = False,   # the run is over
 ) -> str:
     "How far the run is, what makes it wait, and what it has taken, the most important first"
@@ -274,7 +274,7 @@ class RunProgress:
     def __init__(self,
         about: dict,          # as from `about_run`
         concurrency: int,
-        until: int = None,
+        until: int | None = None,
     ):
         self.name = f"{about['recipe']} {about.get('language', '')}".strip()
         self.concurrency, self.until, self.started, self.display = concurrency, until, time.monotonic(), Progress()
@@ -287,10 +287,10 @@ class RunProgress:
         "Whether the line that is shown has grown old"
         return self.display.due()
 
-    def show(self, tally: Counter, ledger: Ledger, total: int | None, waiting: list = (), last: bool = False) -> None:
+    def show(self, tally: Counter, ledger: Ledger, total: int | None, waiting: list | tuple = (), last: bool = False) -> None:
         "Show the line, when it is due; the last one is always shown. Parameters as in `progress_line`"
-        run = dict(concurrency=self.concurrency, until=self.until)
-        line = progress_line(self.name, tally, ledger, total, self.seconds(), waiting, **run, last=last)
+        seconds = self.seconds()
+        line = progress_line(self.name, tally, ledger, total, seconds, waiting, self.concurrency, self.until, last)
         self.display.show(line, last=last)
 
 # %% ../nbs/05c_engine.ipynb #ae133755
@@ -406,7 +406,7 @@ def write_manifest(outcome: Outcome, out: str | Path) -> None:
 # %% ../nbs/05c_engine.ipynb #c18bb7cd
 def check_folder(
     out: str | Path,           # a folder, to be made or there already
-    source: str | Path = None, # where the rows come from
+    source: str | Path | None = None, # where the rows come from
 ) -> None:
     "Raise ValueError when `out` cannot be written, or holds the dataset of another source"
     out = Path(out)
@@ -421,7 +421,8 @@ def check_folder(
 # %% ../nbs/05c_engine.ipynb #65fe5a54
 def recipe_name(recipe: Callable) -> str:
     "The name of `recipe`; of a `functools.partial`, that of its function"
-    return getattr(recipe, "__name__", None) or recipe.func.__name__
+    if isinstance(recipe, partial) and not hasattr(recipe, "__name__"): return recipe_name(recipe.func)
+    return recipe.__name__
 
 # %% ../nbs/05c_engine.ipynb #44a1c6af
 def check_recipe(

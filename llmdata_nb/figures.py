@@ -45,7 +45,7 @@ def new_figure(
     "An empty matplotlib figure that Jupyter shows, with no pyplot behind it"
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6.4, height), dpi=110, layout="constrained", facecolor="white")
-    figure._repr_png_ = lambda: to_png(figure)
+    figure._repr_png_ = lambda: to_png(figure)  # type: ignore[attr-defined]
     return figure, figure.subplots(1, panels, **shared)
 
 # %% ../nbs/21c_figures.ipynb #468bad3c
@@ -177,7 +177,7 @@ def empty_figure(
 def draw_bars(
     ax: "Axes",
     lefts: float | list,      # where each bar begins; one number for all
-    widths: list,             # how long each bar is
+    widths,             # how long each bar is
     color: str | list,        # one for all, or one for each
     name: str | None = None   # in the legend
 ) -> "BarContainer":          # the bars
@@ -187,7 +187,7 @@ def draw_bars(
 
 def write_at_ends(
     ax: "Axes",
-    ends: list,       # where each bar ends
+    ends,       # where each bar ends
     texts: list,      # what is written there
     room: float = 1.2 # length of the axis, in lengths of the longest bar
 ):
@@ -200,7 +200,7 @@ def write_at_ends(
 # %% ../nbs/21c_figures.ipynb #3be6603a
 def name_bars(
     ax: "Axes",
-    names: list # from the top down
+    names # from the top down
 ):
     "The `names` of horizontal bars; a note below if the fonts lack some of their characters"
     labels = [label(name) for name in names]

@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'FORMATS', 'check_messages', 'check_row', 'sft_messages', 
 
 # %% ../nbs/21a_formats.ipynb #18d5149b
 import hashlib, json, re, unicodedata, warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -213,7 +213,7 @@ def dataset_entry(
     if task == "preference": columns |= {"chosen": "chosen", "rejected": "rejected"}
     elif layout == "alpaca": columns["response"] = "output"
     if task == "kto": columns["kto_tag"] = "kto_tag"
-    entry = {"file_name": file_name, "formatting": layout}
+    entry: dict = {"file_name": file_name, "formatting": layout}
     if task == "preference": entry["ranking"] = True
     return entry | {"columns": columns}
 
@@ -251,7 +251,7 @@ def axolotl_lines(
     return f"{lines}datasets:\n  - path: {quoted}\n    ds_type: json\n    split: train\n    type: {type}\n"
 
 # %% ../nbs/21a_formats.ipynb #5164e8d8
-FORMATS = {
+FORMATS: dict[str, tuple[str, Callable]] = {
     "trl_sft": ("conversation", sft_messages),
     "trl_sft_completion": ("conversation", sft_completion),
     "trl_sft_plain": ("conversation", lambda row: plain(sft_completion(row))),
@@ -392,7 +392,7 @@ def write_format(
     return _write_files(texts)
 
 # %% ../nbs/21a_formats.ipynb #2b4441ee
-_HUB_FILES = ("README.md", "manifest.json", "data/*.parquet", "dropped.parquet", "failed.parquet", "plots/*.png")
+_HUB_FILES: tuple[str, ...] = ("README.md", "manifest.json", "data/*.parquet", "dropped.parquet", "failed.parquet", "plots/*.png")
 
 def _row_count(folder, pattern):
     "As many places as the Parquet files that match have rows"

@@ -315,7 +315,7 @@ class Comparison:
 
     def preferences(self) -> list:
         "All pairs of indices of a best and a worst answer, by the average, that no order contradicts: several where answers share the highest or the lowest score"
-        if self.status != "ok": return []
+        if self.status != "ok" or not self.scores: return []
         highest, lowest = max(self.scores), min(self.scores)
         if highest == lowest: return []
         best, worst = _places_of(highest, self.scores), _places_of(lowest, self.scores)

@@ -163,15 +163,18 @@ class SharedLimits:
     def __init__(self,
         url: str,
         store,              # Store
-        models: list = (),  # as their names stand in the store: those that answer at `url`
-        budgets: list = (), # (seconds, most requests in them), of all processes and runs that share the store
+        models: list | tuple = (),  # as their names stand in the store: those that answer at `url`
+        budgets: list | tuple = (), # (seconds, most requests in them), of all processes and runs that share the store
     ):
         self.url, self.store, self.models, self.budgets = url, store, models, budgets
-        self.rate, self.steady = None, None   # requests per second, once learned; whether it has refused since then
-        self.since, self.next = None, None    # when that was learned, or the first refusal came; the next free sending time
-        self.until, self.reason = None, ""    # the end of a pause that the server asked for, and why
-        self.looked, self.full = 0.0, 0.0     # when the store was last read; until when a budget is used up
-        self.permits = deque()                # sending times that were taken and not yet used
+        self.rate: float | None = None   # requests per second, once learned
+        self.since: float | None = None  # when that was learned, or the first refusal came
+        self.steady = None               # whether it has refused since then
+        self.next: float | None = None   # the next free sending time
+        self.until: float | None = None  # the end of a pause that the server asked for, for this:
+        self.reason = ""
+        self.looked, self.full = 0.0, 0.0  # when the store was last read; until when a budget is used up
+        self.permits = deque()  # sending times that were taken and not yet used
 
     def _read_row(self, db):
         row = db.execute(_READ, (self.url,)).fetchone() or [None] * len(_ROW)
@@ -197,8 +200,7 @@ class SharedLimits:
 
     def accepted(self, db, start: float, end: float) -> int:
         "How many requests sent between the two times were not refused"
-        names = f"({','.join('?' * len(self.models))})"
-        values = (start, end, *self.models)
+        names, values = f"({','.join('?' * len(self.models))})", (start, end, *self.models)
         (answered,) = db.execute(_ANSWERED + names, values).fetchone()
         (under_way,) = db.execute(_UNDER_WAY + names, values).fetchone()
         return answered + under_way
@@ -292,9 +294,9 @@ class Limiter(SharedLimits):
         url: str,
         store,                    # Store
         concurrency: int = 64,
-        models: list = (),        # as their names stand in the store: those that answer at `url`
-        per_minute: int = None,   # most requests in a minute, and
-        per_day: int = None,      # in 24 hours, of all processes and runs that share the store
+        models: list | tuple = (),        # as their names stand in the store: those that answer at `url`
+        per_minute: int | None = None,   # most requests in a minute, and
+        per_day: int | None = None,      # in 24 hours, of all processes and runs that share the store
         wait: bool = False,       # wait however long it takes
     ):
         budgets = [(span, n) for span, n in ((60, per_minute), (86_400, per_day)) if n]
@@ -322,7 +324,7 @@ class Limiter(SharedLimits):
     def overloaded(self, sent: float, seconds: float | None, reason: str) -> None:
         "The server had too much for the request sent at `sent`; it asked to wait `seconds`"
         self.window.shrink(sent)
-        if (seconds or 0) <= SHORT: return
+        if seconds is None or seconds <= SHORT: return
         with self.shared(): self.until, self.reason = max(self.until or 0, time.time() + seconds), reason
 
     def refused(self, sent: float, seconds: float | None, reason: str) -> None:

@@ -57,7 +57,7 @@ def choose_category(
 ) -> str:
     "One of `CATEGORIES`, by their weights; the same for the same numbers"
     draw = random.Random(f"{seed} {number}")
-    return draw.choices([*CATEGORIES], CATEGORIES.values())[0]
+    return draw.choices([*CATEGORIES], [*CATEGORIES.values()])[0]
 
 # %% ../nbs/12_magpie.ipynb #df87d88d
 def _user_message(texts, language, category):
@@ -87,7 +87,7 @@ def prefix(
     language: str,
     steering: str = "system",
     system: str | None = None, # the system message, for steerings with `system`
-    history: list = (),        # the conversation so far, for a later turn
+    history: list | tuple = (),        # the conversation so far, for a later turn
 ) -> str:
     "The raw text that the model completes; without the first token, which engines add themselves"
     parts, target = read_steering(steering), find_language(language)
@@ -104,7 +104,7 @@ Compare Discuss Suppose Consider You Your There This That These The Does Given C
 def english_tokens(
     endpoint, # a `models.Endpoint`
 ) -> list:
-    "The first token of each word that English requests like to begin with; EndpointError where the server does not tell"
+    "The first token of each word that English requests like to begin with; EndpointError where its server does not split texts"
     first_tokens = []
     for word in _ENGLISH_STARTS:
         request = dict(model=endpoint.model, content=word, prompt=word, add_special_tokens=False)
@@ -145,7 +145,7 @@ class _Written:
     requests: Seen | None = None                     # all that were kept
     embeddings: list = field(default_factory=list)   # pairs of a row's id and the vector of its request
 
-def _written(ask): return ask.shared.setdefault("magpie", _Written())
+def _written_so_far(ask): return ask.shared.setdefault("magpie", _Written())
 
 # %% ../nbs/12_magpie.ipynb #cd79a07c
 async def _find_template(ask, template):
@@ -190,7 +190,7 @@ def _row_seed(row, ask):
     return (ask.seed * 1_000_003 + row["number"]) % 2**31
 
 # %% ../nbs/12_magpie.ipynb #ae73d553
-def _sent(sampling, endpoint):
+def _server_options(sampling, endpoint):
     "The options as servers take them: TGI refuses a top_p that changes nothing; vLLM hides the mark that ends a turn, and does not stop at it"
     sent = dict(sampling)
     if sent["top_p"] == 1.0: del sent["top_p"]
@@ -201,7 +201,8 @@ def _sent(sampling, endpoint):
 async def _user_turn(row, ask, language, text, sampling, skip_checks=()):
     "Add what the model writes after the prefix `text` to `user_turns`; what is wrong with it, or None"
     endpoint, seed = ask.endpoint("generator"), _row_seed(row, ask)
-    reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **_sent(sampling, endpoint))
+    options = _server_options(sampling, endpoint)
+    reply = await ask.complete(text, seed=seed, step="instruction", role="generator", **options)
     instruction, done = sanitise(reply.text, language, text.endswith(":"))
     turn = dict(model=endpoint.name, prefix=text, seed=seed, raw=reply.text, sanitised=done, instruction=instruction)
     turn |= {name: value for name, value in sampling.items() if name != "logit_bias"}
@@ -214,7 +215,7 @@ async def _user_turn(row, ask, language, text, sampling, skip_checks=()):
 # %% ../nbs/12_magpie.ipynb #489d9591
 def _check_first_texts(ask, turn):
     "Raise EndpointError when the first five texts show that the endpoint is not fit"
-    texts = _written(ask).first_texts
+    texts = _written_so_far(ask).first_texts
     if len(texts) == 5: return
     texts.append(turn["raw"].strip())
     if len(texts) < 5: return
@@ -232,7 +233,7 @@ def _copies_system(text, system):
 # %% ../nbs/12_magpie.ipynb #fbbfbde6
 def _drop_same_letters(row, ask, text, near):
     "Drop the row when its request is nearly an earlier one; else remember it"
-    written = _written(ask)
+    written = _written_so_far(ask)
     if written.requests is None: written.requests = Seen(near)
     copy = written.requests.repeats(text, row["id"])
     if copy: drop(f"instruction: near-duplicate of {copy[0]} ({copy[1]:.2f})")
@@ -241,7 +242,7 @@ def _drop_same_letters(row, ask, text, near):
 def _drop_same_meaning(row, ask, vector, near_meaning):
     "Drop the row when the `vector` of its request is nearly an earlier one; else remember it"
     import numpy as np
-    earlier = _written(ask).embeddings
+    earlier = _written_so_far(ask).embeddings
     index, row["nearest_similarity"] = nearest([v for _, v in earlier], vector)
     row["nearest"] = earlier[index][0] if index is not None else None
     if index is not None and row["nearest_similarity"] >= near_meaning:
@@ -292,7 +293,7 @@ async def instruct(
     skip_checks: tuple = (), # names of checks that are left out, as `checks.rule_names` lists them
 ) -> dict:
     "Let a model write an instruction; dropped when it is none, not in the language, or like an earlier one"
-    turns = _written(ask).turns
+    turns = _written_so_far(ask).turns
     ticket = turns.ticket()
     try:
         parts = read_steering(steering)
@@ -341,7 +342,7 @@ async def _next_turn(row, ask, language, text, sampling, near, answering):
 
 # %% ../nbs/12_magpie.ipynb #0af58aa2
 async def _more_turns(row, ask, language, template, system, n_turns, near, answering):
-    "Go on with the conversation up to `n_turns` user turns, or up to a fault, which `ended` tells"
+    "Go on with the conversation up to `n_turns` user turns, or up to a fault, which is written to `ended`"
     first = row["user_turns"][0]
     sampling = {name: first[name] for name in ("temperature", "top_p", "max_tokens", "stop")}
     for n in range(2, n_turns + 1):
@@ -433,14 +434,15 @@ async def magpie(
     row["detected_language"], row["detected_confidence"] = detect_language(request)
     if answers > 1:
         await _several_answers(row, ask, language, answers, answering, min_length)
-        limits = dict(min_score=max(min_score, 1), min_margin=min_margin)
-        return await rerank_preferences(row, ask, language, english_rubrics=english_rubrics, **limits)
+        least = max(min_score, 1)
+        return await rerank_preferences(
+            row, ask, language, min_score=least, min_margin=min_margin, english_rubrics=english_rubrics)
 
     answer = await _one_answer(row, ask, language, answering, min_length)
     if n_turns > 1:
-        system = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
+        steered = await system_message(language, ask, row["category"]) if "system" in read_steering(steering) else None
         chat_template = await _fitting_template(ask, template)
-        await _more_turns(row, ask, language, chat_template, system, n_turns, near, answering)
+        await _more_turns(row, ask, language, chat_template, steered, n_turns, near, answering)
     await _drop_unsafe(row, ask, row["messages"])
     if min_score:
         response_rubric = rubric("response", language, english_rubrics)
@@ -468,7 +470,7 @@ def _repeats_earlier(row): return "near-duplicate" in row["reason"] or "means th
 
 # %% ../nbs/12_magpie.ipynb #fcc54188
 def _steering_line(model, language, steering, rows, options):
-    "What `compare_steering` tells of one language and one steering"
+    "The line of one language and one steering, as `compare_steering` gives it"
     code = find_language(language).code
     try: outcome = run(list(seeds(rows)), instruct, model=model, language=language, steering=steering, **options)
     except EndpointError as e:

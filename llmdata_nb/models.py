@@ -10,6 +10,7 @@ __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_th
 # %% ../nbs/04_models.ipynb #acbaa144
 import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
 from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -516,7 +517,7 @@ class Call:
     schema: dict | None = None # JSON schema of the answer
     sample: int = 0    # another number, another answer to the same question
     step: str = "ask"  # the line in the ledger
-    parse: object = None # text → value, or ValueError
+    parse: Callable | None = None # text → value, or ValueError
 
     def key(self) -> bytes:
         "Its key in the store"

@@ -235,7 +235,7 @@ def _is_enough(held, least):
 # %% ../nbs/09_passages.ipynb #45ff34c6
 def english_length(text: str) -> float:
     "How long `text` is, in letters of English"
-    return len(text) / DENSITY.get(main_script(text), 1)
+    return len(text) / DENSITY.get(main_script(text) or "", 1)
 
 def _filled_lines(text):
     "The lines of `text` that have something on them"

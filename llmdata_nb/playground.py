@@ -20,6 +20,7 @@ from .languages import Language, language as find_language, pack
 from .models import CallFailed, Ledger, row_ledger
 from .progress import in_notebook, money, visible
 from .recipes import RECIPES, import_from, recipe_record
+from .engine import recipe_name
 from .run import run
 from .show import widget_box
 
@@ -98,10 +99,6 @@ class _Watched:
         finally: self._answered(call)
 
 # %% ../nbs/23_playground.ipynb #377e65c9
-def _recipe_name(recipe):
-    "Its name, or that of what a functools.partial holds"
-    return getattr(recipe, "__name__", None) or recipe.func.__name__
-
 def watch(
     recipe: Callable,                        # an async function of a row and ask
     asked: Callable,                         # called with each call when it begins; it is filled in until it ends
@@ -109,7 +106,8 @@ def watch(
 ) -> Callable: # a recipe with the same name and arguments
     "The `recipe`, which reports each of its calls: a dict of row (id), step, role, model, request, options, answer, parsed, error, done and the columns of the ledger"
     async def watched(row, ask, **args): return await recipe(row, _Watched(row["id"], ask, asked, answered), **args)
-    watched.__name__, watched.__signature__ = _recipe_name(recipe), inspect.signature(recipe)
+    watched.__name__ = recipe_name(recipe)
+    watched.__signature__ = inspect.signature(recipe)  # type: ignore[attr-defined]
     return watched
 
 # %% ../nbs/23_playground.ipynb #8b68651c
@@ -737,7 +735,7 @@ class _Playground:
     def chosen_recipe(self):
         "The recipe that is chosen, and the options for its run"
         name = self.fields.recipe.value
-        given = name == recipe_record(_recipe_name(self.recipe)).name
+        given = name == recipe_record(recipe_name(self.recipe)).name
         recipe = self.recipe if given else import_from(recipe_record(name).function)
         own = inspect.signature(run).parameters
         return recipe, {key: value for key, value in self.options.items() if given or key in own}
@@ -803,7 +801,7 @@ def playground(
     if not hasattr(rows, "__len__"): rows = list(islice(rows, 1000))
     models = dict(model) if isinstance(model, dict) else {"default": model}
     edited = read_prompts(prompts) if Path(prompts).exists() else {}
-    name = recipe_record(_recipe_name(recipe)).name
+    name = recipe_record(recipe_name(recipe)).name
     names = [record.name for record in RECIPES.values() if record.pipeline]
     if name not in names: names.append(name)
     play = _Playground(_playground_fields(name, names, language, len(rows), models), rows, recipe, edited, options)

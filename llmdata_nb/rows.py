@@ -81,7 +81,7 @@ _PREFERENCES = [(c, "chosen", "rejected") for c in (*_REQUESTS, "messages")] + [
 _CONVERSATIONS = [("messages",), ("conversations",)]
 _PAIRS = [("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
           ("question", "answer"), ("question", "response"), ("inputs", "targets")]
-_SEVERAL = [(c, answers) for c in _REQUESTS for answers in ("responses", "completions", "generations")]
+_SEVERAL: list[tuple[str, ...]] = [(c, answers) for c in _REQUESTS for answers in ("responses", "completions", "generations")]
 _SEVERAL.append(("instruction", "response1", "response2"))
 SHAPES = [*_PREFERENCES, *_CONVERSATIONS, *_PAIRS, *_SEVERAL, ("text",)]
 

@@ -70,7 +70,7 @@ def _check_until(until, least):
 # %% ../nbs/06_run.ipynb #d6dfec16
 def _load_writers(out):
     "Import what writes a dataset, where one is to be written"
-    if out: import pyarrow.json, pyarrow.parquet
+    if out: import pyarrow.json, pyarrow.parquet  # noqa: F401
 
 # %% ../nbs/06_run.ipynb #e2830780
 def run(
@@ -78,17 +78,17 @@ def run(
     recipe: Callable,       # async function `recipe(row, ask, **recipe_args)` that returns the row or calls `drop`
     *,
     model: str | dict,      # a reference such as "embedded", or one per role: {"default": …, "judge": …}
-    out: str | Path = None, # folder to write the dataset to
+    out: str | Path | None = None, # folder to write the dataset to
     concurrency: int = 64,  # rows under way at a time, and most requests to one base URL
-    budget: float | str | Budget = None, # most to spend: 2.50 (US dollars), "300 calls", "1e6 tokens"
+    budget: float | str | Budget | None = None, # most to spend: 2.50 (US dollars), "300 calls", "1e6 tokens"
     seed: int = 0,
-    store: str | Path = None,  # path of the store; default: `store_path()`
-    source: str | Path = None, # where the rows came from, for the manifest and the card
-    per_minute: int = None, # most requests to one base URL per minute, and
-    per_day: int = None,    # per day, over all runs that share the store
+    store: str | Path | None = None,  # path of the store; default: `store_path()`
+    source: str | Path | None = None, # where the rows came from, for the manifest and the card
+    per_minute: int | None = None, # most requests to one base URL per minute, and
+    per_day: int | None = None,    # per day, over all runs that share the store
     wait: bool = False,     # for a pause of more than ten minutes, too; else the rows fail and say how long it is
     timeout: float = 900.0, # seconds for one request
-    until: int = None,      # end when so many rows are kept; `rows` may then be endless
+    until: int | None = None,      # end when so many rows are kept; `rows` may then be endless
     least: float = 0.05,    # with `until`: give up when of the last 100 rows a smaller share than this was kept
     **recipe_args,
 ) -> Outcome:
@@ -100,8 +100,8 @@ def run(
 
     endpoints = {role: connect(reference) for role, reference in models.items()}
     about = about_run(recipe, recipe_args, {role: endpoint.name for role, endpoint in endpoints.items()}, seed, source)
-    limits = dict(concurrency=concurrency, per_minute=per_minute, per_day=per_day, wait=wait)
-    ask = Ask(endpoints, Store(store or store_path()), seed=seed, budget=budget, **limits)
+    limits = dict(per_minute=per_minute, per_day=per_day, wait=wait)
+    ask = Ask(endpoints, Store(store or store_path()), seed=seed, budget=budget, concurrency=concurrency, **limits)
     files = row_files(out)
     record = Record(lambda state, row: files[state].append(row))
     gate = _KeptGate(until, least) if until else None

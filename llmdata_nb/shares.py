@@ -6,7 +6,7 @@
 __all__ = ['Shares', 'name_for_all', 'Share', 'SharedBudget', 'connected']
 
 # %% ../nbs/28_shares.ipynb #742534cf
-import asyncio, re, time
+import asyncio, logging, re, time
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
@@ -295,13 +295,13 @@ class SharedBudget:
 # %% ../nbs/28_shares.ipynb #861d48dd
 @contextmanager
 def connected(
-    address: str = None, # of a Ray cluster; default: as `ray.init` finds one, or makes one of this machine
+    address: str | None = None, # of a Ray cluster; default: as `ray.init` finds one, or makes one of this machine
 ):
     "Ray, connected to a cluster, for as long as the block lasts; ImportError where it is not installed"
     try: import ray
     except ImportError: raise ImportError("a cluster needs Ray: pip install 'llmdata_nb[ray]', on all its machines") from None
     mine = not ray.is_initialized()
-    if mine: ray.init(address=address, log_to_driver=False, logging_level="error")
+    if mine: ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try: yield ray
     finally:
         if mine: ray.shutdown()

@@ -322,6 +322,22 @@ class Store(Database):
         "Remember the `form` of structured output that `endpoint` takes"
         self.queue.append(("insert or replace into forms values (?,?)", (endpoint, form)))
 
+    def stats(self) -> dict:
+        "What it holds, as the function `stats` gives it"
+        return stats(self)
+
+    def export(self, path) -> int:
+        "Write all finished calls to `path`, as the function `export` does; gives how many"
+        return export(self, path)
+
+    def unused(self, since: float) -> list:
+        "The finished calls that no run has used since then (seconds since the epoch), as the function `unused` gives them"
+        return unused(self, since)
+
+    def vacuum(self, since: float) -> int:
+        "Remove those, as the function `vacuum` does; gives how many"
+        return vacuum(self, since)
+
 # %% ../nbs/03_store.ipynb #b2579e5d
 def _attempted_keys(store):
     query = "select distinct key from attempts where created < ?"
@@ -359,8 +375,6 @@ def stats(store: Store) -> dict:
         by_step = _stats_by_step(store)
     return dict(zip(_COUNTED, calls), by_step=by_step, attempts=attempts, attempts_usd=usd, attempts_tokens=tokens)
 
-Store.stats = stats
-
 # %% ../nbs/03_store.ipynb #889d2f1c
 def export(
     store: Store,
@@ -376,9 +390,6 @@ def export(
             file.write(json.dumps(call, ensure_ascii=False) + "\n")
             n += 1
     return n
-
-# %% ../nbs/03_store.ipynb #72cdeb1f
-Store.export = export
 
 # %% ../nbs/03_store.ipynb #1f046ab3
 _UNUSED = "coalesce(uses.run, calls.run) < (? - 86400) * 1e6"  # in doubt a call was used
@@ -404,8 +415,6 @@ def vacuum(store: Store, since: float) -> int:
         db.execute(_REMOVE_ATTEMPTS, (since,))
     with store.errors() as db: db.execute("vacuum")
     return removed
-
-Store.unused, Store.vacuum = unused, vacuum
 
 # %% ../nbs/03_store.ipynb #8807d2b9
 def outputs_folder() -> Path:

@@ -71,7 +71,7 @@ def _around_user(chat_template, messages, variables):
 def pre_query(
     chat_template: str,         # Jinja, as in a tokenizer's `chat_template`
     system: str | None = None,  # a system message; folded into the user's turn where the template takes none
-    history: list = (),         # earlier messages of the conversation, from user and assistant in turn
+    history: list | tuple = (),         # earlier messages of the conversation, from user and assistant in turn
     **variables,                # as for `render`: bos_token, eos_token, enable_thinking …
 ) -> str:
     "The prefix that opens a user's turn: all that a model with this template reads before the user's first word. ValueError where it cannot be told"
@@ -122,7 +122,7 @@ class ChatTemplate:
     source: str = "" # where it was found
     adds_bos: bool | None = None # whether the engine puts `bos` before a raw prompt; None where that is not known
 
-    def opening(self, system: str | None = None, history: list = ()) -> str:
+    def opening(self, system: str | None = None, history: list | tuple = ()) -> str:
         "As `pre_query`, without the first token where the engine puts it there itself"
         text = pre_query(self.text, system, history, bos_token=self.bos, eos_token=self.eos)
         adds_bos = "bos_token" in self.text if self.adds_bos is None else self.adds_bos
@@ -237,7 +237,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def fetch(
     endpoint: Endpoint,
     path: str,          # such as /props: beside /v1, not in it
-    body: dict = None,  # sent as JSON, where there is one
+    body: dict | None = None,  # sent as JSON, where there is one
 ) -> dict | None:
     "What a server that speaks more than the common protocol answers at `path`; None where it does not know it"
     headers = {"Content-Type": "application/json"} | authorization(endpoint)

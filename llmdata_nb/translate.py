@@ -39,7 +39,7 @@ def needs_translation(text: str) -> bool:
     return any(c.isalpha() for c in prose(text))
 
 # %% ../nbs/10_translate.ipynb #7ed7a072
-def _unmarked(text):
+def _without_marks(text):
     "`text` without the marks around the message in our prompt, which weak models copy"
     return text.strip().removeprefix("<message>").removesuffix("</message>").strip()
 
@@ -67,9 +67,9 @@ async def translate(
     sampling = dict(max_tokens=_token_limit(text, target), temperature=0.2)
     request = {"role": "user", "content": translation_prompt(text, language)}
     messages = [request]
-    for attempt in range(2):
+    for _ in range(2):
         reply = await ask(messages, schema=_SCHEMA, step=f"translate {part}", role="translator", **sampling)
-        translation = _unmarked(reply.parsed["translation"]) if reply.parsed else ""
+        translation = _without_marks(reply.parsed["translation"]) if reply.parsed else ""
         problem = translation_problem(text, translation, target.code, reply.finish_reason, role, skip_checks)
         if not problem: return translation
         if reply.finish_reason == "length": break
@@ -79,7 +79,7 @@ async def translate(
     drop(f"{part}: {problem}")
 
 # %% ../nbs/10_translate.ipynb #5b12566f
-def _conversation(messages, multi_turn):
+def _turns_to_translate(messages, multi_turn):
     "The turns to translate: from the first message to the last response; ValueError when there is no request or no response"
     messages = messages if multi_turn else single_turn(messages)
     while messages and messages[0]["role"] == "assistant": messages = messages[1:]  # a greeting
@@ -134,7 +134,7 @@ async def translate_and_judge(
     "Translate a conversation and keep it when the judge finds it good; adds `source_messages`, the verdicts and the language found"
     check_score(min_score)
     check_rule_names(skip_checks)
-    source = _conversation(row.get("messages", []), multi_turn)
+    source = _turns_to_translate(row.get("messages", []), multi_turn)
     row["source_messages"], row["messages"] = source, []
     rubrics = {name: rubric(name, language, english_rubrics) for name in ("instruction", "response", "fidelity")}
     first_response = [m["role"] for m in source].index("assistant")

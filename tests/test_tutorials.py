@@ -1,6 +1,7 @@
 "The tutorials, from top to bottom with a scripted server, and what `nbdev_docs` reads. (With the small model: `papermill nbs/tutorials/NAME.ipynb out.ipynb -p model embedded:smollm2-135m`.)"
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -190,37 +191,39 @@ def in_sidebar(contents):
 
 def test_the_sidebar_has_every_notebook_once():
     sections = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    assert [s if isinstance(s, str) else s["section"] for s in sections] == ["index.ipynb", "Tutorials", "Recipes", "Modules", "Pipelines"]
+    assert [s if isinstance(s, str) else s["section"] for s in sections] == ["index.ipynb", "Tutorials", "Recipes", "Modules", "Pipelines", "The project"]
     listed = list(in_sidebar(sections))
     assert sorted(listed) == sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
 @pytest.fixture(scope="module")
-def docs(tmp_path_factory):
-    "What nbdev gives to Quarto: `_proc` of a copy of the project, with a stand-in for Quarto that does nothing"
-    folder = tmp_path_factory.mktemp("docs")
-    for d in ("nbs", "llmdata_nb"): shutil.copytree(ROOT / d, folder / d, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
-    for f in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT / f, folder)
-    (folder / "bin").mkdir()
-    (folder / "bin/quarto").write_text("#!/bin/sh\n")
-    (folder / "bin/quarto").chmod(0o755)
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
-    subprocess.run([Path(sys.executable).parent / "nbdev_proc_nbs", "--n_workers", "0"], cwd=folder, check=True, env=env, capture_output=True)
-    return folder
+def site(tmp_path_factory):
+    "The site that `make docs` builds, from a copy of the notebooks"
+    folder = tmp_path_factory.mktemp("site") / "nbs"
+    shutil.copytree(NBS, folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "_docs"))
+    program = Path(sys.executable).parent / "smalldocs"
+    for arguments in (["check", folder], ["render", "--quiet", "--strict", folder]):
+        done = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "_docs"
 
 
-def test_docs_have_all_that_they_name(docs):
-    quarto = yaml.safe_load((docs / "_proc/_quarto.yml").read_text())
-    for name in [*quarto["metadata-files"], quarto["format"]["html"]["css"], *in_sidebar(yaml.safe_load((docs / "_proc/sidebar.yml").read_text())["website"]["sidebar"]["contents"])]:
-        assert (docs / "_proc" / name).is_file(), name
-    for name in ("nbdev.yml", "_quarto.yml", "sidebar.yml"): assert (docs / "nbs" / name).read_text() == (NBS / name).read_text(), f"{name} is not what settings.ini gives"
-    assert yaml.safe_load((docs / "_proc/nbdev.yml").read_text())["website"]["repo-url"] == "https://github.com/llmdata-nb/llmdata_nb"
+def test_the_site_has_a_page_for_each_notebook(site):
+    for notebook in NBS.rglob("*.ipynb"):
+        page = site / notebook.relative_to(NBS).with_suffix(".html")
+        assert page.is_file() or ".ipynb_checkpoints" in notebook.parts, page
 
 
-def test_docs_show_every_definition(docs):
-    "Each exported name stands in the page of its module, with its docstring and its place in the source"
-    (page,) = [nbformat.read(docs / "_proc" / f"{name}.ipynb", 4) for name in ("05_embedded",)]
-    text = "".join(o.data.get("text/markdown", "") for c in page.cells for o in c.get("outputs", []) if "show_doc" in c.source)
-    assert "### weights_path" in text and "downloaded when they are not in the cache" in text and "blob/main/llmdata_nb/embedded.py#L" in text
-    for nb in sorted((docs / "_proc").glob("[0-9]*.ipynb")):
-        for c in nbformat.read(nb, 4).cells: assert "show_doc(" not in c.source or c.outputs and all(o.output_type != "error" for o in c.outputs), (nb.name, c.source)
+def test_the_site_shows_each_definition_and_each_picture(site):
+    page = (site / "05_embedded.html").read_text()
+    assert "weights_path" in page and "downloaded when they are not in the cache" in page
+    pages = [p.read_text() for p in site.rglob("*.html")]
+    for picture in re.findall(r'<img[^>]+src="([^":]+)"', "".join(pages)): assert (site / picture.removeprefix("../")).is_file(), picture
+
+
+def test_a_broken_link_is_found(site, tmp_path):
+    "By the same command: a link to no page, and a picture that is not there"
+    (tmp_path / "_quarto.yml").write_text("project: {type: website}\n")
+    (tmp_path / "index.md").write_text("# A\n\n[none](nothing.ipynb) ![none](nothing.png)\n")
+    done = subprocess.run([Path(sys.executable).parent / "smalldocs", "check", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1 and "nothing.ipynb" in done.stdout and "nothing.png" in done.stdout
