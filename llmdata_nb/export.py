@@ -347,6 +347,12 @@ def _limits_of_small_model(manifest):
     does = recipe_record(manifest["recipe"]).small_model
     return [f"A small model embedded in llmdata_nb was used. The default one, Qwen2.5-Coder 1.5B, {does}. It shows the method; do not train on its rows without reading them."]
 
+# %% ../nbs/21_export.ipynb #8041777f
+def _checks_left_out(manifest):
+    "Which checks the user left out; nothing where none was"
+    names = re.findall(r"\w+", str(manifest["arguments"].get("skip_checks") or ""))
+    return [f"These checks were left out: {', '.join(names)}."] if names else []
+
 # %% ../nbs/21_export.ipynb #6919976c
 def limits(
     manifest: dict, # the run's numbers, as in manifest.json
@@ -362,7 +368,7 @@ def limits(
     if pairs: sentences.append(_limits_of_order(pairs))
     record = recipe_record(manifest["recipe"])
     sentences += for_run(record.limits, manifest, kept, dropped)
-    sentences += missing_parts(manifest["language"])
+    sentences += _checks_left_out(manifest) + missing_parts(manifest["language"])
     return sentences + _limits_of_small_model(manifest)
 
 # %% ../nbs/21_export.ipynb #25fed7a2
