@@ -14,6 +14,7 @@ from .checks import detect_language, language_problem, truncated
 from .generation import respond
 from .judge import together
 from .languages import language as find_language
+from .models import Ask
 from .rerank import as_pair, check_choices, rerank_preferences
 from .run import drop
 
@@ -105,7 +106,7 @@ def _detect_languages(row):
 # %% ../nbs/13_aya.ipynb #54f37b30
 async def aya_preferences(
     row: dict,                  # `messages`, of which the last is a person's answer
-    ask,                        # models in the roles `generators` and, unless `prefer_human`, `judge`
+    ask: Ask,                   # models in the roles `generators` and, unless `prefer_human`, `judge`
     language: str,              # code or name
     generators: tuple = ("generator",), # the roles that answer
     answers: int = 1,           # answers by each of them

@@ -17,7 +17,7 @@ from .dedup import near_duplicates, normalise
 from .generation import instruction_problem, sanitise
 from .judge import check_score, rate, rubric
 from .languages import language as find_language, pack_pattern
-from .models import object_schema
+from .models import Ask, object_schema
 from .passages import choose_passage
 from .run import drop, run
 from .translate import keep_from, translate
@@ -192,7 +192,7 @@ def _with_examples(rubric, examples, judged):
 # %% ../nbs/14_backinstruct.ipynb #1140ccaa
 async def back_instruct(
     row: dict,              # `response` (or `text`): native text; all other columns are carried through
-    ask,                    # roles: `generator`, `judge`; unless `direct`, `translator`; with `choose`, `selector`
+    ask: Ask,               # roles: `generator`, `judge`; unless `direct`, `translator`; with `choose`, `selector`
     language: str,          # code or name of the language of the text
     direct: bool = False,   # write the request in the language, without the way through English
     min_score: float = 3,   # the least score of the pair that is kept, 1 to 5

@@ -10,11 +10,11 @@ __all__ = ['RAW_ENDPOINTS', 'once', 'check_raw', 'assistant_voice', 'sanitise', 
 import asyncio, re
 from .checks import check_rule_names, generation_problem, weight
 from .languages import language as find_language, pack, pack_pattern
-from .models import CallFailed, EndpointError, after_thinking
+from .models import Ask, CallFailed, EndpointError, after_thinking
 
 # %% ../nbs/09a_generation.ipynb #b37f06fd
 async def once(
-    ask,
+    ask: Ask,
     key,   # of the result in `ask.shared`: a text, or a tuple that begins with one
     make,  # a function without arguments, called once; it gives an awaitable
 ):
@@ -29,7 +29,7 @@ async def once(
 RAW_ENDPOINTS = "Magpie needs an endpoint that completes raw text: embedded, a llama.cpp, vLLM or TGI server (http://host:8000/v1#model), a dedicated Hugging Face endpoint, or ollama:NAME"
 
 async def check_raw(
-    ask,
+    ask: Ask,
     role: str = "generator",
 ) -> None:
     "Raise EndpointError when the model in `role` does not complete raw text"
@@ -192,7 +192,7 @@ _NO_SYSTEM = re.compile(r"system[ '\"`]*(?:role|message|prompt)|role.{0,20}syste
 
 async def respond(
     messages: list, # up to a user's turn
-    ask,
+    ask: Ask,
     language: str,
     temperature: float = 0.2, # low: requests should be varied, answers right
     max_tokens: int = 1024, # of the answer
@@ -200,7 +200,7 @@ async def respond(
     role: str = "responder",
 ) -> tuple:          # the answer, without thinking, and the finish_reason
     "Let the model in `role` answer the last turn of `messages`, in `language` unless that asks for another"
-    options = dict(temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role=role)
+    options: dict = dict(temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role=role)
     system, first = answer_message(language), messages[0]
     with_system = [{"role": "system", "content": system}, *messages]
     folded = [first | {"content": f"{system}\n\n{first['content']}"}, *messages[1:]]

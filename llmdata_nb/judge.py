@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from . import agreement
 from .languages import language as find_language, pack
-from .models import CallFailed, Reply, object_schema
+from .models import Ask, CallFailed, Reply, object_schema
 from .run import reason_group, run
 from .verdict import Verdict, parse_ratings, parse_verdict
 
@@ -279,7 +279,7 @@ async def _all_votes(ask, prompt, schema, read, samples, roles, expected_scale, 
 async def rate(
     rubric: Rubric,
     texts: list,          # what is judged, one text for each of the rubric's headings
-    ask,
+    ask: Ask,
     *, samples: int = 1,  # how often each judge is asked
     roles: tuple = ("judge",), # the models that judge
     expected: bool = False, # the expected score instead of the reported one, where log-probabilities are reported
@@ -419,7 +419,7 @@ async def compare(
     rubric: Rubric,       # one with scores, or `comparison`, for two answers
     request: str,
     answers: list,        # two texts or more
-    ask,
+    ask: Ask,
     *, orders: int = 2,   # 2: as given and reversed; 1: half the price, one order by a hash, and the place may decide
     samples: int = 1,     # how often each judge is asked in each order
     roles: tuple = ("judge",), # the models that judge

@@ -18,7 +18,7 @@ from .generation import (RAW_ENDPOINTS, answer_message, assistant_voice, check_r
                                    once, respond, sanitise)
 from .judge import check_number, check_score, rate, rubric, together
 from .languages import language as find_language, pack
-from .models import CallFailed, EndpointError
+from .models import Ask, CallFailed, EndpointError
 from .rerank import rerank_preferences
 from .run import Dropped, drop, run
 from .tags import DIFFICULTIES, QUALITIES, at_least, nearest, safety, tag
@@ -69,7 +69,7 @@ def _user_message(texts, language, category):
 # %% ../nbs/12_magpie.ipynb #b4f5338f
 async def system_message(
     language: str,
-    ask,                         # for a language without a pack, a model in the role `translator`
+    ask: Ask,                    # for a language without a pack, a model in the role `translator`
     category: str | None = None, # one of `CATEGORIES`
 ) -> str:
     "The system message under which a user turn in `language` is opened"
@@ -279,7 +279,7 @@ def check_options(
 # %% ../nbs/12_magpie.ipynb #b17bc6f9
 async def instruct(
     row: dict,               # from `seeds`
-    ask,                     # roles: `generator`; `translator`, for languages without a pack; `embedder`, if any
+    ask: Ask,                # roles: `generator`; `translator`, for languages without a pack; `embedder`, if any
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
     temperature: float | None = None, # of the instruction; None: 0.7 with a system message, else 1.0, as in the article
@@ -396,7 +396,7 @@ async def _one_answer(row, ask, language, answering, min_length):
 # %% ../nbs/12_magpie.ipynb #e5b0570f
 async def magpie(
     row: dict,               # from `seeds`
-    ask,                     # roles: `generator`, `responder`, `tagger` and `judge`; `guard` and `embedder`, if any
+    ask: Ask,                # roles: `generator`, `responder`, `tagger` and `judge`; `guard` and `embedder`, if any
     language: str,           # code or name
     steering: str = "system", # as in `read_steering`
     temperature: float | None = None, # of the instruction, as in `instruct`; for answers: `response_temperature`

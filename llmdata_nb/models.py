@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import urlsplit
 from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
 from .rows import load_rows
@@ -118,7 +119,7 @@ def endpoint(
 class Reply:
     "What a model answered"
     text: str
-    parsed: object = None      # the value read out of `text`, when a `schema` or `parse` was given
+    parsed: Any = None         # the value read out of `text`, when a `schema` or `parse` was given
     usage: dict = field(default_factory=dict)  # `prompt_tokens`, `cached_tokens` (of these), `completion_tokens`; or None
     cost: float | None = None  # US dollars; None when the price is unknown
     finish_reason: str | None = None  # "stop", or "length" when `max_tokens` cut it off

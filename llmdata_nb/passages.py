@@ -19,7 +19,7 @@ from .checks import doubtful_language, main_script, prose, repetition
 from .checks import switches_language, wrong_language, wrong_script
 from .dedup import Seen
 from .languages import language as find_language, pack_words
-from .models import object_schema, read_json
+from .models import Ask, object_schema, read_json
 from .run import drop
 from .rows import Unreadable, check_bytes, file_lines, matching_files
 
@@ -651,7 +651,7 @@ def _numbered_sentences(text, language, density):
 # %% ../nbs/09_passages.ipynb #5b100034
 async def choose_passage(
     row: dict,  # with `text`: a document
-    ask,  # a model in the role `selector`
+    ask: Ask, # a model in the role `selector`
     language: str,  # code or name
     least: int = 150,  # letters of English, as in `passages`
     most: int = 3000,  # as `least`

@@ -10,7 +10,7 @@ __all__ = ['TIES', 'rerank', 'answers_of', 'pick_pair', 'check_choices', 'reques
 from collections import Counter
 from .agreement import wilson
 from .judge import ASPECTS, Comparison, check_number, check_orders, check_score, compare, merge_orders, rubric, together
-from .models import CallFailed
+from .models import Ask, CallFailed
 from .run import drop
 
 # %% ../nbs/11_rerank.ipynb #c5b1ca97
@@ -159,7 +159,7 @@ def as_pair(row: dict, chosen: int, rejected: int) -> dict:
 # %% ../nbs/11_rerank.ipynb #592280ca
 async def rerank_preferences(
     row: dict,                  # `messages` (the prompt) with `chosen` and `rejected`, or with `responses`
-    ask,                        # a model in the role `judge`
+    ask: Ask,                   # a model in the role `judge`
     language: str = "en",       # code or name of the language of the answers
     tie: str = "drop",          # what becomes of ties: drop, shorter or original
     min_score: float = 1,       # lowest score of a chosen answer, 1 to 5; 1: of two poor answers one is still better
@@ -250,7 +250,7 @@ async def _own_answers(row, ask, n, temperature, max_tokens):
 # %% ../nbs/11_rerank.ipynb #309499ab
 async def on_policy(
     row: dict,                  # `messages`, of which those up to the last request are the prompt
-    ask,                        # models in the roles `generator`, `judge` and, unless `poor` is 0, `strong`
+    ask: Ask,                   # models in the roles `generator`, `judge` and, unless `poor` is 0, `strong`
     language: str = "en",       # code or name of the language of the answers
     n: int = 2,                 # answers to each request, 2 or more
     temperature: float = 0.8,   # of the answers; warmer than for a single answer, so that they differ

@@ -7,7 +7,7 @@ __all__ = ['DIFFICULTIES', 'QUALITIES', 'CATEGORIES', 'TASK', 'read_tags', 'tag'
 
 # %% ../nbs/08_tags.ipynb #fe68872c
 import re
-from .models import after_thinking, object_schema, read_json
+from .models import Ask, after_thinking, object_schema, read_json
 
 # %% ../nbs/08_tags.ipynb #3ef96215
 DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
@@ -68,7 +68,7 @@ Reply only with a JSON object with these keys, in this order:
 
 async def tag(
     instruction: str,        # in any language
-    ask,                     # a model in the role `role`
+    ask: Ask,                # a model in the role `role`
     *, role: str = "tagger",
     step: str = "tag",       # its name in the ledger
 ) -> dict: # intent, knowledge, difficulty, quality_explanation, quality, category, other_categories
@@ -109,7 +109,7 @@ def read_guard(text: str) -> dict:
 # %% ../nbs/08_tags.ipynb #7357a93b
 async def safety(
     messages: list | str,   # the conversation, as the guard is to see it; a string is one user message
-    ask,                    # a guard model in the role `role`
+    ask: Ask,               # a guard model in the role `role`
     *, role: str = "guard",
     step: str = "guard",    # its name in the ledger
 ) -> dict: # safe, hazards

@@ -9,7 +9,7 @@ __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translat
 from .checks import check_rule_names, detect_language, prose, translation_problem
 from .judge import check_score, rate, rubric
 from .languages import language as find_language
-from .models import CallFailed, object_schema
+from .models import Ask, CallFailed, object_schema
 from .rows import single_turn
 from .run import drop
 
@@ -54,7 +54,7 @@ _SCHEMA = object_schema(translation={"type": "string"})
 
 async def translate(
     text: str,
-    ask,                        # a model in the role `translator`
+    ask: Ask,                   # a model in the role `translator`
     language: str,              # code or name of the language to translate into
     *, part: str = "text",      # what the text is, for the reason of a drop and for the ledger: instruction, response
     role: str = "user",         # who says the text: user, assistant or system
@@ -123,7 +123,7 @@ def keep_from(
 # %% ../nbs/10_translate.ipynb #92beb88e
 async def translate_and_judge(
     row: dict,                   # `messages`: a request, with or without a system message, and a response
-    ask,                         # models in the roles `translator` and `judge`
+    ask: Ask,                    # models in the roles `translator` and `judge`
     language: str,               # code or name of the language to translate into
     min_score: float = 3,        # the least score of a response that is kept, 1 to 5; 3 as in the method
     multi_turn: bool = False,    # translate all turns; else the first request and its response
