@@ -29,7 +29,7 @@ render = markdown_html
 
 # %% ../nbs/20_annotate.ipynb #c55f9168
 def _said_of_texts(annotations, annotator, hashes):
-    "By row, what `annotator` said of the texts with these `hashes`; and of how many rows she read other texts"
+    "Row → the annotation that `annotator` gave to the texts with these `hashes`; and how many of her annotations are of other texts"
     fit, changed = {}, 0
     for (row_id, who), annotation in annotations.items():
         if who != annotator or row_id not in hashes: continue
@@ -144,7 +144,7 @@ class _Screen:
 
     @property
     def annotation(self) -> dict:
-        "What is said of the current row so far"
+        "The annotation of the current row so far"
         return self.file.said_of(self.current["id"])
 
     def seconds(self) -> float:
@@ -175,7 +175,7 @@ class _Screen:
 def _letter(place): return chr(65 + place)
 
 def _missing_text(annotation, unrated):
-    "What is missing of an annotation, with the places of the answers without a rating; or an empty text"
+    "What is missing from an annotation, with the places of the answers without a rating; or an empty text"
     is_said = annotation["flag"] or annotation["improved"] or annotation["preference"] is not None
     if is_said or not unrated: return ""
     choice = ", or say which is better" if len(annotation["ratings"]) > 1 else ""
@@ -199,7 +199,7 @@ def _judge_text(scores, order):
 
 # %% ../nbs/20_annotate.ipynb #48dade53
 class Session(_Screen):
-    "One person's way through the rows; answers go by their number in the row, and `order` tells their places on the screen"
+    "One person's way through the rows; answers are counted as in the row, and `order` holds their places on the screen"
     def __init__(self,
         rows: list, # as `answers_to_show` reads them
         path: str | Path = "annotations.jsonl", # the file; several people may share one
@@ -212,7 +212,7 @@ class Session(_Screen):
         self.filter(language, max_judge)
 
     def change(self, id: str | None = None, **said):
-        "Note what is said of the current row, or of the row `id`, which the person may have left before its text arrived"
+        "Change the annotation of the current row, or of the row `id`, which the person may have left before its text arrived"
         _note(self, id or self.current["id"], said)
 
     def rate(self, answer: int, rating: int):

@@ -44,7 +44,7 @@ def _only_answer(row, messages):
 def answers_to_show(
     row: dict, # with `responses`, with `chosen` and `rejected`, or with `messages` that end with an answer
 ) -> dict: # id, prompt (messages), answers (texts), models, scores, feedbacks, language, hash
-    "What a person is shown of `row`, and what the judge said of it; the lists go by the answers as they stand in the row"
+    "What a person is shown of `row`, and what the judge said of it; the lists are in the order of the answers in the row"
     prompt = row.get("prompt") or row.get("messages") or []
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if row.get("responses"): about = _listed_answers(row)

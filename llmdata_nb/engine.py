@@ -41,7 +41,7 @@ def drop(
 def state_on_arrival(
     row: dict,
 ) -> tuple | None: # the state, and the row with its reason in `reason`
-    "The state of a row that came in dropped or failed; None for any other row"
+    "The state of a row that arrived dropped or failed; None for any other row"
     for state in ("dropped", "failed"):
         reason = row.get(state)
         if not reason or not isinstance(reason, str): continue
@@ -397,7 +397,7 @@ def make_outcome(
 
 # %% ../nbs/05c_engine.ipynb #8ce8d40d
 def write_manifest(outcome: Outcome, out: str | Path) -> None:
-    "Write `manifest.json`, which tells all of the outcome but the rows, to the folder `out`"
+    "Write `manifest.json`, with all of the outcome but the rows, to the folder `out`"
     text = json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str)
     part = Path(out)/"manifest.json.new"
     part.write_bytes(text.encode("utf-8", "replace"))

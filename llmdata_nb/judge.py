@@ -169,7 +169,7 @@ class Combined(Verdict):
 def combine(
     verdicts: list, # the votes
 ) -> Combined:
-    "One verdict of several: the mean score, or the label that most gave"
+    "One verdict made of several: the mean score, or the most frequent label"
     good = [verdict for verdict in verdicts if verdict.status == "ok"]
     raw = "\n\n".join(verdict.raw for verdict in verdicts)
     if len(good) * 2 <= len(verdicts): return Combined(raw=raw)
@@ -189,7 +189,7 @@ def combine(
 _SCORE_IN_JSON = re.compile(r'"score"\s*:\s*"?(\d)(?!\d)')
 
 def _expected_score(options, reported, scale):
-    "The mean of the scores among the likely `options` of a place, weighed by their probability; `reported` where that is not among them"
+    "The mean of the scores among the likely `options` of a place, weighted by their probability; `reported` where that is not among them"
     weights = {}
     for option, logprob in options.items():
         digits = option.strip(' \n":')
@@ -215,7 +215,7 @@ def expected_scores(
     reply: Reply,  # with `text` and `logprobs`
     scale: tuple,  # lowest and highest score
 ) -> list | None:  # one for each score in the text
-    "Each score in an answer of the form that was asked for, as the mean over the scores that were likely in its place, weighed by their probability; None where that is not known"
+    "The expected score in place of each score in an answer: the mean of the scores that were likely there, weighted by their probability; None where that is not known"
     if scale[1] > 9 or not _in_form(reply.text): return None
     reported = _SCORE_IN_JSON.findall(reply.text)
     tokens = reply.logprobs or []
@@ -303,7 +303,7 @@ def _places_of(value, values):
 # %% ../nbs/07_judge.ipynb #490ba086
 @dataclass
 class Comparison:
-    "What a judge found of several answers to one request; the lists go by the answers as they were given"
+    "What a judge found of several answers to one request; the lists are in the order in which the answers were given"
     scores: list | None = None      # of each answer, the average over the orders; None when unjudged
     rationales: list | None = None  # of each answer, from the first of the orders
     orders: list = field(default_factory=list)    # the orders that were asked, as indices by place
@@ -344,7 +344,7 @@ def merge_orders(
 
 # %% ../nbs/07_judge.ipynb #73c7afd1
 def _by_answer(order, values):
-    "`values`, which go by the places of `order`, by the indices of the answers"
+    "`values`, which are in the places of `order`, in the order of the answers"
     by_index = dict(zip(order, values))
     return [by_index[i] for i in sorted(order)]
 
@@ -537,7 +537,7 @@ def _share_of(flags):
 
 # %% ../nbs/07_judge.ipynb #86dac5fd
 def _main_statistic(kind):
-    "By which it is decided whether a judge is usable"
+    "The statistic that decides whether a judge is usable"
     return agreement.spearman if kind == "score" else agreement.kappa
 
 def _quadratic_kappa(human, judged):
@@ -546,7 +546,7 @@ def _quadratic_kappa(human, judged):
 
 # %% ../nbs/07_judge.ipynb #0b959099
 def _agreement_figures(kind, human, judged):
-    "How far the judge agrees with people, of whom `human` and `judged` hold an opinion a row"
+    "How far the judge agrees with people; `human` and `judged` hold one opinion for each row"
     main = _with_interval(_main_statistic(kind), human, judged)
     if kind != "score":
         same = [h == j for h, j in zip(human, judged)]

@@ -41,7 +41,7 @@ STEERINGS = ("word", "native", "system", "bias")
 def read_steering(
     text: str, # such as "plain", "word" or "word+system"
 ) -> tuple:
-    "The ways in `text`; ValueError for one that there is not"
+    "The ways in `text`; ValueError for an unknown one"
     parts = () if text == "plain" else tuple(text.split("+"))
     unknown = [part for part in parts if part not in STEERINGS]
     if unknown: raise ValueError(f"steering {unknown[0]!r}: expected plain, or one or several of {', '.join(STEERINGS)} joined with +")
@@ -262,7 +262,7 @@ def check_options(
     near: float = 0.7,
     skip_checks: tuple = (),
 ) -> None:
-    "Raise ValueError, with what was expected, for options of `magpie` that cannot be"
+    "Raise ValueError, with what was expected, for options of `magpie` that make no sense"
     if categories and "system" not in read_steering(steering): raise ValueError(f"steering {steering!r}: categories stand in the system message; expected system among it")
     check_number("n_turns", n_turns, 1, 20)
     check_number("answers", answers, 1, 20)

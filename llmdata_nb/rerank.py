@@ -69,7 +69,7 @@ def check_choices(
     min_margin: float = 0,
     orders: int = 2,
 ) -> None:
-    "Raise ValueError, with what was expected, for a choice that cannot be"
+    "Raise ValueError, with what was expected, for a choice that does not exist"
     if tie not in TIES: raise ValueError(f"tie {tie!r}: expected {', '.join(TIES)}")
     check_score(min_score)
     check_number("min_margin", min_margin, 0, 4)

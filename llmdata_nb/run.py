@@ -56,7 +56,7 @@ class _KeptGate:
         return self.over
 
     def about(self):
-        "What the manifest says of it: how many rows were wanted, and why there are fewer"
+        "For the manifest: how many rows were wanted, and why there are fewer"
         if self.kept == self.wanted: return {"until": self.wanted}
         return {"until": self.wanted, "gave_up": self.over or "there were no more rows"}
 
@@ -138,7 +138,7 @@ def _estimate_total(values, rows):
 # %% ../nbs/06_run.ipynb #06000008
 @dataclass
 class Estimate:
-    "What a run would take: each a dict of `mean`, `low` and `high`"
+    "What a run would take; each figure is a dict of `mean`, `low` and `high`"
     rows: int
     calls: dict
     tokens: dict

@@ -227,7 +227,7 @@ class Share(Limiter):
         return len(self.sent) - len(self.permits) - unused
 
     def close(self):
-        "Keep in touch no longer; what it has not reported by then, `Shares.leave` is told"
+        "Keep in touch no longer; what was not reported by then is given to `Shares.leave`"
         if self.talk: self.talk.cancel()
 
 # %% ../nbs/28_shares.ipynb #28000002

@@ -230,7 +230,7 @@ def _hub_text(repo, name):
 
 # %% ../nbs/04a_templates.ipynb #4cba0ff3
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    "Refuses to go on to another address, which would get the key"
+    "Refuses to follow a redirect, since another host would get the key"
     def redirect_request(self, *_): return None
 
 # %% ../nbs/04a_templates.ipynb #ec65d180
