@@ -47,7 +47,7 @@ def _notes_text(without_answers, unread, changed):
 
 # %% ../nbs/20_annotate.ipynb #ed9bca7c
 class _AnnotatorFile:
-    "What one person said of some rows, in the file and in memory: what was `given` and what was `begun`, by the id of the row"
+    "One person's annotations of some rows, in the file and in memory: what was `given` and what was `begun`, by the id of the row"
     def __init__(self, rows, path, annotator):
         self.path, self.annotator = path, annotator
         rows = worth_asking(rows)
@@ -353,7 +353,7 @@ def _cut_text(text, n=300):
     return text if len(text) <= n else text[:n] + "…"
 
 def _judge_html(score, feedback):
-    "What the judge said of one answer"
+    "The judge's rating of one answer, and its reason"
     rating = "no rating" if score is None else f"<b>{score:g}</b>"
     reason = f" · {escape(_cut_text(str(feedback)))}" if feedback else ""
     return f"the judge: {rating}{reason}"
@@ -444,7 +444,7 @@ def _answer_card(session, act, place):
 def _mark_button(button, is_on): button.button_style = "info" if is_on else ""
 
 def _draw_card(session, card, place):
-    "Show in the card what its answer is now, and what was said of it"
+    "Show in the card its present answer, and how it was rated"
     text, buttons = card.children
     text.value = _answer_html(session, place)
     given = session.annotation["ratings"][session.order[place]]

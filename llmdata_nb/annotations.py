@@ -44,7 +44,7 @@ def _only_answer(row, messages):
 def answers_to_show(
     row: dict, # with `responses`, with `chosen` and `rejected`, or with `messages` that end with an answer
 ) -> dict: # id, prompt (messages), answers (texts), models, scores, feedbacks, language, hash
-    "What a person is shown of `row`, and what the judge said of it; the lists are in the order of the answers in the row"
+    "What a person is shown of `row`, and how the judge rated it; the lists are in the order of the answers in the row"
     prompt = row.get("prompt") or row.get("messages") or []
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if row.get("responses"): about = _listed_answers(row)
@@ -67,7 +67,7 @@ def answers_to_show(
 def shown_rows(
     rows: list,
 ) -> Iterator: # of `(row, shown)`
-    "The rows that have answers, each with what `answers_to_show` tells of it"
+    "The rows that have answers, each with what `answers_to_show` gives for it"
     for row in rows:
         try: shown = answers_to_show(row)
         except ValueError: continue
@@ -117,7 +117,7 @@ def new_annotation(
     seen_judge: bool = False, # the judge's rating was on the screen before the person answered
     seconds: float = 0, # that the person took
 ) -> dict:
-    "What `annotator` says of `row`; ValueError for what cannot be said of it"
+    "The annotation of `row` by `annotator`; ValueError for one that does not fit the row"
     shown = answers_to_show(row)
     n = len(shown["answers"])
     ratings = list(ratings or [None] * n)

@@ -140,7 +140,7 @@ def annotation_of(
     response: dict, # as the server gives it: values, status, updated_at
     annotator: str, # the name of the user
 ) -> dict:
-    "What one user said of one record"
+    "One user's annotation of one record"
     order = _order_of(record)
     values = response.get("values") or {}
     values = {name: said["value"] for name, said in values.items()}
@@ -368,7 +368,7 @@ def pull(
     api_url: str | None = None,   # the base URL of the server; None for ARGILLA_API_URL
     api_key: str | None = None,   # None for ARGILLA_API_KEY
 ) -> list: # annotations, as in `annotation_of`
-    "What all users said of the records of a dataset, drafts and discarded ones included"
+    "All users' annotations of the records of a dataset, drafts and discarded ones included"
     _, client = _connect_to(api_url, api_key)
     space, dataset = _find_dataset(client, name, workspace)
     if dataset is None:

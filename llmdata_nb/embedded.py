@@ -68,7 +68,7 @@ def _file_size(path):
 
 # %% ../nbs/05_embedded.ipynb #3e9ec3fa
 def _pip_download(requirement, folder, done, show):
-    "The path of the wheel `requirement`, which pip downloads into `folder`; `show` is told the bytes, with the `done` ones"
+    "The path of the wheel `requirement`, which pip downloads into `folder`; `show` gets the bytes so far, the `done` ones included"
     options = ["-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
     environment = os.environ | {"TMPDIR": str(folder)}

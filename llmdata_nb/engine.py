@@ -222,7 +222,7 @@ def seconds_left(
     concurrency: int,  # rows under way at a time
     seconds: float,    # since the run was begun
 ) -> float | None:
-    "How much longer a run will take, in seconds; None while that cannot be told"
+    "How much longer a run will take, in seconds; None while that is not known"
     done = sum(tally[state] for state in STATES)
     if until: new, rest = tally["kept"], until - tally["kept"]
     else: new, rest = done - tally["arrived"], (total or done) - done

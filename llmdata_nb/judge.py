@@ -481,7 +481,7 @@ class Calibration:
 
 # %% ../nbs/07_judge.ipynb #acd6e54c
 def _human_opinion(row, i):
-    "What a person said of `row`, as a plain value"
+    "A person's opinion on `row`, as a plain value"
     value = row.get("human")
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and value.is_integer(): value = int(value)
@@ -584,7 +584,7 @@ def _own_preferred(rows, column, own):
 _OPINIONS = {"the judge": "judged", "people": "human"}  # who has an opinion → the column that it stands in
 
 def _length_figures(rows, kind):
-    "How far each opinion goes by the length of the answers"
+    "How far each opinion depends on the length of the answers"
     if kind == "label": return {}
     lengths, figures = [sum(map(len, row["answers"])) for row in rows], {}
     for who, column in _OPINIONS.items():

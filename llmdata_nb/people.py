@@ -124,7 +124,7 @@ def _people_columns(people, scores):
 
 # %% ../nbs/19a_people.ipynb #4bb95797
 def _judge_columns(row, shown):
-    "What the judge said of the row"
+    "The judge's opinion on the row"
     judged = {f"judge_{name}": row.get(name) for name in _OF_JUDGE}
     return judged | {"judge_scores": shown["scores"] if judge_scores(shown) else None}
 
@@ -308,7 +308,7 @@ def _figures_of_all(rows):
 
 # %% ../nbs/19a_people.ipynb #a35c50ff
 def _shared_rows(rows, one, other):
-    "What two people said of the rows that both have an opinion on"
+    "The opinions of two people, on the rows on which both have one"
     shared = []
     for row in rows:
         by_name = {annotation["annotator"]: annotation for annotation in reversed(row)}  # the first of each counts

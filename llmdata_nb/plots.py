@@ -293,7 +293,7 @@ def plot_turns(
 def language_name(
     code: str # as a detector gives it
 ) -> str:
-    "The English name of the language `code`, or words for `und`, the code of a text whose language cannot be told"
+    "The English name of the language `code`, or words for `und`, the code of a text whose language is not known"
     return "cannot be told" if code == "und" else find_language(code).name
 
 # %% ../nbs/21d_plots.ipynb #69e0bed6

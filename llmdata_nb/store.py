@@ -71,7 +71,7 @@ _ADVICE = {  # a word of SQLite's message → what to do
 
 # %% ../nbs/03_store.ipynb #ab2f3c5c
 def _store_error(path, error):
-    "The StoreError for what SQLite or the system said of the file at `path`"
+    "The StoreError for an error of SQLite or of the system at the file `path`"
     fitting = [advice for word, advice in _ADVICE.items() if word in str(error)]
     advice = fitting[0] if fitting else "Move the file away to start a new one, or give another store"
     return StoreError(f"store {path}: {error}. What it holds is left as it is. {advice}")

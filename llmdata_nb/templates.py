@@ -74,7 +74,7 @@ def pre_query(
     history: list | tuple = (),         # earlier messages of the conversation, from user and assistant in turn
     **variables,                # as for `render`: bos_token, eos_token, enable_thinking …
 ) -> str:
-    "The prefix that opens a user's turn: all that a model with this template reads before the user's first word. ValueError where it cannot be told"
+    "The prefix that opens a user's turn: all that a model with this template reads before the user's first word. ValueError where the template does not show it"
     messages = [*history, {"role": "user", "content": _USER}]
     if not system: return _around_user(chat_template, messages, variables)[0]
     before = _with_system(chat_template, [{"role": "system", "content": system}, *messages], variables)

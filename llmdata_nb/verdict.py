@@ -295,7 +295,7 @@ def _loose_object(text, i, depth):
 
 # %% ../nbs/06a_verdict.ipynb #9c892d63
 def _read_loosely(text, i, depth=0):
-    "The object or list that begins at `i`, however it is written; ValueError where it cannot be told"
+    "The object or list that begins at `i`, however it is written; ValueError where it is in doubt"
     if depth > 20: raise ValueError("too deep")
     read = _loose_list if text[i] == "[" else _loose_object
     return read(text, i + 1, depth)
@@ -370,7 +370,7 @@ def _quoted_pattern(name):
 _START = re.compile(rf"\{{(?=\s*(?:(?:#|//)[^\n]{{0,200}}\n\s*|/\*.{{0,200}}?\*/\s*)?(?:{_NAME}|[\"“'‘]?\w*$))", re.S)
 
 def _own_objects(text, name):
-    "The judge's own objects in `text` as lists (those of one list, or in a row, together) and what stands outside; None where it cannot be told"
+    "The judge's own objects in `text` as lists (those of one list, or in a row, together) and what stands outside; None where that is in doubt"
     groups, outside, i, unreadable = [], [], 0, 0
     while m := _START.search(text, i):
         start = m.start()
