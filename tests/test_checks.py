@@ -11,6 +11,17 @@ RULES = [
     lost_spans, lost_numbers, echo, answered, length_ratio, lambda a, b: length_ratio(a, b, "ja"), lambda a, b: refusal(b, a), lambda a, b: template_leak(b, a),
     lambda a, b: truncated(b), lambda a, b: repetition(b), lambda a, b: translation_problem(a, b, "it"), lambda a, b: translation_problem(a, b, "zh", "length", "assistant")]
 
+
+def alone(rule, rules, problem):
+    "The `problem` that a text has by one of the `rules`, all others left out"
+    others = [name for name in map(rule_name, rules) if name != rule_name(rule)]
+    return lambda a, b: problem(a, b, others)
+
+
+RULES += [alone(rule, TRANSLATION_RULES, lambda a, b, others: translation_problem(a, b, "it", without=others)) for rule in TRANSLATION_RULES]
+RULES += [alone(rule, GENERATION_RULES, lambda a, b, others: generation_problem(b, "it", without=others)) for rule in GENERATION_RULES]
+
+
 pieces = st.sampled_from(["```", "`", "$", "$$", "\\(", "\\[", "{", "}", "{{", "%", "%(", "<", ">", "<|", "|>", "http://", "@", "a@b.co", "\n", " ", "\0", "\ud800", "1,000", "१२", "²",
                           "?", "か", "木", "μ", "ß", "İ", "the cat sat on the mat. ", "il gatto è sul tappeto. ", "\\begin{x}", "{\"a\": ", "[INST]", "🙂", "\u202e", "９", "۳"])
 texts = st.one_of(st.text(st.characters(), max_size=80), st.lists(pieces, max_size=30).map("".join))

@@ -1,7 +1,8 @@
 """The golden run: all pipelines on a store that is filled make no call, and the same files as when it was filled.
 
 What was paid for must be replayed by every later version. So the store, `golden/store.sqlite`, stays as it is; the expected files may
-change with a reason. `python tests/test_golden.py` writes these anew; with `--calls`, where a prompt was changed on purpose, the store too."""
+change with a reason. `python tests/test_golden.py` writes these anew; with `--calls`, for a new run or a prompt that was changed on
+purpose, it first asks the scripted model what the store does not have, and adds that."""
 import gzip
 import hashlib
 import json
@@ -81,15 +82,18 @@ def pipelines(folder):
     (folder / "chat.jinja").write_text(TEMPLATE)
     command = [sys.executable, "-m", "llmdata_nb"]
     env = {name: text for name, text in os.environ.items() if not name.startswith(("LLMDATA_", "IN_TEST"))}
-    running = {}
+    running, printed = {}, {}
     def start(run, arguments): running[run] = subprocess.Popen(arguments, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def finish(run):
+        printed[run] = running[run].communicate(timeout=600)[0]
+        assert running[run].returncode == 0, printed[run]
     for run, parameters in RUNS.items():
         language, recipe = run.split("/")
         options = [part for p in [f"model={MODEL}", *parameters] for part in ("-p", p)]
         start(run, [*command, recipe, "--language", language, *options])
-    printed = {run: process.communicate(timeout=600)[0] for run, process in running.items()}
+    for run in RUNS: finish(run)
     start("compare_languages", [*command, "compare_languages"])
-    printed["compare_languages"] = running["compare_languages"].communicate(timeout=600)[0]
+    finish("compare_languages")
     return printed
 
 
@@ -149,10 +153,10 @@ def test_there_are_no_other_files(replayed): assert sorted(replayed[0]) == sorte
 
 
 def record(calls=False):
-    "Write what the tests expect; with `calls`, fill the store first, from the scripted model"
+    "Write what the tests expect; with `calls`, add to the store what it does not have, from the scripted model"
     if calls:
         with tempfile.TemporaryDirectory() as folder, serve(answer, port=PORT):
-            print("\n".join(pipelines(Path(folder)).values()))
+            replay(Path(folder))
             shutil.copy(Path(folder) / "outputs" / "store.sqlite", GOLDEN / "store.sqlite")
     with tempfile.TemporaryDirectory() as folder:
         made, printed = replay(Path(folder))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from yarl import URL
 
-from llmdata_nb.models import endpoint
+from llmdata_nb.models import PROVIDERS, endpoint
 from llmdata_nb.templates import render
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +65,17 @@ def test_no_address_at_all_sends_the_token_to_another_host(pieces):
     except ValueError: return
     finally: del os.environ["HF_TOKEN"]
     if server.key: assert URL(server.url).host.endswith(HUGGING_FACE)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_provider_is_reached_over_https_with_its_own_key(monkeypatch, provider):
+    url, variable = PROVIDERS[provider]
+    assert url.startswith("https://") or URL(url).host == "localhost"
+    if not variable: return
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ValueError, match=f"set {variable} in the environment"): endpoint(f"{provider}:m")
+    monkeypatch.setenv(variable, "recognisable")
+    assert endpoint(f"{provider}:m").key == "recognisable" and endpoint(f"{provider}:m").url == url
 
 
 ESCAPES = ["{{ '{0.__init__.__globals__[os].environ}' | attr('format')(cycler) }}",

@@ -74,7 +74,7 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     (["translate_and_judge", "-p", "min_scor=4"], "no parameter 'min_scor', did you mean 'min_score'?"),
     (["translate_and_judge", "-p", "limit=few"], "parameter limit: expected int, got 'few'"),
     (["translate_and_judge", "-p", "limit"], "expected name=value"),
-    (["translate_and_judges"], "no recipe 'translate_and_judges'; there are: aya_preferences, back_instruct, compare_languages, magpie, rerank_preferences, translate_and_judge"),
+    (["translate_and_judges"], f"no recipe 'translate_and_judges'; there are: {', '.join(sorted(p.stem for p in NOTEBOOK.parent.glob('*.ipynb')))}"),
     (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only"),
     (["translate_and_judge", "--language", "zh,zh-Hant"], "share a folder"),
     (["translate_and_judge", "--language", "it", "-p", "language=es"], "given twice"),

@@ -48,6 +48,14 @@ def test_links_and_images_of_the_readme():
     assert len(images) >= 2 and all(len(alt) > 40 for alt, _ in images), "each picture says in words what it shows"
 
 
+def test_the_readme_names_every_notebook_and_recipe():
+    from llmdata_nb.recipes import RECIPES
+    text = (ROOT / "README.md").read_text()
+    missing = [nb.name for nb in (ROOT / "nbs").glob("[0-9]*.ipynb") if nb.stem not in text]
+    missing += [name for name, record in RECIPES.items() if record.pipeline and name not in text]
+    assert not missing, f"add to nbs/index.ipynb, then make readme: {missing}"
+
+
 def test_requirements_can_be_read():
     for line in (CFG["requirements"] + " " + CFG["dev_requirements"]).split(): Requirement(line)
 
@@ -62,8 +70,11 @@ def test_wheel_carries_notebooks_packs_and_demo(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("pipelines/translate_and_judge.ipynb", "pipelines/rerank_preferences.ipynb", "pipelines/magpie.ipynb", "pipelines/aya_preferences.ipynb", "pipelines/back_instruct.ipynb", "data/demo_aya.jsonl", "data/demo_texts.jsonl", "data/annotate.css", "data/annotate.js", "pipelines/compare_languages.ipynb", "packs/it.toml", "data/demo.jsonl", "data/demo_pairs.jsonl", "data/languages.tsv", "data/words_without_pack.toml", "translate.py", "__main__.py"):
-        assert f"llmdata_nb/{name}" in names
+    pipelines = [f"pipelines/{path.name}" for path in (ROOT / "nbs" / "pipelines").glob("*.ipynb")]
+    packs = [f"packs/{path.name}" for path in (ROOT / "llmdata_nb" / "packs").glob("*.toml")]
+    data = [f"data/{path.name}" for path in (ROOT / "llmdata_nb" / "data").iterdir()]
+    assert len(pipelines) >= 6 and len(packs) >= 16 and "data/demo.jsonl" in data
+    for name in (*pipelines, *packs, *data, "py.typed", "translate.py", "__main__.py"): assert f"llmdata_nb/{name}" in names
     assert not [n for n in names if n.startswith("tests")]
 
 
@@ -72,3 +83,10 @@ def test_load_rows_at_the_top():
     from llmdata_nb.models import load_rows as same
     assert load_rows is same
     with pytest.raises(AttributeError): llmdata_nb.nothing
+
+
+def test_the_picture_of_the_architecture_is_drawn_from_its_floors():
+    from draw_architecture import FLOORS, PICTURE, draw
+    modules = [module for *_, names in FLOORS for module in names.split()]
+    assert sorted(modules) == MODULES, "a module belongs to one floor, in tests/draw_architecture.py"
+    assert PICTURE.read_text(encoding="utf-8") == draw(), "run: python tests/draw_architecture.py"
