@@ -368,7 +368,8 @@ def limits(
     if pairs: sentences.append(_limits_of_order(pairs))
     record = recipe_record(manifest["recipe"])
     sentences += for_run(record.limits, manifest, kept, dropped)
-    sentences += _checks_left_out(manifest) + missing_parts(manifest["language"])
+    sentences += _checks_left_out(manifest)
+    if manifest.get("language"): sentences += missing_parts(manifest["language"])
     return sentences + _limits_of_small_model(manifest)
 
 # %% ../nbs/21_export.ipynb #25fed7a2

@@ -57,21 +57,22 @@ def _key_for_url(parsed_url):
     return os.environ.get("HF_TOKEN") if dedicated else None
 
 # %% ../nbs/04_models.ipynb #3e727bd6
-_HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?")  # a name, IPv4 or [IPv6], and a port
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+(?:%25[A-Za-z0-9._-]+)?\])(?::[0-9]{1,5})?")  # name, IPv4 or [IPv6]; port
 
 def _parsed_url(url):
     "`url` in its parts; ValueError unless it is a scheme, a host and a path, for another reader might take another host from the rest"
-    if "@" in url:
+    in_host = _HOST.fullmatch(url.partition("://")[2].partition("/")[0])
+    if "@" in url and not in_host:
         shown = re.sub(r"//.*@", "//", url)
         variable = _key_name(urlsplit(shown).netloc)
         raise ValueError(f"model {shown!r}: no password in an address, it would be written to the card; set {variable} instead")
-    strange = re.search(r"[?\\;\s]", url)
+    strange = re.search(r"[?\\;@\s]", url)
     if strange:
-        shown = url[:strange.start()]
+        shown = url[:strange.start()].rpartition("/")[0]
         raise ValueError(f"model {shown + '…'!r}: {strange[0]!r} in an address; expected only a scheme, a host and a path, such as {shown}")
     parsed = urlsplit(url)
     if parsed.scheme not in ("http", "https") or not _HOST.fullmatch(parsed.netloc):
-        raise ValueError(f"model {url!r}: expected an address such as http://host:8000/v1, and this is none")
+        raise ValueError(f"{url!r} in the reference of a model: expected an address such as http://host:8000/v1 (a host in ASCII letters)")
     return parsed
 
 # %% ../nbs/04_models.ipynb #08bf5787

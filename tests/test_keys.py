@@ -33,6 +33,9 @@ def token(monkeypatch):
     "https://evil.example:80.endpoints.huggingface.cloud/v1",
     "https://evil.example:x@a.endpoints.huggingface.cloud/v1",
     "https://a.endpoints.huggingface.cloud@evil.example/v1",
+    "https://apı.openaı.com/v1",  # upper case would make it another host's variable
+    "https://a.endpoints.huggingface.cloud:٨٠/v1",
+    "http://10.0.0.1:80/a@b/v1",
     "https://a.endpoints.huggingface.cloud,https://evil.example?.endpoints.huggingface.cloud"])
 def test_an_address_that_two_readers_could_read_differently_is_refused(token, address):
     with pytest.raises(ValueError, match="address") as error: endpoint(f"{address}#m")
@@ -46,7 +49,8 @@ def test_an_address_that_two_readers_could_read_differently_is_refused(token, ad
     ("https://endpoints.huggingface.cloud.evil.example/v1", False),
     ("https://evil.example/a.endpoints.huggingface.cloud", False),
     ("https://evilendpoints.huggingface.cloud/v1", False),
-    ("https://[::1]:8000/v1", False)])
+    ("https://[::1]:8000/v1", False),
+    ("http://[fe80::1%25eth0]/v1", False)])
 def test_the_hugging_face_token_goes_to_its_endpoints_only(token, address, has_key):
     assert endpoint(f"{address}#m").key == (token if has_key else None)
 

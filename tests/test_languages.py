@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmdata_nb import languages
+from llmdata_nb.checks import translation_problem
 from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse_tag, _read_pack, _iana_languages, _names_table, _without_pack, language, missing_parts, pack, pack_pattern, pack_words, packs
 
 RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]  # and magpie, which is prose too
@@ -159,7 +160,7 @@ SAID = {  # language → part → (what is recognised, what is not)
     "sv": {
         "checks.refusals": (["Jag är ledsen, men jag kan inte hjälpa dig med det.", "Tyvärr kan jag inte översätta texten.", "Som en AI har jag inga åsikter."], ["Jag kan inte sova, vad hjälper?", "Tyvärr regnar det.", "Som en fisk i vattnet"]),
         "checks.preambles": (["Här är den svenska översättningen:", "Här kommer översättningen", "Översättning till svenska:"], ["Översättning är ett yrke", "Här är min katt"]),
-        "checks.agreements": (["Självklart!", "Visst, här är den:"], ["Visst regnade det igår", "Klart väder"]),
+        "checks.agreements": (["Självklart!", "Javisst, här är den:"], ["Visst regnade det igår", "Klart väder"]),
         "generation.offers": (["Hur kan jag hjälpa dig", "Vad kan jag hjälpa till med"], ["Hur kan jag lära mig spanska"]),
         "generation.assistant_voice": (["Jag är en AI-assistent", "Jag är en språkmodell"], ["Jag är en lärare"]),
         "generation.given_text": (["Vad handlar den här texten om?", "Sammanfatta texten ovan"], ["Vem skrev texten till nationalsången?", "Worum geht es in den Texten von Kafka?"]),
@@ -214,3 +215,15 @@ def test_a_language_is_added_by_one_file(tmp_path):
     (tmp_path / "llmdata_nb/packs/eo.toml").write_text(text, encoding="utf-8")
     done = subprocess.run([sys.executable, "-c", ADDED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.stdout.strip() == "all of it", done.stderr
+
+
+GOOD = [("da", "Certainly there are many ways to cook it.", "Visst, der er mange måder at lave det på."), ("nb", "Apparently the weather is nice today in Bergen.", "Visst, været er fint i dag i Bergen."),
+        ("da", "Of course it rains in autumn, but not every day.", "Naturligvis regner det om efteråret, men ikke hver dag."), ("nb", "Here is the river that flows through the town.", "Her er elva som renner gjennom byen."),
+        ("ru", "Unfortunately the river is cold in spring.", "К сожалению, весной река холодная."), ("ru", "Here is how the translation bureau works.", "Вот как работает бюро переводов."),
+        ("bg", "Unfortunately it rains today in Sofia.", "За съжаление днес в София вали дъжд."), ("be", "Unfortunately it rains today in Minsk.", "На жаль, сёння ў Мінску дождж."),
+        ("az", "Unfortunately it rains in Baku today.", "Təəssüf ki, bu gün Bakıda yağış yağır."), ("pl", "Of course we can go there by train.", "Oczywiście możemy tam pojechać pociągiem.")]
+
+@pytest.mark.parametrize("code, source, translation", GOOD)
+def test_the_words_of_one_pack_reject_nothing_good_in_a_close_language(code, source, translation):
+    "The patterns of all packs are tried on every text, since a model may say such a thing in any language"
+    assert translation_problem(source, translation, code, without=("wrong_language", "length_ratio")) is None
