@@ -1,6 +1,7 @@
 "What a reader is promised: each notebook says why it exists, each public name what it does, and no cell is longer than it must be."
 import ast
 from pathlib import Path
+from statistics import median
 
 import nbformat
 import pytest
@@ -48,3 +49,12 @@ def test_code_cells_are_short():
 
 def test_cells_that_may_be_long_still_are():
     assert {named(nb, source) for nb, source in code_cells() if len(source.splitlines()) > LONGEST} - {None} == set(LONG), "take out of LONG what has become short"
+
+
+def test_the_notebooks_read_as_lessons():
+    "Three cells of ten are prose, and half of the exported cells have no more than twelve lines"
+    cells = [c for nb in (ROOT / "nbs").glob("*.ipynb") for c in nbformat.read(nb, 4).cells if c.source.strip()]
+    prose = sum(c.cell_type == "markdown" for c in cells)
+    exported = [c.source for c in cells if c.cell_type == "code" and c.source.startswith("#| export")]
+    lines = [sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines()) for source in exported]
+    assert prose / len(cells) >= 0.30 and median(lines) <= 12
