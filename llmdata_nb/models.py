@@ -82,8 +82,8 @@ def _at_url(reference, url, model):
 def _at_urls(reference):
     "The endpoint at a base URL, or at several with commas between them"
     urls, _, model = reference.partition("#")
-    if not model: raise ValueError(f"model {reference!r}: add the model's name after '#', as in http://host:8000/v1#name")
     servers = [_at_url(reference, url.strip(), model) for url in urls.split(",")]
+    if not model: raise ValueError(f"model {reference!r}: add the model's name after '#', as in http://host:8000/v1#name")
     return servers[0] if len(servers) == 1 else replace(servers[0], servers=tuple(servers))
 
 # %% ../nbs/04_models.ipynb #d8fed752

@@ -55,6 +55,12 @@ def test_the_hugging_face_token_goes_to_its_endpoints_only(token, address, has_k
     assert endpoint(f"{address}#m").key == (token if has_key else None)
 
 
+@pytest.mark.parametrize("reference", ["http://ada:secret@gpu:8000/v1", "http://gpu:8000/v1,http://ada:secret@gpu:8001/v1", "http://ada:sec/ret@gpu/v1"])
+def test_a_password_is_not_repeated_where_the_name_of_the_model_is_missing(reference):
+    with pytest.raises(ValueError, match="no password in an address") as error: endpoint(reference)
+    assert "ada" not in str(error.value) and "ret" not in str(error.value)
+
+
 def test_of_a_fleet_only_its_own_servers_get_the_token(token):
     fleet = endpoint("https://a.endpoints.huggingface.cloud/v1,https://evil.example/v1#m")
     assert [server.key for server in fleet.servers] == [token, None]

@@ -217,7 +217,8 @@ def test_a_language_is_added_by_one_file(tmp_path):
     assert done.stdout.strip() == "all of it", done.stderr
 
 
-GOOD = [("da", "Certainly there are many ways to cook it.", "Visst, der er mange måder at lave det på."), ("nb", "Apparently the weather is nice today in Bergen.", "Visst, været er fint i dag i Bergen."),
+GOOD = [("da", "Presumably, the water is too cold for that.", "Givetvis, vandet er for koldt til det."), ("az", "All right, I will come at noon tomorrow.", "Tamam, sabah günorta gələcəyəm."),
+        ("ru", "The axis of the Earth is tilted by 23 degrees.", "Ось вращения Земли наклонена на 23 градуса."), ("da", "Certainly there are many ways to cook it.", "Visst, der er mange måder at lave det på."), ("nb", "Apparently the weather is nice today in Bergen.", "Visst, været er fint i dag i Bergen."),
         ("da", "Of course it rains in autumn, but not every day.", "Naturligvis regner det om efteråret, men ikke hver dag."), ("nb", "Here is the river that flows through the town.", "Her er elva som renner gjennom byen."),
         ("ru", "Unfortunately the river is cold in spring.", "К сожалению, весной река холодная."), ("ru", "Here is how the translation bureau works.", "Вот как работает бюро переводов."),
         ("bg", "Unfortunately it rains today in Sofia.", "За съжаление днес в София вали дъжд."), ("be", "Unfortunately it rains today in Minsk.", "На жаль, сёння ў Мінску дождж."),
