@@ -229,7 +229,8 @@ def test_a_translation_that_holds_the_key_takes_none_to_the_host_of_the_judge(ke
     def answer(body): return ECHOES["text"](body, shape)
     with served(lambda body: said_as(good(body)), host="127.0.0.2") as judge, served(answer) as server:
         del os.environ[next(name for name in os.environ if "127_0_0_2" in name)]
-        use_all(conversations(2), translate_and_judge, {"default": server.model, "judge": judge.model}, keys / "out", language="it")
+        models = {"default": server.model, "judge": judge.model}
+        use_all(conversations(2), translate_and_judge, models, keys / "out", language="it")
         assert len(judge.requests) > 1, "it was asked for verdicts"
     assert_nowhere(keys, capfd, judge.requests)
 
