@@ -11,6 +11,7 @@ __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_th
 import asyncio, difflib, ipaddress, itertools, json, os, random, re, sqlite3, time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -186,23 +187,45 @@ def after_thinking(text: str) -> str:
     return "" if thinking else kept + text[start:]
 
 # %% ../nbs/04_models.ipynb #ae0e122d
+_OBJECT_STARTS = re.compile(r'\{(?=\s*["}])')
+_IN_VAIN = 2_000_000  # characters that are read, at most, for objects that are none
+
 def json_objects(text: str) -> list[dict]:
-    "All complete JSON objects in `text`, in order; one inside another is not listed again"
-    decoder, objects, start = json.JSONDecoder(strict=False), [], text.find("{")
-    while start >= 0:
-        try: value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError): end = start + 1
-        else: objects.append(value)
-        start = text.find("{", end)
+    "All complete JSON objects in `text`, in order; one inside another is not listed again. ValueError where too much only begins like one"
+    decoder, objects, end, left = json.JSONDecoder(strict=False), [], 0, _IN_VAIN
+    for match in _OBJECT_STARTS.finditer(text):
+        start = match.start()
+        if start < end: continue
+        read_to = start + 10_000
+        try: value, read_to = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as e: read_to = e.pos
+        except RecursionError: pass
+        else:
+            objects.append(value)
+            end = read_to
+        left -= read_to - start + start // 50 + 300
+        if left < 0: raise ValueError("too many objects in the answer that are none or are not the answer")
     return objects
 
 # %% ../nbs/04_models.ipynb #f7156879
+class _Glimpsed(str):
+    "A text whose characters can be looked at so many times; then it is a ValueError"
+    looks = 4_000_000
+
+    def __getitem__(self, at):
+        seen = super().__getitem__(at)
+        self.looks -= 1 + len(seen) // 20  # twenty characters at once take as long as one
+        if self.looks < 0: raise ValueError("the JSON in the answer is too damaged to be repaired")
+        return seen
+
 def _repaired_values(text):
     "What json_repair makes of `text` from its first brace on"
     from json_repair import loads
     start = text.find("{")
     if start < 0: return []
-    value = loads(text[start:])
+    if len(text) - start > 100_000: raise ValueError("the JSON in the answer is broken, and too long to be repaired")
+    try: value = loads(_Glimpsed(text[start:]))
+    except RecursionError: raise ValueError("the JSON in the answer is nested too deep") from None
     return value if isinstance(value, list) else [value]
 
 # %% ../nbs/04_models.ipynb #ad025e74
@@ -793,7 +816,7 @@ async def _pay_once(ask, call, key, last):
         reply, failed = _read_answer(answer, call.endpoint)
         book_spending(reply)
     bug = None
-    if not failed: failed, bug = _read_value(call, reply)
+    if not failed: failed, bug = await _read_value(call, reply)
     _book_request(ask, call, reply.usage, reply.cost, seconds, **{_ledger_column(failed, last): 1})
     about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
     if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
@@ -802,10 +825,25 @@ async def _pay_once(ask, call, key, last):
     if failed or bug: raise failed or bug
     return reply
 
+# %% ../nbs/04_models.ipynb #2b040021
+_READER = ThreadPoolExecutor(1, "llmdata-reader")
+
+def _reads_slowly(text):
+    "Whether `text` is long, and may hold JSON that has to be repaired"
+    if len(text) <= 300 or "{" not in text: return False
+    try: json.loads(text)
+    except (ValueError, RecursionError): return True
+    return False
+
+async def _read_in_turn(call, reply):
+    "What `call` reads in `reply`; in a thread where that may take long"
+    if not _reads_slowly(reply.text): return call.read(reply)
+    return await asyncio.get_running_loop().run_in_executor(_READER, call.read, reply)
+
 # %% ../nbs/04_models.ipynb #458b67a3
-def _read_value(call, reply):
+async def _read_value(call, reply):
     "Read the value into `reply`; the CallFailed when it cannot be read, and what a bug in the recipe's `parse` raised"
-    try: reply.parsed = call.read(reply)
+    try: reply.parsed = await _read_in_turn(call, reply)
     except ValueError as e: return CallFailed("unparseable", str(e)), None
     except Exception as e: return None, e
     return None, None
