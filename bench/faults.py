@@ -1,24 +1,24 @@
-"""Faults of servers and machines against runs of `translate_and_judge`: is a row lost, doubled or wrong, is a call paid twice?
+"""Faults of servers and machines against runs of `translate_and_judge`: is a row lost or wrong, is a call paid twice?
 
     python bench/faults.py                      # all cases with 1,000 rows: some minutes
-    python bench/faults.py --quick              # all cases with few rows
+    python bench/faults.py --quick              # all cases with few rows: a minute or two
     python bench/faults.py --only kill,shards   # these
 
-The server is a process of its own that counts what it is asked, so the figures do not rest on our ledger. What it answers
-depends on the request alone, and so does which request meets a fault (on the request, and on how often it came before).
+The server is a process of its own that counts what it is asked, so the figures do not rest on our ledger. What it
+answers depends on the request alone; which request meets a fault, on the request and on how often it came before.
 
 Columns of the table:
-- `requests`: what reached the server.
-- `needed`: one for each different call, and one more for each request that the fault itself spoiled (an error, a reset,
-  a hang, a refusal at random, a run killed while it was under way), since that must be sent again. A refusal because of
-  too high a pace is not among them.
+- `calls`: the different ones that were asked. `requests`: what reached the server.
+- `needed`: the calls, and one more for each request that the fault itself spoiled (an error, a reset, a hang, a refusal
+  at random, a run killed while it was under way), since that must be sent again. A refusal because of too high a pace
+  is not among them.
 - `lost`: rows that are in no file; good ones that were dropped; those that failed though the server did not refuse them
   for good.
 - `doubled`: rows that are there twice. `wrongly kept`: those that are bad, of another run, or have another text.
 - `paid twice`: good answers to calls that had one already.
 - `broken`: which bound is; the exit code is 1 if one is. Nothing may be lost, doubled or wrongly kept. Requests may be
   1.1 × needed (with --quick 1.3 × where a limit must be found first, for its first refusals are many among few calls),
-  and 1.02 × where processes have the same rows. Nothing may be paid twice but what was under way at a kill: 64 calls."""
+  and 1.02 × where processes have the same rows. Nothing is paid twice but what was under way at a kill: 64 calls."""
 import argparse
 import asyncio
 import contextlib
@@ -39,7 +39,8 @@ from pathlib import Path
 
 CONCURRENCY = 64
 ASKED, GIVEN = ("Please tell me something about the number", "Here is what I can tell you about the number")
-ASKED_IN_ITALIAN, GIVEN_IN_ITALIAN = ("Raccontami per favore qualcosa sul numero", "Ecco quello che posso raccontarti sul numero")
+ASKED_IN_ITALIAN = "Raccontami per favore qualcosa sul numero"
+GIVEN_IN_ITALIAN = "Ecco quello che posso raccontarti sul numero"
 
 
 # The rows, and what must become of them
@@ -90,9 +91,10 @@ def right_answer(body):
     if not is_verdict(body):
         translated = right_texts(number)[prompt.rfind(GIVEN) > prompt.rfind(ASKED)]
         return {"translation": translated}
-    if GIVEN_IN_ITALIAN in prompt: return {"rationale": "Ecco il perché.", "score": 1 if has_bad_response(number) else 5}
+    rationale = {"rationale": "Ecco il perché."}
+    if GIVEN_IN_ITALIAN in prompt: return rationale | {"score": 1 if has_bad_response(number) else 5}
     labels = body["response_format"]["json_schema"]["schema"]["properties"]["label"]["enum"]
-    return {"rationale": "Ecco il perché.", "label": labels[0 if has_bad_request(number) else -1]}
+    return rationale | {"label": labels[0 if has_bad_request(number) else -1]}
 
 
 class Server:
@@ -102,16 +104,18 @@ class Server:
         self.came, self.answered = Counter(), Counter()  # request → how often it came, and was answered well
         self.met = Counter()                             # kind of fault → how many requests met it
         self.refused, self.malformed = set(), Counter()  # rows; (row, whether its response is judged) → how often
-        self.second = self.in_second = 0
-        self.pause_until = None
+        self.second = self.in_second = self.last_row = 0
+        self.pause_until, self.released = None, asyncio.Event()
+        if "hold" not in fault: self.released.set()
 
     def counts(self):
         sent_again = ("pause", "busy", "error", "reset", "hang")
         spoiled = sum(self.met[kind] for kind in sent_again)
         paid_twice = sum(times - 1 for times in self.answered.values())
         unjudged = {number for (number, _), times in self.malformed.items() if times > 1}
-        return dict(requests=self.came.total(), needed=len(self.came) + spoiled, paid_twice=paid_twice,
-                    hopeless=sorted(self.refused | unjudged), paused=bool(self.pause_until))
+        calls = len(self.came)
+        return dict(requests=self.came.total(), calls=calls, needed=calls + spoiled, paid_twice=paid_twice,
+                    hopeless=sorted(self.refused | unjudged), paused=bool(self.pause_until), last_row=self.last_row)
 
     def is_too_fast(self):
         "Whether this request is one too many in this second"
@@ -167,7 +171,9 @@ async def respond(server, request):
     kind = server.fault_of(key, body)
     server.came[key] += 1
     server.met[kind] += 1
+    server.last_row = max(server.last_row, number_in(str(body["messages"])))
     if kind: return await spoiled_response(server, kind, request, body)
+    await server.released.wait()
     await asyncio.sleep(server.seconds)
     server.answered[key] += 1
     return completion(json.dumps(right_answer(body)))
@@ -176,15 +182,18 @@ async def respond(server, request):
 def serve(fault, seconds):
     "Serve until the process is ended; the first line of stdout is the port"
     from aiohttp import web
-    server = Server(fault, seconds)
+    server = None
 
     async def post(request): return await respond(server, request)
 
     async def get(request):
+        if request.path == "/release": server.released.set()
         listed = {"data": [{"id": "m"}]}
-        return web.json_response(server.counts() if request.path == "/counts" else listed)
+        return web.json_response(listed if request.path == "/v1/models" else server.counts())
 
     async def start():
+        nonlocal server
+        server = Server(fault, seconds)
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/{path:.*}", post)
         app.router.add_get("/{path:.*}", get)
@@ -217,9 +226,9 @@ def work(options):
         concurrency=options.concurrency, timeout=options.timeout)
 
 
-def counts_of(model):
-    "What the server at `model` has counted"
-    url = model.partition("/v1")[0] + "/counts"
+def counts_of(model, path="/counts"):
+    "What the server at `model` has counted; `/release` lets it answer what it has held"
+    url = model.partition("/v1")[0] + path
     with urllib.request.urlopen(url, timeout=60) as response: return json.load(response)
 
 
@@ -234,8 +243,8 @@ class Case:
 
     def start(self, out="out", first=0, rows=None, concurrency=CONCURRENCY, timeout=900, clock_back=0):
         rows = rows or self.rows
-        options = dict(model=self.model, store=self.folder / "store.sqlite", out=self.folder / out, first=first, rows=rows,
-                       concurrency=concurrency, timeout=timeout, clock_back=clock_back)
+        options = dict(model=self.model, store=self.folder / "store.sqlite", out=self.folder / out, first=first,
+                       rows=rows, concurrency=concurrency, timeout=timeout, clock_back=clock_back)
         words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         errors = open(self.folder / f"errors-{len(self.ran)}.txt", "w")
         process = subprocess.Popen([sys.executable, __file__, "work", *words], stderr=errors, stdout=errors)
@@ -307,9 +316,11 @@ def result(name, case, needed=None, most_twice=0, most_ratio=1.1):
     broken = [f"{count} {what}" for what, count in rows.items() if count]
     if ratio > most_ratio: broken.append(f"more than {most_ratio} × needed")
     if counts["paid_twice"] > most_twice: broken.append(f"more than {most_twice} paid twice")
-    return dict(case=name, requests=counts["requests"], needed=needed, ratio=f"{ratio:.3f}", lost=rows["lost"],
-                doubled=rows["doubled"], wrong=rows["wrongly kept"], twice=counts["paid_twice"], seconds=f"{case.seconds:.1f}",
-                broken="; ".join([*broken, *case.errors()]))
+    return {"case": name, "calls": counts["calls"], "requests": counts["requests"], "needed": needed,
+            "ratio": f"{ratio:.3f}", "lost": rows["lost"], "doubled": rows["doubled"],
+            "wrongly kept": rows["wrongly kept"],
+            "paid twice": counts["paid_twice"], "seconds": f"{case.seconds:.1f}",
+            "broken": "; ".join([*broken, *case.errors()])}
 
 
 # The cases: each is given `options` and yields lines of the table
@@ -377,12 +388,12 @@ def locked(options):
 
 def same_rows(options):
     "Several processes with one store and the same rows"
-    with new_case(options.rows // 5) as case:
+    with new_case(options.rows // 5, seconds=0.5) as case:
         for i in range(8): case.start(f"out-{i}")
         case.wait()
         yield result("eight processes, the same rows", case, most_ratio=1.02)
     for apart in (0, 1):
-        with new_case(options.rows // 10) as case:
+        with new_case(options.rows // 10, seconds=0.5) as case:
             case.start("out-0")
             time.sleep(apart)
             case.start("out-1")
@@ -402,23 +413,27 @@ def one_folder(options):
     "A second run into the folder of the first: it must end before it asks anything"
     rows = options.rows // 5
     needed = one_run("", rows, {})["needed"]
-    with new_case(rows) as case:
+    with new_case(rows, dict(hold=True)) as case:
         case.start()
-        case.wait_for(10)
-        case.start(first=rows)
+        case.wait_for(1)
+        second = case.start(first=rows)
+        while second.poll() is None and counts_of(case.model)["last_row"] < rows: time.sleep(0.05)
+        counts_of(case.model, "/release")
         case.wait()
-        second, *_ = case.ran.pop()
+        case.ran.pop()
         line = result("two runs into one folder", case, needed=needed)
         if second.returncode == 0: line["broken"] += "; the second run was not refused"
         yield line
 
 
-CASES = dict(kill=kills, fault=fault_classes, clock=clock, locked=locked, same=same_rows, shards=shards, folder=one_folder)
-COLUMNS = ("case", "requests", "needed", "ratio", "lost", "doubled", "wrongly kept", "paid twice", "seconds", "broken")
+CASES = dict(kill=kills, fault=fault_classes, clock=clock, locked=locked,
+             same=same_rows, shards=shards, folder=one_folder)
+COLUMNS = ("case", "calls", "requests", "needed", "ratio", "lost", "doubled", "wrongly kept", "paid twice",
+           "seconds", "broken")
 
 
 def main(options):
-    print(f"| {' | '.join(COLUMNS)} |\n|--|{'--:|' * 8}--|", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n|--|{'--:|' * 9}--|", flush=True)
     wanted = [case for name, case in CASES.items() if not options.only or name in options.only.split(",")]
     lines = []
     for case in wanted:
