@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 PORT = 18399  # part of the key of a call; nobody listens there when the calls are replayed
 MODEL = f"http://127.0.0.1:{PORT}/v1#m"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+DRAW = 1  # another number, other answers of the scripted model: where a changed prompt leaves a run without a kept row
 RUNS = {
     "it/translate_and_judge": ["fidelity=true"],
     "es/translate_and_judge": ["multi_turn=true", "english_rubrics=true", "limit=6"],
@@ -45,7 +46,7 @@ TEXTS = {
 
 def draw(body, *more):
     "A number that depends on the request alone"
-    return int.from_bytes(hashlib.sha256(json.dumps([body, *more], sort_keys=True).encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps([DRAW, body, *more], sort_keys=True).encode()).digest()[:4], "big")
 
 
 def text(body, *path, length=60):
