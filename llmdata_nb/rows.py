@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'NESTED', 'SHAPES', 'OUR_COLUMNS', 'ID_COLUMNS', 'MOST', 'DEMOS', 'Unreadable', 'to_messages', 'single_turn',
-           'is_number', 'is_message', 'well_formed', 'content_id', 'file_lines', 'file_text', 'check_bytes',
-           'matching_files', 'check_source', 'stream_rows', 'load_rows']
+           'is_number', 'is_message', 'well_formed', 'content_id', 'file_text', 'check_bytes', 'matching_files',
+           'check_source', 'stream_rows', 'load_rows']
 
 # %% ../nbs/02a_rows.ipynb #c52bf8c5
 import bz2, csv, glob, gzip, hashlib, io, json, lzma, re, reprlib, zlib
@@ -432,14 +432,6 @@ def _lines_or_errors(path, most=MOST):
             yield line.decode(encoding, "surrogateescape") if isinstance(line, bytes) else line
             encoding = "utf-8"
 
-def file_lines(
-    path: Path, # compressed or not
-): # gives one line after the other, with its line end
-    "The lines of the text file `path`; raises `Unreadable` at one that is too long"
-    for line in _lines_or_errors(path):
-        if isinstance(line, Unreadable): raise line
-        yield line
-
 # %% ../nbs/02a_rows.ipynb #b4c0de16
 def file_text(
     path: Path, # compressed or not
@@ -459,7 +451,7 @@ def file_text(
 
 # %% ../nbs/02a_rows.ipynb #bfd4a6fa
 def check_bytes(
-    text: str, # as `file_lines` reads it
+    text: str, # as `file_text` reads it
 ) -> str:
     "`text` itself; raises `Unreadable` naming the first byte in it that was not UTF-8"
     m = re.search("[\udc80-\udcff]", text)
