@@ -40,7 +40,7 @@ def test_it_sees_rows_that_are_lost_doubled_or_wrong(tmp_path):
     assert found == {"lost": 2, "doubled": 1, "wrongly kept": 3}  # 7 and 8; 2; 3, 5 and 99
 
 
-@pytest.mark.parametrize("case", ["kill"])
+@pytest.mark.parametrize("case", ["kill", "same", "folder", "clock", "locked"])
 def test_the_bounds_hold(case):
     command = [sys.executable, SCRIPT, "--only", case, "--rows", "40", "--kills", "1", "--locked", "3"]
     run = subprocess.run(command, capture_output=True, text=True)
