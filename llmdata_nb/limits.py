@@ -11,7 +11,8 @@ import asyncio, time
 from collections import deque
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from .progress import duration
+from .progress import duration, visible
+from .scrub import scrub
 from .store import COUNT
 
 # %% ../nbs/03b_limits.ipynb #1f66cae7
@@ -27,6 +28,7 @@ class CallFailed(Exception):
         *, status: int | None = None, # HTTP status; None where no answer came
         seconds: float | None = None, # the server asks to wait; None where it does not say
     ):
+        message = visible(scrub(message))
         what = f"{kind} ({message})"
         super().__init__(f"{step}: {what}" if step else what)
         self.kind, self.message, self.step = kind, message, step

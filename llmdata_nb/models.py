@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json',
-           'authorization', 'post', 'price', 'read_reply', 'Ledger', 'EndpointError', 'check_endpoint', 'unknown_model',
-           'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask', 'load_rows', 'CallFailed']
+           'authorization', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError', 'check_endpoint',
+           'unknown_model', 'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask', 'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #acbaa144
 import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
@@ -16,7 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
+from .progress import visible
 from .rows import load_rows
+from .scrub import know_environment, know_key, scrub
 from .store import call_key
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
@@ -37,6 +39,7 @@ class Endpoint:
 
     def __post_init__(self):
         if not self.identity: object.__setattr__(self, "identity", f"{self.url}#{self.model}")
+        know_key(self.key)  # from now on it is taken out of whatever the server says
 
 # %% ../nbs/04_models.ipynb #5b09bd9c
 PROVIDERS = {  # prefix of a reference → base URL, and the environment variable with the key (None: it needs none)
@@ -103,6 +106,7 @@ def endpoint(
     reference: str, # such as `openai:gpt-4.1-mini`, `http://host:8000/v1#model` or `http://a:8000/v1,http://b:8000/v1#model`
 ) -> Endpoint:
     "The endpoint that `reference` names; ValueError when it cannot be read or its key is not set"
+    know_environment()
     if re.match(r"https?://", reference): return _at_urls(reference)
     provider, _, model = reference.partition(":")
     if provider not in PROVIDERS or not model:
@@ -197,7 +201,7 @@ def _failed_answer(status, headers, data, key):
     "The CallFailed for an answer that is none; in one line, and without the key where the server repeats that"
     text = _error_message(data.decode(errors="replace"))
     if key: text = text.replace(key, "…")
-    text = " ".join(text.split())[:300]
+    text = " ".join(scrub(text).split())[:300]
     message = f"200 without an answer in it: {text}" if status == 200 else f"{status} {text}"
     kind = _KINDS.get(status) or ("refused" if 300 <= status < 500 else "server")
     return CallFailed(kind, message, status=status, seconds=retry_after(headers))
@@ -286,13 +290,13 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
 # %% ../nbs/04_models.ipynb #9eff9bb9
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
-    choice, reason = answer["choices"][0], answer["choices"][0].get("finish_reason")
-    text = _choice_text(choice)
+    choice = answer["choices"][0]
+    reason, text = choice.get("finish_reason"), _choice_text(choice)
     refused = reason in ("content_filter", "error") or text is None
     if refused: raise CallFailed("refused", f"no text; finish_reason {reason!r}")
     text = text.encode("utf-8", "replace").decode()
     usage, cost = _usage_and_cost(answer, endpoint)
-    return Reply(text, None, usage, cost, reason, logprobs=_read_logprobs(choice))
+    return without_keys(Reply(text, None, usage, cost, reason, logprobs=_read_logprobs(choice)))
 
 def _choice_text(choice):
     text = (choice["message"] or {}).get("content") if "message" in choice else choice.get("text")
@@ -309,7 +313,8 @@ def _usage_and_cost(answer, endpoint):
         completion_tokens=reported.get("completion_tokens"),
         cached_tokens=details.get("cached_tokens"))
     usage = {name: None if n is None else int(n) for name, n in tokens.items()}
-    return usage, price(endpoint, usage | {"usd": reported.get("cost")})
+    cost = reported.get("cost")
+    return usage, price(endpoint, usage | {"usd": cost if isinstance(cost, (int, float)) else None})
 
 def _read_logprobs(choice):
     "The likely tokens at each place of the answer, or None where the endpoint does not give them in the form of chat completions"
@@ -322,6 +327,20 @@ def _likely_tokens(place):
     "Token → log-probability, of those with a probability over 0.001"
     tokens = place.get("top_logprobs") or [place]
     return {t["token"]: round(t["logprob"], 3) for t in tokens if t["logprob"] > -7}
+
+# %% ../nbs/04_models.ipynb #2b040002
+def without_keys(reply: Reply) -> Reply:
+    "`reply` with no key in its text, its finish reason or its tokens"
+    reply.text = scrub(reply.text)
+    if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason))
+    if reply.logprobs and _spell_a_key(reply.logprobs): reply.logprobs = None
+    return reply
+
+def _spell_a_key(logprobs):
+    chosen = "".join(token for token, _ in logprobs)
+    likely = "\n".join(token for _, tokens in logprobs for token in tokens)
+    text = f"{chosen}\n{likely}"
+    return scrub(text) != text
 
 # %% ../nbs/04_models.ipynb #789266a8
 _REQUESTS = ("calls", "replayed", "retries", "failed", "lost")
@@ -369,6 +388,7 @@ row_ledger = ContextVar("row_ledger", default=None)  # of the row that this task
 # %% ../nbs/04_models.ipynb #1c75bf71
 class EndpointError(ValueError):
     "An endpoint that cannot be used at all: no row could be made with it"
+    def __init__(self, message: str): super().__init__(visible(scrub(message)))
 
 async def check_endpoint(session, endpoint: Endpoint) -> list:
     "Raise EndpointError, in one line, when `endpoint` cannot be reached or refuses the key; gives the models it lists, when this one is not among them"
@@ -385,8 +405,9 @@ async def check_endpoint(session, endpoint: Endpoint) -> list:
 
 # %% ../nbs/04_models.ipynb #7d43b868
 def _listed_models(data):
-    try: return [model["id"] for model in json.loads(data)["data"]]
-    except (ValueError, KeyError, TypeError): return []  # no list
+    try: names = [model["id"] for model in json.loads(data)["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError): return []  # no list
+    return [visible(scrub(name[:200])) for name in names if isinstance(name, str)]
 
 def unknown_model(endpoint: Endpoint, listed: list, failed: CallFailed) -> EndpointError:
     "The error for a model that the server refused, and does not list"
@@ -714,6 +735,7 @@ def _replay_stored(ask, call, key):
     if not stored: return None
     usage = {name: stored[name] for name in _USAGE}
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
+    reply = without_keys(reply)  # an older version may have stored one
     try: reply.parsed = call.read(reply)
     except ValueError: return None
     if ask.store.use(stored): _book_request(ask, call, usage, reply.cost, stored["seconds"] or 0, replayed=1)
@@ -766,7 +788,7 @@ def _read_answer(answer, endpoint):
     "The `Reply` in `answer` and None; or an empty one, with what it cost where that is known, and why"
     try: return read_reply(answer, endpoint), None
     except CallFailed as e: return _empty_reply(answer, endpoint), e
-    except _ODD_ANSWER as e: problem = f"an answer of unknown form ({e}): {str(answer)[:200]}"
+    except _ODD_ANSWER as e: problem = f"an answer of unknown form ({e}): {scrub(str(answer)[:2000])[:200]}"
     return _empty_reply(answer, endpoint), CallFailed("server", problem)
 
 def _empty_reply(answer, endpoint):
