@@ -181,7 +181,7 @@ def test_a_store_of_layout_1_is_kept_and_replayed(tmp_path):
         calls, attempts = calls_of(path), attempts_of(path)
         assert len(calls) == 60 and len(attempts) == 15 and rows_of(path, "pragma user_version") == [(1,)]
         Store(path).close()
-        assert rows_of(path, "pragma user_version") == [(3,)] and calls_of(path) == calls and attempts_of(path) == attempts
+        assert rows_of(path, "pragma user_version") == [(4,)] and calls_of(path) == calls and attempts_of(path) == attempts
         assert rows_of(path, "pragma integrity_check") == [("ok",)] and not rows_of(path, "select name from sqlite_master where name like 'old_%'")
         again = run(numbered(60), strict, model=model, store=path, concurrency=8)
         assert len(bodies) == sent and again.kept == first.kept
@@ -199,7 +199,7 @@ def test_eight_processes_migrate_one_store_once(tmp_path):
         path = tmp_path / f"{n}.sqlite"
         shutil.copy(made, path)
         assert together(8, work, path) == [(500, True)] * 8
-        assert rows_of(path, "select count(*), min(id), max(id) from calls") == [(500, 1, 500)] and rows_of(path, "pragma user_version") == [(3,)]
+        assert rows_of(path, "select count(*), min(id), max(id) from calls") == [(500, 1, 500)] and rows_of(path, "pragma user_version") == [(4,)]
 
 
 def test_a_migration_that_is_killed_is_as_if_it_had_not_begun(tmp_path):
@@ -217,7 +217,7 @@ def test_a_migration_that_is_killed_is_as_if_it_had_not_begun(tmp_path):
         child.join()
         killed += rows_of(path, "pragma user_version") == [(1,)]
         Store(path).close()
-        assert calls_of(path) == calls and rows_of(path, "pragma user_version") == [(3,)]
+        assert calls_of(path) == calls and rows_of(path, "pragma user_version") == [(4,)]
     assert killed
 
 
@@ -225,7 +225,7 @@ def test_a_newer_layout_is_left_alone(tmp_path):
     path = tmp_path / "s.sqlite"
     fill(path, 3)
     db = sqlite3.connect(path, isolation_level=None)
-    db.execute("pragma user_version=4")
+    db.execute("pragma user_version=5")
     db.close()
     before = path.read_bytes()
     with pytest.raises(StoreError) as e: Store(path)
@@ -578,6 +578,9 @@ def test_stats_add_up(tmp_path):
     for kind in ("refused", "refused", "server"): store.fail(store.sending(b"k"), kind=kind)
     store.sending(b"lost")
     store.commit()
+    assert store.stats()["attempts"] == {"refused": 2, "server": 1, "under way": 1}
+    store.close()
+    store = Store(tmp_path / "s.sqlite")
     told = store.stats()
     assert (told["calls"], told["prompt_tokens"], told["completion_tokens"], told["usd"], told["bytes"]) == (30, 435, 60, 7.5, 300)
     assert told["attempts"] == {"refused": 2, "server": 1, "lost": 1}
