@@ -332,11 +332,9 @@ class _ReadAhead:
     def __init__(self): self.calls, self.read, self.hits = {}, 0, 0
 
     def take(self, key):
-        "The call under `key`, or None; each is given once"
-        row = self.calls.pop(key, None)
-        if row is None: return None
+        "The call under `key`; each is given once"
         self.hits += 1
-        return _stored_call(row)
+        return _stored_call(self.calls.pop(key))
 
     def add(self, rows):
         if len(self.calls) > 10_000: self.calls.clear()
@@ -453,7 +451,8 @@ class Store(Database):
     def get(self, key: bytes) -> dict | None:
         "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
         if key in self.unsaved: self.commit()
-        return self.ahead.take(key) or self._read_call(key)
+        if key not in self.ahead.calls: return self._read_call(key)
+        with self.errors(): return self.ahead.take(key)
 
     def _read_call(self, key):
         with self.errors() as db:
