@@ -668,23 +668,24 @@ async def _answer_call(ask, call):
     reply = _replay_stored(ask, call, key)
     if reply: return reply
     flight = ask.flying[key] = asyncio.get_running_loop().create_future()
-    try: return await _pay_or_wait(ask, call, key)
+    try: return await _pay_or_wait(ask, call, key, _pay_for)
     except CallFailed as e: raise CallFailed(e.kind, e.message, call.step, status=e.status, seconds=e.seconds) from e
     finally:
-        ask.store.release(key)
         del ask.flying[key]
         flight.set_result(None)
 
 # %% ../nbs/04_models.ipynb #0c5a3e20
-async def _pay_or_wait(ask, call, key):
-    "The reply to a call that is not stored: paid for here, or by another run that has it under way"
-    while True:
-        try: return await _pay_for(ask, call, key)
-        except UnderWay as e: await ask.store.unclaimed(e.key)  # without a place at the server or in the budget
-        ask.attempted.setdefault(key, set())
-        _book_earlier(ask, call, key)
-        reply = _replay_stored(ask, call, key)
-        if reply: return reply
+async def _pay_or_wait(ask, call, key, pay):
+    "The reply to a call that is not stored: from `pay`, or from another run that has it under way"
+    try:
+        while True:
+            try: return await pay(ask, call, key)
+            except UnderWay: await ask.store.unclaimed(key)  # without a place at the server or in the budget
+            ask.attempted.setdefault(key, set())
+            _book_earlier(ask, call, key)
+            reply = _replay_stored(ask, call, key)
+            if reply: return reply
+    finally: ask.store.release(key)
 
 # %% ../nbs/04_models.ipynb #5d80f696
 async def _answer_with_logprobs(ask, call, logprobs):
@@ -702,7 +703,7 @@ async def _answer_with_logprobs(ask, call, logprobs):
 async def _pay_for(ask, call, key):
     "The reply to a call that is not stored: paid for, once more where the first answer cannot be read"
     await ask.check()
-    if not (call.parse or call.schema): return await _pay_once(ask, call, key, last=True)
+    if not (call.parse or call.schema): return await _pay_last(ask, call, key)
     again = call.again()
     again_key = again.key()
     if key in ask.attempted:
@@ -713,8 +714,7 @@ async def _pay_for(ask, call, key):
     except CallFailed as e:
         if e.kind != "unparseable": raise
     ask.attempted.setdefault(key, set())
-    try: return await _pay_once(ask, again, again_key, last=True)
-    finally: ask.store.release(again_key)
+    return await _pay_or_wait(ask, again, again_key, _pay_last)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
 async def _check_endpoints(ask):
@@ -733,17 +733,11 @@ async def _ask_for_a_word(ask, endpoint, listed):
     "EndpointError when the server refuses a model that is not `listed`"
     body = dict(messages=[{"role": "user", "content": "Hi"}], temperature=0.0, max_tokens=1, seed=0)
     call = Call(endpoint, "/chat/completions", body, step="check")
-    try: await _pay_for_word(ask, call, call.key())
+    key = call.key()
+    if _replay_stored(ask, call, key): return
+    try: await _pay_or_wait(ask, call, key, _pay_last)
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
-
-async def _pay_for_word(ask, call, key):
-    "Have `call` answered, here or by another run that has it under way"
-    try:
-        while not _replay_stored(ask, call, key):
-            try: return await _pay_once(ask, call, key, last=True)
-            except UnderWay: await ask.store.unclaimed(key)
-    finally: ask.store.release(key)
 
 # %% ../nbs/04_models.ipynb #ccd9c1cb
 def _book_request(ask, call, *args, **counts):
@@ -796,6 +790,8 @@ async def _pay_once(ask, call, key, last):
     ask.store.soon()
     if failed or bug: raise failed or bug
     return reply
+
+async def _pay_last(ask, call, key): return await _pay_once(ask, call, key, last=True)
 
 # %% ../nbs/04_models.ipynb #458b67a3
 def _read_value(call, reply):
@@ -935,7 +931,8 @@ async def _send_until_answered(ask, call, key, body):
 # %% ../nbs/04_models.ipynb #0c5a3e21
 async def _claim_call(ask, limiter, key, about):
     "The number of the request for `key`, which is on disk; UnderWay when another run was first"
-    try: return await ask.store.claim(key, ask.unreadable.get(key, 0), **about)
+    seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
+    try: return await ask.store.claim(key, seen, known, **about)
     except UnderWay:
         ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
         raise

@@ -176,7 +176,7 @@ def _wake_waiting(futures, error=None):
 _CLAIM = """
 insert or replace into attempts select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 1
 where not exists (select 1 from calls where key = ?1 and id > ?13)
-and not exists (select 1 from attempts join runs using (run) where key = ?1 and under_way and attempts.run != ?12)"""
+and (select count(*) from attempts where key = ?1 and run is not ?12) <= ?14"""
 _LEAVE = "delete from runs where run=?"
 
 # %% ../nbs/03_store.ipynb #cbaefee7
@@ -479,10 +479,15 @@ class Store(Database):
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
-    async def claim(self, key: bytes, seen: int = 0, **about) -> tuple:
-        "As `sending`, and it is on disk; UnderWay when another run was first, or has stored an answer later than the call `seen`"
+    async def claim(self,
+        key: bytes,
+        seen: int = 0,   # `id` of the answer that is known, and not wanted
+        known: int = 0,  # how many of the `attempts` of other runs are known
+        **about,
+    ) -> tuple:
+        "As `sending`, and it is on disk; UnderWay when another run was first"
         _show_life(self)
-        sent = self.sending(key, seen, **about)
+        sent = self.sending(key, seen, known, **about)
         await self.saved()
         if sent not in self.refused: return sent
         self.refused.discard(sent)
@@ -490,12 +495,12 @@ class Store(Database):
         self.others.looked = 0.0
         raise UnderWay(key)
 
-    def sending(self, key: bytes, seen: int = 0, **about) -> tuple:
+    def sending(self, key: bytes, seen: int = 0, known: int = 0, **about) -> tuple:
         "A request for `key` is about to be sent; gives its number for `put` or `fail`"
         sent = key, time.time()
         self.held[key] += 1
         columns = about | dict(kind="lost", message=_LOST)
-        self.queue.append((_CLAIM, (*sent, *map(columns.get, _ATTEMPT_COLUMNS), self.run, seen)))
+        self.queue.append((_CLAIM, (*sent, *map(columns.get, _ATTEMPT_COLUMNS), self.run, seen, known)))
         return sent
 
     def put(self, sent: tuple, **columns) -> None:
