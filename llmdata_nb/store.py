@@ -7,7 +7,7 @@ __all__ = ['COUNT', 'MOST_CHARACTERS', 'call_key', 'StoreError', 'Database', 'Un
            'vacuum', 'outputs_folder', 'store_path']
 
 # %% ../nbs/03_store.ipynb #82a07b24
-import asyncio, gzip, hashlib, json, os, socket, sqlite3, stat, sys, time, zlib
+import asyncio, gzip, hashlib, json, os, socket, sqlite3, stat, sys, time, weakref, zlib
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -382,11 +382,15 @@ _ENTER = "insert or ignore into runs values (?,?,?,?,?)"
 _LIVES = "insert into runs values (?1,?2,?3,?4,?5) on conflict (run) do update set beat = ?5"
 _CLAIMANTS = "select distinct run from attempts join runs using (run) where key=? and under_way and run != ?"
 
+_OPEN = weakref.WeakSet()  # the stores of this process
+
 def _this_process(): return socket.gethostname(), os.getpid(), _process_start(os.getpid())
 
-def _has_ended(host, pid, started):
-    "Whether the process of a run is known to have ended; that of another machine is not"
-    return host == socket.gethostname() and _process_start(pid) != started
+def _has_ended(run, host, pid, started):
+    "Whether `run` is known to have ended; of one on another machine that is not known"
+    if host != socket.gethostname(): return False
+    if _process_start(pid) != started: return True
+    return pid == os.getpid() and all(store.run != run for store in _OPEN)
 
 # %% ../nbs/03_store.ipynb #0c5a3e1b
 def _microseconds(): return time.time_ns() // 1000
@@ -395,7 +399,7 @@ def _forget_ended(db, alone):
     "Remove the runs that have ended without saying so: all, when nobody else can have the file open"
     for run, *process, beat in db.execute("select * from runs").fetchall():
         silent = beat < _microseconds() - 10 * _SILENCE * 1e6  # one that lives after all enters itself again
-        if alone or silent or _has_ended(*process): db.execute(_LEAVE, (run,))
+        if alone or silent or _has_ended(run, *process): db.execute(_LEAVE, (run,))
 
 def _enter_run(store, alone):
     "Enter a new run in the table of runs; gives its number"
@@ -432,7 +436,7 @@ class _OtherRuns:
         _, *process, beat = row
         now = time.monotonic()
         if self.beats.get(run, (None,))[0] != beat: self.beats[run] = beat, now
-        if not _has_ended(*process) and now - self.beats[run][1] < _SILENCE: return True
+        if not _has_ended(run, *process) and now - self.beats[run][1] < _SILENCE: return True
         with self.store.transaction() as db: db.execute("delete from runs where run=? and beat=?", (run, beat))
         return False
 
@@ -447,6 +451,7 @@ class Store(Database):
         self.ahead, self.used = _ReadAhead(), _Noted()
         self.held, self.others, self.heart = Counter(), _OtherRuns(self), None  # `heart`: what gives the next sign of life
         self.run = _enter_run(self, alone)
+        _OPEN.add(self)
 
     def get(self, key: bytes) -> dict | None:
         "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
@@ -524,6 +529,7 @@ class Store(Database):
 
     def close(self) -> None:
         "Write what is waiting, and close the file; other runs wait for this one no longer"
+        _OPEN.discard(self)
         if self.heart: self.heart.cancel()
         super().close()
 
