@@ -791,7 +791,7 @@ async def _pay_once(ask, call, key, last):
     if failed or bug: raise failed or bug
     return reply
 
-async def _pay_last(ask, call, key): return await _pay_once(ask, call, key, last=True)
+def _pay_last(ask, call, key): return _pay_once(ask, call, key, last=True)
 
 # %% ../nbs/04_models.ipynb #458b67a3
 def _read_value(call, reply):
@@ -910,9 +910,13 @@ async def _a_server(ask, endpoint, failed_at):
 async def _send_until_answered(ask, call, key, body):
     "The decoded answer, the number of its request, and the seconds it took"
     about, failed_at = dict(step=call.step, model=call.endpoint.name), []
+    seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
     for tries in itertools.count(1):
         async with _a_server(ask, call.endpoint, failed_at) as (server, limiter):
-            sent = await _claim_call(ask, limiter, key, about)
+            try: sent = await ask.store.claim(key, seen, known, **about)
+            except UnderWay:
+                ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
+                raise
             try:
                 answer = await post(ask.session, server, call.path, body)
                 limiter.answered()
@@ -927,15 +931,6 @@ async def _send_until_answered(ask, call, key, body):
         ask.store.soon()
         if pause is None: raise failed
         await asyncio.sleep(pause)
-
-# %% ../nbs/04_models.ipynb #0c5a3e21
-async def _claim_call(ask, limiter, key, about):
-    "The number of the request for `key`, which is on disk; UnderWay when another run was first"
-    seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
-    try: return await ask.store.claim(key, seen, known, **about)
-    except UnderWay:
-        ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
-        raise
 
 # %% ../nbs/04_models.ipynb #754bda67
 def _others_may_take(endpoint, failed, failed_at):

@@ -449,7 +449,7 @@ class Store(Database):
     ):
         super().__init__(path, alone)
         self.ahead, self.used = _ReadAhead(), _Noted()
-        self.held, self.others, self.heart = Counter(), _OtherRuns(self), None  # `heart`: what gives the next sign of life
+        self.held, self.others, self.heart = {}, _OtherRuns(self), None  # `heart`: what gives the next sign of life
         self.run = _enter_run(self, alone)
         _OPEN.add(self)
 
@@ -496,14 +496,15 @@ class Store(Database):
         await self.saved()
         if sent not in self.refused: return sent
         self.refused.discard(sent)
-        self.held -= Counter([key])  # which leaves no zero behind
+        self.held[key] -= 1
+        if not self.held[key]: del self.held[key]
         self.others.looked = 0.0
         raise UnderWay(key)
 
     def sending(self, key: bytes, seen: int = 0, known: int = 0, **about) -> tuple:
         "A request for `key` is about to be sent; gives its number for `put` or `fail`"
         sent = key, time.time()
-        self.held[key] += 1
+        self.held[key] = self.held.get(key, 0) + 1
         columns = about | dict(kind="lost", message=_LOST)
         self.queue.append((_CLAIM, (*sent, *map(columns.get, _ATTEMPT_COLUMNS), self.run, seen, known)))
         return sent
