@@ -177,6 +177,7 @@ _CLAIM = """
 insert or replace into attempts select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 1
 where not exists (select 1 from calls where key = ?1 and id > ?13)
 and (select count(*) from attempts where key = ?1 and run is not ?12) <= ?14"""
+_ATTEMPT = "insert or replace into attempts values (?,?,?,?,?,?,?,?,?,?,?,?,1)"
 _LEAVE = "delete from runs where run=?"
 
 # %% ../nbs/03_store.ipynb #cbaefee7
@@ -189,6 +190,7 @@ class Database:
         self.waiting, self.due = [], False    # futures of those who wait for a commit; whether one comes in this turn
         self.locked = 0.0                     # since when another program holds the file, by the monotonic clock
         self.run = None                       # number of the run; a `Store` has one
+        self.version, self.shared = None, True  # of the data; whether others have written since the run began
         try:
             if self.path != ":memory:": Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.db = self._open_file()
@@ -245,12 +247,18 @@ class Database:
             self.db.close()
 
 # %% ../nbs/03_store.ipynb #0c5a3e13
+def _data_version(db):
+    "A number that changes when another connection writes"
+    return db.execute("pragma data_version").fetchone()[0]
+
 def _write_queue(store, patience):
     "Write all that is waiting, in one transaction; `patience`: seconds to wait for another program that writes"
     with store.transaction(patience) as db:
+        if not store.shared: store.shared = _data_version(db) != store.version
         for sql, values in store.queue:
-            changed = _write_values(db, sql, values).rowcount
-            if sql is _CLAIM and not changed: store.refused.add(values[:2])
+            if sql is not _CLAIM: _write_values(db, sql, values)
+            elif not store.shared: _write_values(db, _ATTEMPT, values[:-2])  # nothing unknown can stand there
+            elif not _write_values(db, sql, values).rowcount: store.refused.add(values[:2])
         for (url, second), n in store.counts.items(): db.execute(COUNT, (url, second, n))
     for written in (store.queue, store.unsaved, store.counts): written.clear()
     store.locked = 0.0
@@ -282,7 +290,6 @@ _STORED = ("id", "run", *_COLUMNS, "logprobs")
 _GET = f"select {','.join(_STORED)}, key from calls where"
 _GET_NEXT = f"{_GET} id > ? order by id limit 256"
 _PUT = "insert or replace into calls values (null,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_ATTEMPT = "insert or replace into attempts values (?,?,?,?,?,?,?,?,?,?,?,?,1)"
 _IS_UNDER_WAY = "(coalesce(under_way, 0) and run in (select run from runs))"
 _RELEASE = "update attempts set under_way = 0 where key=? and run=?"
 _LOST = "the answer did not come before the run was stopped"
@@ -407,6 +414,8 @@ def _enter_run(store, alone):
     with store.transaction() as db:
         _forget_ended(db, alone)
         while not db.execute(_ENTER, (run, *_this_process(), run)).rowcount: run += 1
+        store.version = _data_version(db)
+        store.shared = bool(db.execute("select 1 from runs where run != ?", (run,)).fetchone())
     return run
 
 # %% ../nbs/03_store.ipynb #0c5a3e1c
@@ -418,6 +427,7 @@ class _OtherRuns:
 
     def claim(self, key):
         "Whether one that lives has a request for `key` under way"
+        if not self.store.shared: return False
         now = time.monotonic()
         if now - self.looked > 0.25: self._look(now)
         if not self.any: return False
@@ -457,7 +467,8 @@ class Store(Database):
         "The finished call stored under `key`, with its `id` and the `run` that paid it; or None"
         if key in self.unsaved: self.commit()
         if key not in self.ahead.calls: return self._read_call(key)
-        with self.errors(): return self.ahead.take(key)
+        try: return self.ahead.take(key)
+        except (zlib.error, UnicodeDecodeError) as e: raise _store_error(self.path, e) from e
 
     def _read_call(self, key):
         with self.errors() as db:
