@@ -134,6 +134,7 @@ PACK_PARTS = {  # "table.part", or the table where its parts explain themselves 
     "judge.reply": "how a judge is asked to answer with one verdict, named {key}",
     "judge.reply_each": "how it is asked to rate several responses at once",
     "judge.choose": "how it is asked to choose between two",
+    "judge.marked": "what it is told, behind the texts, of what stands between the marks, named {mark}",
     "judge.rating_words": "words under which it may give its verdict, instead of the English keys",
     "judge.rationale_words": "words under which it may give its reason",
     "labels": "words for low, medium and high in all their forms; the first of each goes into prompts",
@@ -177,6 +178,7 @@ PACK_PARTS |= {
     "verdict.quality": "words for quality; a verdict under such a word alone counts less",
     "verdict.final": "words for final or overall; a verdict with one counts more",
     "verdict.example": "what announces an example, whose verdict is not the judge's (for instance)",
+    "verdict.quotes": "what announces the words of somebody else, such as those of the response (the candidate wrote)",
     "verdict.is": "forms of “to be” between the name of a verdict and the verdict (the score is 4)",
     "verdict.equals": "other words in that place (スコアは4)",
     "verdict.openers": "small words before the name of a verdict (my, therefore)",
@@ -281,6 +283,8 @@ def missing_parts(
     found, sentences = language(name), []
     if not found.texts:
         sentences.append(f"There is no pack for {found.name}: judges get English rubrics about {found.name} texts, and a model translates the prompts that should be in {found.name}.")
+    elif "marked" not in found.texts["judge"]:
+        sentences.append(f"The pack for {found.name} has no judge.marked: judges are told in English that nothing between the marks counts.")
     if found.code not in packs():
         sentences.append(f"A verdict that is worded in {found.name} is not understood: judges have to answer in JSON or in English.")
     if lacking := unnoticed(found.code):
