@@ -46,14 +46,17 @@ def _base64_forms(data):
         forms |= {whole, whole.replace("+", "-").replace("/", "_")}
     return forms
 
-def _blocks(text, size): return {text[i:i + size] for i in range(0, len(text) - size + 1, size)}
+def _blocks(text, size):
+    "`text` in blocks of `size`, or half of that where it is short"
+    if len(text) < 2 * size: size = size // 2
+    return {text[i:i + size] for i in range(0, len(text) - size + 1, size)}
 
 # %% ../nbs/02b_scrub.ipynb #2b00000f
 class _Known:
     "The keys of this process, and what is looked for"
     keys = set()
     parts = {}               # length → the parts of that length
-    plain, encoded = (), ()  # blocks, of the keys, and of their hexadecimal form and their base64
+    plain, encoded = (), ()  # blocks, of the keys and their hexadecimal form, and of their base64
 
 def know_key(
     key: str | None, # None where there is none
@@ -66,9 +69,8 @@ def know_key(
     if not parts: return
     for part in parts: _Known.parts.setdefault(len(part), set()).add(part)
     plain = _blocks(key.lower(), 6) if len(parts) > 1 else {key.lower()}
-    encoded = set().union(*[_blocks(form, 8) for form in _base64_forms(data)])
-    encoded |= _blocks(data.hex(), 12) | _blocks(data.hex().upper(), 12)
-    _Known.plain = (*_Known.plain, *plain)
+    encoded = set().union(*[_blocks(form, 13) for form in _base64_forms(data)])
+    _Known.plain = (*_Known.plain, *plain, *_blocks(data.hex(), 24))
     _Known.encoded = (*_Known.encoded, *encoded)
 
 # %% ../nbs/02b_scrub.ipynb #2b000011
@@ -98,20 +100,19 @@ def _spelled_out(match):
 # %% ../nbs/02b_scrub.ipynb #2b000015
 _ROUNDS = 5  # so many times a text may be escaped
 
-def _holds_block(plain, encoded=True):
+def _holds_block(plain):
     "Whether a block of a key stands in a text that was made plain"
     small = plain.lower()
     for block in _Known.plain:
         if block in small: return True
-    if not encoded: return False
-    return any(block in plain for block in _Known.encoded)
+    for block in _Known.encoded:
+        if block in plain: return True
+    return False
 
 def _may_hold_key(text):
-    words = text.split()
-    plain = "".join(words)
-    digits = len(plain) < 4 * len(words) or max(map(len, words)) > 14  # hexadecimal ones in pairs, or many in a row
-    if _holds_block(plain, digits): return True
-    if "\\" in plain: plain = plain.replace('\\"', '"').replace("\\n", "")  # the usual ones, quickly
+    plain = text.replace(" ", "").replace("\n", "")
+    if "\t" in plain or "\r" in plain or not plain.isascii(): plain = "".join(plain.split())
+    if _holds_block(plain): return True
     escaped = "\\" in plain or "%" in plain or "&" in plain
     if not escaped and (plain.isascii() or not any(mark in plain for mark in _NO_WIDTH)): return False
     for _ in range(_ROUNDS):
@@ -152,7 +153,7 @@ def _all_spans(plain):
     "Where parts of keys stand in `plain`, in hexadecimal and base64 digits too"
     yield from _plain_spans(plain)
     for begins, per_byte, text in _decoded_runs(plain):
-        if not _holds_block(text, encoded=False): continue
+        if not _holds_block(text): continue
         for start, end in _plain_spans(text):
             yield begins + int(start * per_byte), begins + -int(-end * per_byte // 1)
 
