@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from .judge import Comparison
-from .rows import content_id
+from .rows import content_id, well_formed
 
 # %% ../nbs/19_annotations.ipynb #1173861b
 def answer_text(
@@ -25,8 +25,11 @@ def answer_text(
 def _listed_answers(row):
     "The answers in `responses`, with their models, scores and feedbacks"
     answers = row["responses"]
-    unknown = [None] * len(answers)
-    about = [row.get(column) or unknown for column in ("models", "scores", "feedbacks")]
+    about = []
+    for column in ("models", "scores", "feedbacks"):
+        values = row.get(column)
+        is_of_each = isinstance(values, list) and len(values) == len(answers)
+        about.append(values if is_of_each else [None] * len(answers))
     return answers, *about
 
 def _paired_answers(row):
@@ -45,6 +48,7 @@ def answers_to_show(
     row: dict, # with `responses`, with `chosen` and `rejected`, or with `messages` that end with an answer
 ) -> dict: # id, prompt (messages), answers (texts), models, scores, feedbacks, language, hash
     "What a person is shown of `row`, and how the judge rated it; the lists are in the order of the answers in the row"
+    row = well_formed(row)
     prompt = row.get("prompt") or row.get("messages") or []
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if row.get("responses"): about = _listed_answers(row)

@@ -7,7 +7,6 @@ __all__ = ['SCORES', 'read_runs', 'differences', 'compare', 'compare_reasons', '
            'plot_compared_scores', 'plot_confusion', 'plot_costs', 'save_comparison']
 
 # %% ../nbs/21f_compare.ipynb #ff847651
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .agreement import share, wilson
 from .checks import passes_for
-from .export import check_counts, escaped, reason_groups
+from .export import check_counts, check_files, escaped, read_manifest, reason_groups
 from .figures import (
     COLORS, draw_bars, draw_intervals, draw_shares, dress_axes, empty_figure, name_bars, new_figure, save_figures,
     set_title, share_axis, with_count, write_at_ends)
@@ -38,7 +37,9 @@ def _score_columns(recipe):
 
 # %% ../nbs/21f_compare.ipynb #0324f1a7
 def _count_column(file, name):
-    "How often each value of the column `name` occurs in a Parquet `file`"
+    "How often each value of the column `name` occurs in a Parquet `file`; lists and objects are no scores and no languages"
+    from pyarrow.types import is_nested
+    if is_nested(file.schema_arrow.field(name).type): return Counter()
     counted = file.read(columns=[name]).column(name).value_counts().to_pylist()
     return Counter({each["values"]: each["counts"] for each in counted if each["values"] is not None})
 
@@ -61,6 +62,10 @@ def _only_numbers(count):
     return Counter({value: n for value, n in count.items() if _is_number(value)})
 
 # %% ../nbs/21f_compare.ipynb #cf82cd70
+def _only_texts(count):
+    "The values of `count` that are texts, such as codes of languages"
+    return Counter({value: n for value, n in count.items() if isinstance(value, str)})
+
 def _find_scores(columns, kept, dropped):
     "`(column, how often each score occurs)` for the first of the `columns` that has any; `(None, none)` where none has"
     for column in columns:
@@ -93,15 +98,16 @@ def _reason_counts(manifest):
 # %% ../nbs/21f_compare.ipynb #1165183b
 def _read_run(path):
     "The run whose manifest is at `path`, as `read_runs` gives it; an error where it is none, or not whole"
-    manifest, folder = json.loads(path.read_text(encoding="utf-8")), path.parent
+    manifest, folder = read_manifest(path), path.parent
     _check_manifest(manifest)
+    check_files(folder, manifest)
     score_columns = _score_columns(manifest["recipe"])
     columns = ["detected_language", *score_columns]
     kept, n_kept = _count_columns(sorted(folder.glob("data/*.parquet")), columns)
     dropped, n_dropped = _count_columns([folder / "dropped.parquet"], columns)
     check_counts(manifest, kept=range(n_kept), dropped=range(n_dropped))
     column, scores = _find_scores(score_columns, kept, dropped)
-    seen, seen_dropped = (count.get("detected_language", Counter()) for count in (kept, dropped))
+    seen, seen_dropped = (_only_texts(count.get("detected_language", {})) for count in (kept, dropped))
     calls = manifest["calls"]
     return dict(
         language=find_language(manifest["language"]).code, recipe=manifest["recipe"], rows=manifest["rows"],

@@ -195,7 +195,7 @@ def write_at_ends(
     beside = dict(xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
     for y, (end, text) in enumerate(zip(ends, texts)):
         ax.annotate(text, (end, y), **beside, **text_options(text))
-    ax.set_xlim(0, max(*ends, 1) * room)
+    ax.set_xlim(0, max([*ends, 1]) * room)
 
 # %% ../nbs/21c_figures.ipynb #3be6603a
 def name_bars(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from .export import check_counts
+from .export import check_card, check_counts, check_files, read_manifest
 
 # %% ../nbs/21a_formats.ipynb #b573af80
 def _check_text(text, what):
@@ -404,7 +404,7 @@ def hub_files(
     folder: str | Path,     # one that `run` wrote, such as outputs/it/translate_and_judge
     notebook: bool = False, # the executed notebook, run.ipynb, too
 ) -> list: # paths relative to the folder
-    "What of `folder` goes to the Hub; an error where the card or the manifest is missing, or the manifest disagrees with the rows"
+    "What of `folder` goes to the Hub; an error where the card or the manifest is missing, or where card, manifest and rows are not of one run"
     folder, patterns = Path(folder), _HUB_FILES
     needed = {"manifest.json": "expected a folder that `run` wrote",
               "README.md": "write the card before, with export.write_card"}
@@ -413,11 +413,14 @@ def hub_files(
         needed["run.ipynb"] = "leave out notebook=True"
     for name, advice in needed.items():
         if not (folder/name).is_file(): raise FileNotFoundError(f"{folder/name}: no such file; {advice}")
+    manifest = read_manifest(folder/"manifest.json")
+    check_files(folder, manifest)
     rows = {"kept": _row_count(folder, "data/*.parquet"),
             "dropped": _row_count(folder, "dropped.parquet"),
             "failed": _row_count(folder, "failed.parquet")}
-    try: check_counts(json.loads((folder/"manifest.json").read_text(encoding="utf-8")), **rows)
+    try: check_counts(manifest, **rows)
     except ValueError as e: raise ValueError(f"{folder}: {e}") from None
+    check_card(folder)
     return [path.relative_to(folder).as_posix() for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 # %% ../nbs/21a_formats.ipynb #40938657
@@ -447,7 +450,7 @@ def _print_plan(url, folder, files, private, new):
     size = sum((folder/file).stat().st_size for file in files)
     state = f"{'private' if private else 'public'}, {'new' if new else 'there already'}"
     print(f"{url} ({state}): {len(files)} files, {size / 1e6:,.1f} MB: {', '.join(files)}")
-    paths = _named_paths(json.loads((folder/"manifest.json").read_text(encoding="utf-8")))
+    paths = _named_paths(read_manifest(folder/"manifest.json"))
     if paths: print(f"manifest.json names paths of this machine: {', '.join(paths)}")
 
 # %% ../nbs/21a_formats.ipynb #f2eb493d

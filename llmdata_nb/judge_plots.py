@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 from .agreement import wilson
 from .aya import compare_models
+from .export import verdict_in
 from .figures import (
     COLORS, HATCHES, draw_intervals, draw_shares, dress_axes, empty_figure, label, legend_below, legend_right, new_figure,
     set_title, share_axis, stack_columns, with_count, write_above, write_ticks)
 from .languages import language as find_language
 from .rerank import outcome_rates
+from .rows import well_formed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,11 +33,13 @@ OUTCOMES = dict(kept=COLORS["kept"], swapped=COLORS["swapped"], ranked=COLORS["k
 def _judged_pairs(rows):
     "The `rows` with two answers that both have a score"
     pairs = []
-    for row in rows:
-        if row.get("outcome") not in OUTCOMES or not row.get("scores_by_order"): continue
-        scores = row["scores"]
-        if len(scores) == 2 and None not in scores: pairs.append(row)
+    for row in map(well_formed, rows):
+        if row.get("outcome") not in OUTCOMES: continue
+        orders = row.get("scores_by_order") or []
+        if orders and all(map(_has_two_scores, [row.get("scores"), *orders])): pairs.append(row)
     return pairs
+
+def _has_two_scores(scores): return scores is not None and len(scores) == 2 and None not in scores
 
 # %% ../nbs/21e_judge_plots.ipynb #25f6208d
 def _count_margins(pairs, outcome):
@@ -88,7 +92,7 @@ def _order_counts(rows):
     "`(what, hits, of how many)` of the two orders"
     pairs = [row for row in _judged_pairs(rows) if len(row["scores_by_order"]) == 2]
     wins = _first_place_wins(pairs)
-    differ = sum(not row["position_consistent"] for row in pairs)
+    differ = sum(not row.get("position_consistent") for row in pairs)
     return [("the first place was rated higher (50 % is fair)", sum(wins), len(wins)),
             ("the two orders came to different results", differ, len(pairs))]
 
@@ -121,7 +125,7 @@ def plot_outcomes(
     rows: list # kept and dropped rows of `rerank`
 ) -> "Figure":
     "The shares of pairs that kept their order, were swapped or were ties, and those of `position_bias`, with their intervals of 95 %"
-    rates = outcome_rates(rows)
+    rates = outcome_rates(list(map(well_formed, rows)))
     judged = sum(rate["rows"] for rate in rates)
     title = f"What became of {judged:,} pairs (rows: {len(rows):,})"
     if not rates: return empty_figure(title, "no pair was judged", rows)
@@ -139,7 +143,9 @@ def _longer_wins(rows):
     "`(how many times as long, whether it was rated higher)` for the longer answer of each pair whose answers differ in both"
     wins = []
     for row in _judged_pairs(rows):
-        lengths = map(len, row["responses"])
+        answers = row.get("responses")
+        if not isinstance(answers, list) or len(answers) != 2: continue
+        lengths = map(len, map(str, answers))
         (short, low), (long, high) = sorted(zip(lengths, row["scores"]))
         if low == high or long == short: continue
         ratio = long / max(short, 1)
@@ -196,15 +202,22 @@ def _left_share_axis(ax, low):
     write_ticks(ax.yaxis, [0, 0.5, 1])
 
 # %% ../nbs/21e_judge_plots.ipynb #ec6e2375
+def _is_scored_request(row):
+    "Whether a row has a request with a score of the alignment"
+    request = row.get("instruction") or row.get("instruction_en")
+    return isinstance(request, str) and verdict_in(row, "alignment_score") is not None
+
+# %% ../nbs/21e_judge_plots.ipynb #b4e10002
 def plot_min_scores(
     rows: list, # kept and dropped rows of `back_instruct`, with `alignment_score`
     good: dict = {} # id → whether people found the pair good, where some looked
 ) -> "Figure":
     "What each threshold of the alignment score would keep, how different the kept requests are, and how many people found good"
     from llmdata_nb.backinstruct import sweep
-    scored = sum(row.get("alignment_score") is not None for row in rows)
-    title = f"Thresholds of the alignment score: {scored:,} of {len(rows):,} rows scored"
-    if not scored: return empty_figure(title, "no row was scored", rows)
+    n, rows = len(rows), [row for row in rows if _is_scored_request(row)]
+    scored = len(rows)
+    title = f"Thresholds of the alignment score: {scored:,} of {n:,} rows scored"
+    if not scored: return empty_figure(title, "no row was scored" if n else "no rows")
 
     figure, ax = new_figure(height=3.4)
     swept, thresholds = sweep(rows, good), range(1, 6)
@@ -334,13 +347,28 @@ def _has_ratings(row):
     scores = row.get("scores") or row.get("judge_scores") or [None]
     return None not in scores
 
+# %% ../nbs/21e_judge_plots.ipynb #b4e10003
+def _names_authors(row):
+    "Whether `row` says who wrote each of the answers that were rated"
+    scores, models = row.get("scores") or row.get("judge_scores"), row.get("models")
+    if not isinstance(models, list) or len(models) != len(scores): return False
+    return all(isinstance(model, str | None) for model in models)
+
+def _without_odd_languages(row):
+    "`row`, whose languages of the responses are left out where one has no code"
+    found = row.get("response_languages") or []
+    has_codes = all(isinstance(each, dict) and "language" in each for each in found)
+    return row if has_codes else row | {"response_languages": None}
+
 # %% ../nbs/21e_judge_plots.ipynb #d0af1f24
 def plot_models(
     rows: list,   # judged by `aya_preferences`
     language: str # of the answers: a code or a name
 ) -> "Figure":
     "The mean rating of each author's answers"
-    authors = compare_models(rows, language) if any(map(_has_ratings, rows)) else []
+    rated = [row for row in map(well_formed, rows) if _has_ratings(row) and _names_authors(row)]
+    rated = list(map(_without_odd_languages, rated))
+    authors = compare_models(rated, language) if rated else []
     if not authors: return empty_figure("Ratings by author", "no judge was asked", rows)
 
     lines = []

@@ -12,7 +12,8 @@ from collections import deque
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from time import monotonic
-from .progress import duration
+from .progress import duration, visible
+from .scrub import scrub
 from .store import COUNT
 
 # %% ../nbs/03b_limits.ipynb #1f66cae7
@@ -28,6 +29,7 @@ class CallFailed(Exception):
         *, status: int | None = None, # HTTP status; None where no answer came
         seconds: float | None = None, # the server asks to wait; None where it does not say
     ):
+        message = visible(scrub(message))
         what = f"{kind} ({message})"
         super().__init__(f"{step}: {what}" if step else what)
         self.kind, self.message, self.step = kind, message, step
@@ -174,7 +176,7 @@ class Breaker:
 
     def _reset(self):
         self.failing, self.failures = set(), 0     # calls that failed since the last answer; how many requests
-        self.since, self.probe = None, 0.0         # when it was found dead, and when the next call may try
+        self.since, self.probe = None, 0.0         # when it was found dead, and when the next call may try: `monotonic()`
         self.pauses = 0                            # how many tries there were: each next pause is twice as long
 
     def heard(self) -> None:
@@ -183,21 +185,27 @@ class Breaker:
 
     def failed(self, call: bytes, sent: float) -> None:
         "The request for `call`, sent at `sent`, met a reset, a timeout or a server that is not there"
-        if self.since and clock.moment(sent) < self.since: return  # it was under way
+        seconds_ago = clock.time() - clock.moment(sent)
+        if self.since and monotonic() - seconds_ago < self.since: return  # it was under way
         self.failures += 1
         self.failing.add(call)
         if self.failures >= 2 * _FEW and len(self.failing) >= _FEW: self.trip()
 
     def trip(self) -> None:
         "The server was found dead: from now on it is tried now and then"
-        now = clock.time()
+        now = monotonic()
         self.since = self.since or now
         self.probe = now + min(2 ** self.pauses, 60)
         self.pauses += 1
 
+    def silent(self) -> float:
+        "Seconds since the server was found dead; 0 while it lives"
+        since = self.since
+        return monotonic() - since if since else 0.0
+
     def seconds_left(self) -> float:
         "Seconds to wait; 0 for one call at a time"
-        now = clock.time()
+        now = monotonic()
         if not self.since: return 0
         if now < self.probe: return self.probe - now
         self.probe = now + 60  # this call tries, the others wait for how it goes
@@ -479,11 +487,11 @@ def _longest_pause(limiter):
     return limiter.full, _budgets_text(limiter.budgets)
 
 def _status_text(limiter, now):
-    dead, rate, since = limiter.breaker.since, limiter.rate, limiter.since
+    silent, rate, since = limiter.breaker.silent(), limiter.rate, limiter.since
     until, reason = _longest_pause(limiter)
-    if dead:
-        next_try = max(limiter.breaker.probe - now, 0)
-        return f"{limiter.url} does not answer since {duration(now - dead)}, tried again in {duration(next_try)}"
+    if silent:
+        next_try = max(limiter.breaker.probe - monotonic(), 0)
+        return f"{limiter.url} does not answer since {duration(silent)}, tried again in {duration(next_try)}"
     if until > now: return f"waiting until {_clock_text(until)}: {reason}"
     if not rate or not since or now - since >= 60: return ""
     takes = pace(rate, now - since, limiter.steady)
@@ -505,9 +513,8 @@ def _pause_seconds(limiter):
 # %% ../nbs/03b_limits.ipynb #f9bcdb3a
 def _revival_seconds(limiter):
     "Seconds to wait for a server that seems dead; 0 for one call at a time"
-    dead = limiter.breaker.since
-    if dead and limiter.elsewhere(): raise Elsewhere
-    silent = clock.time() - dead if dead else 0
+    silent = limiter.breaker.silent()
+    if silent and limiter.elsewhere(): raise Elsewhere
     if silent > PATIENCE and not limiter.wait: raise CallFailed("server", f"{limiter.url} has not answered for {duration(silent)}; run again when it does")
     return limiter.breaker.seconds_left()
 

@@ -19,9 +19,10 @@ from .checks import doubtful_language, main_script, prose, repetition
 from .checks import switches_language, wrong_language, wrong_script
 from .dedup import Seen
 from .languages import language as find_language, pack_words
+from .marks import with_marked
 from .models import Ask, object_schema, read_json
 from .run import drop
-from .rows import Unreadable, check_bytes, file_lines, matching_files
+from .rows import Unreadable, check_bytes, file_text, matching_files
 
 # %% ../nbs/09_passages.ipynb #56e98c65
 ENDS_ALWAYS = "。！？｡।॥؟۔።፧፨։။។៕᙮᠃᠉꯫᱾᱿"  # no other use, and often no space after them
@@ -663,7 +664,7 @@ async def choose_passage(
     if not spans: drop("passage: no passage")
 
     number = {"type": "integer"}
-    prompt = CHOOSE.format(words=most // 6) + f"\n\n<document>\n{numbered}\n</document>"
+    prompt = with_marked(CHOOSE.format(words=most // 6), "document", numbered)
     schema = object_schema(first=number, last=number)
     reply = await ask(prompt, schema=schema, parse=lambda answer: _read_choice(answer, len(spans)), max_tokens=60,
                       step="choose", role="selector")
@@ -681,5 +682,5 @@ def whole_files(
 ):  # rows with `id` (the file's name) and `text`, one by one; a file that is not text has `failed` with the reason
     "One row for each file of `pattern`; raises FileNotFoundError when there is none"
     for path in matching_files(Path(pattern)):
-        try: yield {"id": path.name, "text": check_bytes("".join(file_lines(path)))}
+        try: yield {"id": path.name, "text": check_bytes(file_text(path))}
         except (Unreadable, OSError, EOFError) as e: yield {"id": path.name, "failed": f"load: {path.name}: {e}"}

@@ -16,6 +16,7 @@ from .agreement import bootstrap, kappa, krippendorff, share
 from .annotations import answer_text, answers_to_show, judge_comparison, judge_scores, shown_rows
 from .models import CallFailed
 from .rerank import pick_pair
+from .rows import well_formed
 from .run import Dropped, drop
 
 # %% ../nbs/19a_people.ipynb #15273afd
@@ -208,16 +209,16 @@ def _pair_by_judge(row, shown, tie):
     return _decided_pair(row, shown, best, worst, scores, "judge", margin=margin)
 
 # %% ../nbs/19a_people.ipynb #2ed09c87
-def _pair_of(row, fit, tie, judge):
-    "The pair that the row makes, with the annotations that `fit` it; or it is dropped"
+def _pair_of(row, fit, tie, judge, reason=None):
+    "The pair that the row makes, with the annotations that `fit` it; or it is dropped, for the `reason` that it had before"
     try: shown = answers_to_show(row)
-    except ValueError: drop(row.get("reason") or "no answers to decide between")
+    except ValueError: drop(reason or "no answers to decide between")
     annotations = fit.get(shown["id"], [])
     people = _opinions_in(annotations)
     if people: return _pair_by_people(row, shown, people, tie)
     flags = dict.fromkeys(a["flag"] for a in annotations if a["flag"])
     if flags: drop(f"flagged by people: {'; '.join(flags)}")
-    if row.get("reason"): drop(row["reason"])
+    if reason: drop(reason)
     if not judge: drop("no person has decided")
     return _pair_by_judge(row, shown, tie)
 
@@ -229,6 +230,10 @@ def _warn_of(unfit, total):
     warnings.warn(f"{len(unfit)} of {total} annotations are of other rows or texts and are not used: {some}", stacklevel=3)
 
 # %% ../nbs/19a_people.ipynb #1445a438
+def _reason_of(row):
+    "Why a row was dropped before; None where it was not"
+    return well_formed(row).get("reason")
+
 def resolve(
     rows: list,        # as `rerank` makes them, kept or dropped; or not judged at all
     annotations: list, # as from `read_annotations`
@@ -241,7 +246,7 @@ def resolve(
     if unfit: _warn_of(unfit, len(annotations))
     kept, dropped = [], []
     for row in rows:
-        try: kept.append(_pair_of(row, fit, tie, judge))
+        try: kept.append(_pair_of(row, fit, tie, judge, _reason_of(row)))
         except Dropped as e: dropped.append(row | {"reason": str(e)})
     return kept, dropped
 
@@ -258,12 +263,13 @@ def with_people(
     @wraps(recipe)
     async def decided(row, ask, **args):
         said = by_row.get(row["id"], [])
+        reason = None
         try: row = await recipe(row, ask, **args)
-        except Dropped as e: row["reason"] = str(e)
+        except Dropped as e: reason = str(e)
         except CallFailed as e:
             if e.kind != "unjudged" or not said: raise
         fit, _ = fitting([row], said)
-        return _pair_of(row, fit, tie, True)
+        return _pair_of(row, fit, tie, True, reason)
     return decided
 
 # %% ../nbs/19a_people.ipynb #fddd02fe

@@ -9,18 +9,19 @@ __all__ = ['MARKS', 'plot_funnel', 'plot_repeats', 'plot_scores', 'plot_labels',
 # %% ../nbs/21d_plots.ipynb #8a9c55df
 import re
 from collections import Counter
-from math import ceil
+from math import ceil, nan
 from statistics import median
 from typing import TYPE_CHECKING
 
 from .checks import passes_for
-from .export import reason_groups
+from .export import messages_in, reason_groups, verdict_in, was_dropped
 from .figures import (
     COLORS, HATCHES, draw_bars, draw_shares, dress_axes, empty_figure, explain_boxes, label, legend_below, legend_right,
     name_bars, new_figure, set_title, stack_columns, text_options, with_count, write_above, write_at_ends, write_ticks)
 from .languages import language as find_language
-from .progress import money
+from .progress import money, visible
 from .recipes import ONE_TO_FIVE, score_scales
+from .rows import is_number, well_formed
 from .show import funnel, total_money
 from .tags import CATEGORIES, DIFFICULTIES, QUALITIES
 
@@ -64,7 +65,7 @@ def _repeated_rows(rows):
     "`{id: (id of the row it repeats, likeness from 0 to 1, whether by meaning)}`"
     repeats = {}
     for row in rows:
-        match = _REPEATS.search(row.get("reason") or "")
+        match = _REPEATS.search(row["reason"]) if was_dropped(row) else None
         if not match: continue
         how, earlier, likeness = match.groups()
         by_meaning = how.startswith("means")
@@ -139,22 +140,22 @@ def plot_repeats(
 
 # %% ../nbs/21d_plots.ipynb #3ac4bead
 def _name_rows(rows, column):
-    "`(value of the column, row)` of each of the `rows` that has one"
+    "`(text in the column, row)` of each of the `rows` that has one"
     pairs = [(row.get(column), row) for row in rows]
-    return [(value, row) for value, row in pairs if value not in (None, "")]
+    return [(value, row) for value, row in pairs if isinstance(value, str) and value]
 
 # %% ../nbs/21d_plots.ipynb #465a6092
 def _count_states(named):
     "How often each name occurs in `named` (pairs of a name and its row): in kept rows, and in dropped ones"
-    kept = Counter(name for name, row in named if "reason" not in row)
-    dropped = Counter(name for name, row in named if "reason" in row)
-    return dict(kept=kept, dropped=dropped)
+    count = dict(kept=Counter(), dropped=Counter())
+    for name, row in named: count["dropped" if was_dropped(row) else "kept"][name] += 1
+    return count
 
 # %% ../nbs/21d_plots.ipynb #0b4bd83e
 def _verdict_bars(rows, column):
     "A figure with one bar for each verdict of `column`, from the worst to the best: kept rows, and dropped ones on top"
     scale = score_scales().get(column, ONE_TO_FIVE)[::-1]
-    judged = _name_rows(rows, column)
+    judged = [(verdict_in(row, column), row) for row in rows if verdict_in(row, column) is not None]
     what = column.replace("_", " ").capitalize()
     title = f"{what}: {len(judged):,} of {len(rows):,} rows judged"
     if not judged: return empty_figure(title, "no row was judged", rows)
@@ -208,9 +209,8 @@ def _translated_lengths(rows):
     "`(role, characters of the source, characters of the translation)` of each message that has both"
     lengths = []
     for row in rows:
-        sources = row.get("source_messages") or []
-        targets = row.get("messages") or []
-        for source, target in zip(sources, targets):
+        pairs = zip(messages_in(row, "source_messages"), messages_in(row, "messages"))
+        for source, target in pairs:
             if source["role"] != target["role"]: continue
             pair = len(source["content"]), len(target["content"])
             lengths.append((source["role"], *pair))
@@ -255,9 +255,8 @@ def plot_lengths(
 # %% ../nbs/21d_plots.ipynb #2e75b5ee
 def _turns_of(row):
     "`(role, text)` of each message of a row, or of a pair with its chosen answer, but for system prompts"
-    prompt = row.get("prompt") or []
-    chosen = row.get("chosen") or []
-    messages = row.get("messages") or [*prompt, *chosen]
+    pair = messages_in(row, "prompt") + messages_in(row, "chosen")
+    messages = messages_in(row, "messages") or pair
     turns = [(message["role"], message["content"]) for message in messages]
     return [(role, text) for role, text in turns if role != "system"]
 
@@ -293,11 +292,13 @@ def plot_turns(
 def language_name(
     code: str # as a detector gives it
 ) -> str:
-    "The English name of the language `code`, or words for `und`, the code of a text whose language is not known"
-    return "cannot be told" if code == "und" else find_language(code).name
+    "The English name of the language `code`, or words for `und`, the code of a text whose language is not known; an unknown code is its own name"
+    if code == "und": return "cannot be told"
+    try: return find_language(code).name
+    except ValueError: return visible(code)
 
 # %% ../nbs/21d_plots.ipynb #69e0bed6
-def _row_color(row): return COLORS["dropped" if "reason" in row else "kept"]
+def _row_color(row): return COLORS["dropped" if was_dropped(row) else "kept"]
 
 # %% ../nbs/21d_plots.ipynb #21613528
 def _draw_confidence(ax, rows, codes):
@@ -305,8 +306,9 @@ def _draw_confidence(ax, rows, codes):
     x, y = [], []
     for i, row in enumerate(rows):
         aside = i * 0.618 % 1 - 0.5
-        x.append(row["detected_confidence"])
+        x.append(row.get("detected_confidence"))
         y.append(codes.index(row["detected_language"]) + 0.4 * aside)
+    x = [confidence if is_number(confidence) else nan for confidence in x]  # a dot that is not drawn
     colors = list(map(_row_color, rows))
     ax.scatter(x, y, s=26, c=colors, alpha=0.6, linewidths=0)
     dress_axes(ax, x="confidence (0 to 1)")
@@ -416,7 +418,7 @@ def plot_tasks(
     rows: list # kept and dropped rows of `back_instruct`, with `task` and `style`
 ) -> "Figure":
     "How many rows drew each task, and how many of them were kept in each style"
-    tasked = [row for row in rows if row.get("task") and row.get("style")]
+    tasked = [row for row in map(well_formed, rows) if row.get("task") and row.get("style")]
     if not tasked: return empty_figure("Tasks and styles", "no row has a task", rows)
     named = _name_rows(tasked, "task")
     tasks = _names_by_count(named)
@@ -427,7 +429,7 @@ def plot_tasks(
     name_bars(left, tasks)
     right.set_xlabel("rows kept, by style")
 
-    kept = sum("reason" not in row for row in tasked)
+    kept = sum(not was_dropped(row) for row in tasked)
     without = len(rows) - len(tasked)
     none = f" ({without:,} had none)" if without else ""
     set_title(figure, f"Tasks and styles: {kept:,} of {len(tasked):,} rows kept{none}")
@@ -439,12 +441,12 @@ def plot_tags(
     rows: list # rows with `tags`, as from `tags.tag`
 ) -> "Figure":
     "How many rows have each quality, difficulty and category"
-    tagged = [row for row in rows if row.get("tags")]
+    tagged = [row for row in map(well_formed, rows) if row.get("tags")]
     if not tagged: return empty_figure("Tags", "no row was tagged")
     scales = dict(quality=QUALITIES, difficulty=DIFFICULTIES, category=CATEGORIES)
     figure, axes = new_figure(height=4.2, panels=3)
     for ax, (name, scale) in zip(axes, scales.items()):
-        named = [(row["tags"][name], row) for row in tagged]
+        named = [(row["tags"].get(name), row) for row in tagged if row["tags"].get(name) in scale]
         used = {value for value, _ in named}
         values = [value for value in reversed(scale) if value in used]
         _stack_states(ax, named, values, room=1.35)
@@ -460,7 +462,9 @@ def _group_requests(rows, by):
     requests = []
     for row in rows:
         role, text = next(iter(_turns_of(row)), (None, ""))
-        if role == "user": requests.append((row.get(by), text))
+        group = row.get(by)
+        if not isinstance(group, (str, int, float)): group = None
+        if role == "user": requests.append((group, text))
     count = Counter(group for group, _ in requests if group)
     groups = {"all": [text for _, text in requests]}
     for name, _ in count.most_common(10):

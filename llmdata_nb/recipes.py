@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from .rows import OUR_COLUMNS
+
 # %% ../nbs/15_recipes.ipynb #f4eba674
 @dataclass(frozen=True)
 class Recipe:
@@ -46,6 +48,8 @@ RECIPES = {}  # name → `Recipe`
 def add_recipe(record: Recipe) -> Recipe:
     "Put a `record` into `RECIPES`"
     RECIPES[record.name] = record
+    for column, values in record.score_columns.items():
+        OUR_COLUMNS.setdefault(column, "text" if isinstance(values[0], str) else "number")
     return record
 
 # %% ../nbs/15_recipes.ipynb #e9ea7c77

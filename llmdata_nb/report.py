@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from .compare import (
     SCORES, compare, compare_reasons, differences, plot_acceptance, plot_compared_scores, plot_confusion, plot_costs,
     plot_reasons, read_runs, save_comparison)
-from .export import read_folder
+from .export import read_folder, rows_by_file
 from .figures import COLORS, HATCHES, label, new_figure, save_figures, to_png
 from .judge_plots import (
     OUTCOMES, plot_agreement, plot_figures, plot_judged_by_length, plot_margins, plot_min_scores, plot_models,
@@ -63,7 +63,8 @@ PLOTS = dict( # name → a function, and what of the run it takes, as in `_plot_
 def _plot_inputs(run, score_column):
     "What the functions of `PLOTS` may take of a `run`"
     manifest = run.manifest
-    return dict(manifest=manifest, rows=run.kept + run.dropped, kept=run.kept, language=manifest["language"],
+    rows = rows_by_file(run.kept, run.dropped)
+    return dict(manifest=manifest, rows=rows, kept=rows[:len(run.kept)], language=manifest["language"],
                 score_column=score_column, min_score=manifest["arguments"].get("min_score"))
 
 # %% ../nbs/22_report.ipynb #c22aa658
@@ -78,8 +79,10 @@ def run_plots(
 ) -> dict: # `{name: Figure}`
     "The plots of a run by name: those that the record of its recipe names, in that order"
     record = recipe_record(run.manifest["recipe"])
-    inputs = _plot_inputs(run, main_score(record, run.kept + run.dropped))
-    names = for_run(record.plots, run.manifest, run.kept, run.dropped)
+    rows = rows_by_file(run.kept, run.dropped)
+    kept, dropped = rows[:len(run.kept)], rows[len(run.kept):]
+    inputs = _plot_inputs(run, main_score(record, rows))
+    names = for_run(record.plots, run.manifest, kept, dropped)
     return {name: _draw_plot(name, inputs) for name in names}
 
 # %% ../nbs/22_report.ipynb #c5810539

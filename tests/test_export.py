@@ -9,7 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from llmdata_nb.export import dataset_card, escaped, fenced, read_folder, reason_groups, write_card
+from llmdata_nb.compare import read_runs
+from llmdata_nb.export import data_files, dataset_card, escaped, fenced, read_folder, reason_groups, write_card
+from llmdata_nb.formats import hub_files
+from llmdata_nb.report import save_plots
+from llmdata_nb.rowfile import file_digest
 
 NASTY = ["---\nlicense: mit\n---", "a | b |\n| --- |", "```\n# heading\n````", "<script>alert(1)</script><img src=x onerror=alert(1)>", "![x](http://x.y/z.png) [a](javascript:b)",
          "שלום \u202eevil\u202c عربي", "👩‍🚀 emoji", "\x00\x1b[31m", "two\r\nlines\rand\u2028more", "~~~\n</details>\n\n# heading", "$$\\frac{1}{2}$$ `code` **bold**", "# heading", ""]
@@ -132,3 +136,117 @@ def test_counts_that_disagree_are_an_error(tmp_path):
 def test_reasons_are_grouped_and_none_is_lost():
     reasons = [dict(state="dropped", reason=f"dedup: same request as d{i}", rows=1) for i in range(50)] + [dict(state="failed", reason="load: a.jsonl line 7: not JSON", rows=2)]
     assert reason_groups(make_manifest(0, reasons)) == [("dropped", "dedup: same request as …", 50), ("failed", "load: a.jsonl line …: not JSON", 2)]
+
+
+# Files that are true together
+
+def with_digests(folder):
+    "The folder of a run, whose manifest lists its files"
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(manifest | {"files": {name: file_digest(folder / name) for name in data_files(folder)}}), encoding="utf-8")
+    return folder
+
+
+def small_run(folder, text="ciao"):
+    return with_digests(write_run(folder, [make_row(i, text) for i in range(3)], [make_row(3, text, reason="instruction: judged low")], [dict(id="d4", reason="load: line 4: not JSON")]))
+
+
+def readers(folder):
+    "Everything that reads the folder of a run, by name"
+    return dict(read_folder=lambda: read_folder(folder), hub_files=lambda: hub_files(folder), write_card=lambda: write_card(folder), save_plots=lambda: save_plots(folder),
+                read_runs=lambda: read_runs(folder))
+
+
+@pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "dropped.parquet", "failed.parquet"])
+@pytest.mark.parametrize("change", ["other rows", "one byte", "gone"])
+def test_a_file_of_another_run_is_told_by_every_reader(tmp_path, capsys, name, change):
+    folder, other = small_run(tmp_path / "run"), small_run(tmp_path / "other", "addio")
+    write_card(folder)
+    new = bytearray((folder / name).read_bytes())
+    new[7] ^= 1
+    if change == "gone": (folder / name).unlink()
+    else: (folder / name).write_bytes((other / name).read_bytes() if change == "other rows" else new)
+    same = change == "other rows" and name == "failed.parquet"  # the same bytes
+    for reader, read in readers(folder).items():
+        if same: read()
+        elif reader == "read_runs":
+            with pytest.raises(FileNotFoundError): read()
+            assert name in capsys.readouterr().out
+        else:
+            with pytest.raises(ValueError, match=name + ".*run again, no call is paid twice"): read()
+
+
+def test_a_part_that_an_earlier_run_left_is_no_part_of_this_one(tmp_path, capsys):
+    folder = small_run(tmp_path / "run")
+    write_card(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "data" / "train-00001-of-00002.parquet").write_bytes((folder / "data" / "train-00000-of-00001.parquet").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"rows": {"in": 8, "kept": 6, "dropped": 1, "failed": 1}}))  # even where the counts agree
+    for reader, read in readers(folder).items():
+        if reader == "read_runs": continue
+        with pytest.raises(ValueError, match="train-00001-of-00002.parquet is of another run"): read()
+
+
+def test_manifests_of_earlier_versions_are_read(tmp_path):
+    folder = write_run(tmp_path / "run", [make_row(0)])
+    assert len(read_folder(folder).kept) == 1
+    card = write_card(folder)
+    assert hub_files(folder)
+    card.write_text(card.read_text(encoding="utf-8").partition("<!--")[0], encoding="utf-8")  # as earlier versions wrote it
+    assert hub_files(folder)
+
+
+def test_a_card_goes_with_its_manifest_alone(tmp_path):
+    folder = small_run(tmp_path / "run")
+    card = write_card(folder)
+    text = card.read_text(encoding="utf-8")
+    assert text.rstrip().endswith("-->") and "manifest.json" in text.rstrip().rpartition("\n")[2] and sorted(folder.glob("*.new")) == []
+    assert "sha256" not in html(text.replace(text.rstrip().rpartition("\n")[2], "")) and hub_files(folder)
+
+    for added in (text.replace("## Known limits", "Read by Anna.\n\n## Known limits"), text + "\nRead by Anna.\n"):
+        card.write_text(added, encoding="utf-8")
+        assert hub_files(folder)  # what a person adds is hers
+    for half in (text[:100], text[:len(text) // 2], text[:-20], text.rpartition("<!--")[0], ""):
+        card.write_text(half, encoding="utf-8")
+        with pytest.raises(ValueError, match="README.md .*write_card"): hub_files(folder)
+    card.write_text(text, encoding="utf-8")
+    manifest = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(manifest.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match="README.md is of another run than manifest.json"): hub_files(folder)
+    small_run(folder, "addio")
+    card.write_text(text, encoding="utf-8")  # a run anew, stopped before its card was written
+    with_digests(folder)
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + "\n")
+    with pytest.raises(ValueError, match="README.md is of another run than manifest.json"): hub_files(folder)
+    write_card(folder)
+    assert hub_files(folder)
+
+
+def test_a_card_that_is_not_whole_never_takes_the_place_of_one(tmp_path, monkeypatch):
+    folder = small_run(tmp_path / "run")
+    text = write_card(folder).read_text(encoding="utf-8")
+    def full_disk(path, text, encoding):
+        path.write_bytes(text.encode()[:100])
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(type(folder), "write_text", full_disk)
+    with pytest.raises(OSError): write_card(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("text", ["", '{"recipe": "transl', "[1]", "[" * 100_000, "null", '{"rows": 5, "reasons": 7}', "\x00"])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    folder = small_run(tmp_path / "run")
+    write_card(folder)
+    (folder / "manifest.json").write_text(text)
+    for reader, read in readers(folder).items():
+        if reader == "read_runs": continue
+        with pytest.raises(ValueError, match="manifest"): read()
+
+
+def test_files_that_are_no_list_are_refused(tmp_path):
+    folder = small_run(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for files_listed in (["data"], 5, "all", {"data/train-00000-of-00001.parquet": None}, {}):
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"files": files_listed}))
+        with pytest.raises(ValueError, match="run again"): read_folder(folder)

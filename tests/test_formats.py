@@ -440,15 +440,24 @@ def test_nothing_is_sent_when_something_is_wrong(folder, tmp_path):
         assert "anna/thesis holds files that are not of a run (thesis.csv)" in push(hub, folder, repo="anna/thesis").error
         (folder / "dropped.parquet").write_bytes((folder / "data" / "train-00000-of-00001.parquet").read_bytes())
         seen = len(hub.seen)
-        assert "0 rows dropped, but 500 were found" in push(hub, folder).error and len(hub.seen) == seen  # the manifest and the rows disagree
+        error = push(hub, folder).error  # the manifest and the rows disagree
+        assert ("0 rows dropped, but 500 were found" in error or "dropped.parquet is not the file" in error) and len(hub.seen) == seen
         assert not [line for line in hub.seen if line.startswith("PUT") or "preupload" in line] and not hub.commits and hub.files("anna/thesis") == {"README.md": b"Mine", "thesis.csv": b"a,b"}
     (folder / "README.md").unlink()
     with pytest.raises(FileNotFoundError, match="write the card before"): hub_files(folder)
 
 
+def test_what_is_written_aside_never_goes_to_the_hub(folder):
+    for name in (".lock", "README.md.new", "manifest.json.new", "data/.lock", "dropped.parquet.new", "data/train-00000-of-00001.parquet.new", "data/train-00000-of-00001.parquet.77.new", "plots/.lock"):
+        (folder / name).write_bytes(b"half")
+    assert hub_files(folder) == SENT
+
+
 def test_paths_of_this_machine_are_named(folder, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text()) | {"source": "/home/anna/rows.jsonl"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="README.md is of another run than manifest.json, or manifest.json was changed since"): hub_files(folder)
+    write_card(folder)
     with hub_push_server.serve(tmp_path / "hub") as hub: assert "manifest.json names paths of this machine: /home/anna/rows.jsonl" in push(hub, folder).said
 
 

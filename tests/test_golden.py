@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 PORT = 18399  # part of the key of a call; nobody listens there when the calls are replayed
 MODEL = f"http://127.0.0.1:{PORT}/v1#m"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+DRAW = 1  # another number, other answers of the scripted model: where a changed prompt leaves a run without a kept row
 RUNS = {
     "it/translate_and_judge": ["fidelity=true"],
     "es/translate_and_judge": ["multi_turn=true", "english_rubrics=true", "limit=6"],
@@ -45,7 +46,7 @@ TEXTS = {
 
 def draw(body, *more):
     "A number that depends on the request alone"
-    return int.from_bytes(hashlib.sha256(json.dumps([body, *more], sort_keys=True).encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps([DRAW, body, *more], sort_keys=True).encode()).digest()[:4], "big")
 
 
 def text(body, *path, length=60):
@@ -110,7 +111,8 @@ def content(path):
         table = pq.read_table(path)
         return {"columns": {name: str(kind) for name, kind in zip(table.schema.names, table.schema.types)}, "rows": table.to_pylist()}
     if path.name == "manifest.json": return without_times(json.loads(path.read_text()))
-    return re.sub(r"of llmdata_nb \S+ on \S+ in \d+ seconds", "of llmdata_nb", path.read_text()).splitlines()
+    text = re.sub(r"of llmdata_nb \S+ on \S+ in \d+ seconds", "of llmdata_nb", path.read_text())
+    return re.sub(r"manifest.json: sha256 [0-9a-f]{64}", "manifest.json: sha256", text).splitlines()  # it has the time of the run
 
 
 def files(folder):

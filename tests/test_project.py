@@ -60,6 +60,61 @@ def test_requirements_can_be_read():
     for line in (CFG["requirements"] + " " + CFG["dev_requirements"]).split(): Requirement(line)
 
 
+def locked_requirements():
+    "The lines of constraints.txt, as requirements"
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def test_constraints_name_one_version_of_each_package_and_no_place():
+    from packaging.utils import canonicalize_name
+    locked = locked_requirements()
+    for requirement in locked:
+        (pin,) = requirement.specifier
+        assert pin.operator == "==" and not requirement.url, f"{requirement}: run make lock"
+    versions = {}
+    for requirement in locked: versions.setdefault(requirement.name, []).append(next(iter(requirement.specifier)).version)
+    wanted = " ".join(value for name, value in CFG.items() if name.endswith("requirements"))
+    for requirement in map(Requirement, wanted.split()):
+        pinned = versions.get(canonicalize_name(requirement.name), [])
+        assert pinned and all(map(requirement.specifier.contains, pinned)), f"{requirement}: run make lock"
+
+
+@pytest.mark.parametrize("target, extra", [("test", "dev"), ("test-ray", "ray")])
+def test_make_installs_the_constraints_where_it_is_told_to(target, extra, tmp_path):
+    (tmp_path / ".venv").mkdir()
+    for name in ("Makefile", "settings.ini", "pyproject.toml", "setup.py", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    def installs(*switch):
+        commands = subprocess.run(["make", "-n", target, *switch], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return [line for line in commands.splitlines() if f"-e '.[{extra}]'" in line]
+    assert all("-c constraints.txt" in line for line in installs("LOCKED=1")) and installs("LOCKED=1")
+    assert not any("constraints" in line for line in installs()) and installs()
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_take_actions_by_commit_and_few_rights(path):
+    text = path.read_text()
+    for line in re.findall(r"^.*\buses:.*$", text, re.M):
+        assert re.search(r"uses: [\w./-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+$", line), f"{path.name}: {line.strip()}"
+    flow = yaml.safe_load(text)
+    assert flow["permissions"] == {"contents": "read"}, "what more a job needs stands in that job"
+    for job in flow["jobs"].values():
+        runs_code = any("run" in step for step in job["steps"])
+        assert not (runs_code and "permissions" in job), f"{path.name}: packages run with the rights of this job"
+        for step in job["steps"]:
+            if "checkout" in step.get("uses", ""): assert step["with"]["persist-credentials"] is False
+
+
+def test_packages_are_audited_every_week():
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "audit.yml").read_text())
+    (job,) = flow["jobs"].values()
+    assert "pip-audit -r constraints.txt" in job["steps"][-1]["run"] and flow[True]["schedule"]  # YAML reads `on` as true
+
+
 def test_environment_yml_takes_its_packages_from_settings():
     env = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, packages = env["dependencies"]

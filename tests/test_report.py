@@ -1,4 +1,6 @@
 "Every plot draws whatever a run may leave, with no pyplot, in any thread, and says what it has no data for."
+import gzip
+import json
 import subprocess
 import sys
 import warnings
@@ -6,13 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.colors import to_hex
 from test_export import NASTY, make_manifest, make_row, write_run
 
 from llmdata_nb import figures, report
+from llmdata_nb import run as runs
 from llmdata_nb.backinstruct import STYLES, TASKS
-from llmdata_nb.export import read_folder, write_card
+from llmdata_nb.export import dataset_card, read_folder, write_card
 from llmdata_nb.report import (COLORS, HATCHES, OUTCOMES, label, plot_calls, plot_categories, plot_funnel, plot_labels, plot_languages, plot_lengths, plot_margins, plot_min_scores, plot_models, plot_outcomes,
                                plot_repeats, plot_requests, plot_scores, plot_tags, plot_tasks, plot_turns, run_plots, save_plots, table, to_png)
+from llmdata_nb.rows import OUR_COLUMNS, load_rows
 
 ALL = ["funnel", "repeats", "labels", "scores", "lengths", "languages", "calls"]
 
@@ -236,3 +241,70 @@ def test_plots_of_records_are_there():
 def test_notebooks_with_plots_stay_small(nb):
     path = Path(__file__).parents[1] / "nbs" / f"{nb}.ipynb"
     assert path.stat().st_size < 300_000, "draw fewer or smaller pictures"
+
+
+# Columns of the source with names of ours
+
+ODD = ["spam", "", 5, 2.5, -1, 10**30, float("nan"), float("inf"), True, None, [], ["a"], [1, None], [[1, 2], [3]], [[1]], {}, {"a": 1}, [{"role": "user"}], [{"a": None}], [None]]
+
+
+def golden_run(recipe):
+    "The run of a recipe in the golden files"
+    files = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "files.json.gz").read_bytes()))
+    of_run = {name.split("/", 2)[2]: content for name, content in files.items() if name.startswith(f"it/{recipe}/")}
+    rows = {state: of_run[name]["rows"] for state, name in (("kept", "data/train-00000-of-00001.parquet"), ("dropped", "dropped.parquet"), ("failed", "failed.parquet"))}
+    return SimpleNamespace(manifest=of_run["manifest.json"] | {"seconds": 1.0, "created": "2026-12-01T10:00:00+00:00", "versions": {"llmdata_nb": "1"}}, **rows)
+
+
+@pytest.mark.parametrize("recipe", ["translate_and_judge", "rerank_preferences", "magpie", "aya_preferences", "back_instruct", "on_policy", "of_my_own"])
+def test_odd_values_in_our_columns_end_no_plot_and_no_card(recipe):
+    "Rows given to a run directly, and folders of earlier versions, may hold anything"
+    run = golden_run({"on_policy": "rerank_preferences", "of_my_own": "translate_and_judge"}.get(recipe, recipe))
+    for state in ("kept", "dropped"):
+        rows = getattr(run, state)
+        odd = [rows[i % len(rows)] | {column: value} for column in OUR_COLUMNS for i, value in enumerate(ODD)] if rows else []
+        setattr(run, state, rows + [row | {"id": f"{state}-{i}"} for i, row in enumerate(odd)])
+    counts = {state: len(getattr(run, state)) for state in ("kept", "dropped", "failed")}
+    reasons = [dict(state=state, reason="instruction: judged low", rows=counts[state]) for state in ("dropped", "failed")]
+    run.manifest |= {"recipe": recipe, "rows": {"in": sum(counts.values()), **counts}, "reasons": reasons}
+    for figure in run_plots(run).values(): to_png(figure)
+    assert f"{counts['kept']:,} of" in dataset_card(run.manifest, run.kept, dropped=run.dropped)
+    rows = run.kept + run.dropped
+    for plot in (plot_repeats, plot_min_scores, plot_tasks, plot_categories, plot_requests, plot_outcomes, plot_margins, plot_tags, plot_turns, plot_scores, plot_labels, plot_lengths, report.plot_judged_by_length): plot(rows)
+    for plot in (plot_languages, plot_models): plot(rows, "it")
+    for column in OUR_COLUMNS: plot_requests(rows[:50], column)
+    report.position_bias(rows)
+
+
+def bars(figure, color): return sum(patch.get_height() for patch in figure.axes[0].patches if figures.COLORS[color] == to_hex(patch.get_facecolor()).upper())
+
+
+def test_the_file_tells_what_was_kept_not_a_column(tmp_path):
+    kept = [full_row(i, reason="spam" if i else None, task="qa", style="plain") for i in range(4)]
+    dropped = [full_row(i, reason="instruction: judged low", task="qa", style="plain") for i in range(4, 6)]
+    run = read_folder(write_run(tmp_path / "run", kept, dropped))
+    assert [row["reason"] for row in run.kept] == [None, "spam", "spam", "spam"]
+    drawn = run_plots(run)
+    for name in ("labels", "scores"): assert (bars(drawn[name], "kept"), bars(drawn[name], "dropped")) == (4, 2)
+    assert figures.COLORS["kept"] in [to_hex(c).upper() for c in drawn["languages"].axes[1].collections[0].get_facecolors()]
+
+
+def test_what_no_judge_said_is_not_judged(tmp_path):
+    rows = [make_row(i) | {"response_score": value, "instruction_label": value} for i, value in enumerate([5, "5", [5], {"a": 5}, True, 9, None])]
+    figure = plot_scores(rows)
+    assert "1 of 7 rows judged" in figure._suptitle.get_text() and texts(draw(figure)) == ["0", "0", "0", "0", "1"]
+    assert "0 of 7 rows judged" in plot_labels(rows)._suptitle.get_text()
+    card = dataset_card(make_manifest(7), rows)
+    assert "| not judged | 6 |" in card and "| 5 | 1 |" in card
+
+
+def test_a_loaded_source_leaves_no_verdict_in_our_columns(tmp_path):
+    "From the source to the card: what stands there is in no figure"
+    source = [dict(id=f"s{i}", prompt="Ciao?", response="Ciao!", reason="spam", response_score=5, outcome="kept", detected_language=["it"]) for i in range(30)]
+    async def translate_and_judge(row, ask, language): return row
+    runs.run(load_rows(source), translate_and_judge, model="http://127.0.0.1:9/v1#m", language="it", out=tmp_path / "run", store=tmp_path / "s.sqlite")
+    run = read_folder(tmp_path / "run")
+    assert run.kept[0]["source_reason"] == "spam" and run.kept[0]["source_response_score"] == 5
+    assert "0 of 30 rows judged" in run_plots(run)["scores"]._suptitle.get_text()
+    card = dataset_card(run.manifest, run.kept)
+    assert "No judge and no person read the rows" in card and "The judge gave" not in card and "What the judge" not in card

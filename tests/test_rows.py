@@ -1,5 +1,5 @@
 """Loading: whatever lies in a source, each record ends as exactly one row, good or failed, in its place."""
-import bz2, gzip, json, lzma, os, re, subprocess, sys
+import ast, bz2, csv, gzip, json, lzma, os, re, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from hub_server import serve
-from llmdata_nb.rows import SHAPES, Unreadable, load_rows, single_turn, to_messages
+from llmdata_nb import rows as rows_module
+from llmdata_nb.rows import DEMOS, OUR_COLUMNS, SHAPES, Unreadable, load_rows, single_turn, stream_rows, to_messages
 
 DATA = Path(__file__).parents[2]/"shared"/"data"
 GOOD = {"instruction": "Say hi", "output": "Hi"}
@@ -103,9 +104,9 @@ def test_ids_are_the_sources_own_or_depend_on_the_content_and_are_unique(tmp_pat
 
 
 def test_values_can_be_written_again(tmp_path):
-    file = write(tmp_path/"a.jsonl", r'{"text": "half \ud83d, whole \ud83d\ude00", "score": NaN, "top": Infinity, "tags": ["\udc80"]}')
+    file = write(tmp_path/"a.jsonl", r'{"text": "half \ud83d, whole \ud83d\ude00", "score": NaN, "top": Infinity, "words": ["\udc80"]}')
     row = load_rows(file)[0]
-    assert row["text"] == "half �, whole 😀" and row["score"] is None and row["top"] == float("inf") and row["tags"] == ["�"]
+    assert row["text"] == "half �, whole 😀" and row["score"] is None and row["top"] == float("inf") and row["words"] == ["�"]
     json.dumps(row, ensure_ascii=False).encode()
 
 
@@ -305,3 +306,193 @@ def test_several_answers_come_after_complete_conversations():
 @pytest.mark.parametrize("name", ["self_instruct/seed_tasks.jsonl", "oasst_en_100/en_100_tree.jsonl"])
 def test_real_data_of_other_shapes_is_refused(name):
     with pytest.raises(ValueError, match="no known shape: the columns found are"): load_rows(DATA/name)
+
+
+# Columns of the source with names of ours
+
+def written_columns():
+    "The columns that recipes, checks and the people's part write, by what stands in their source"
+    from llmdata_nb.recipes import RECIPES
+    modules = {record.function.split(".")[1] for record in RECIPES.values()} | {"people", "passages"}
+    package = Path(rows_module.__file__).parent
+    found = set()
+    for module in modules:
+        for node in ast.walk(ast.parse((package / f"{module}.py").read_text(encoding="utf-8"))):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            for each in (part for target in targets for part in ast.walk(target) if isinstance(part, ast.Subscript)):
+                names_row = isinstance(each.value, ast.Name) and each.value.id == "row"
+                if names_row and isinstance(each.slice, ast.Constant): found.add(each.slice.value)
+            adds_to_row = isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and node.target.id == "row"
+            for each in ast.walk(node.value) if adds_to_row else []:
+                if isinstance(each, ast.Dict): found |= {key.value for key in each.keys if isinstance(key, ast.Constant)}
+    return {name for name in found if isinstance(name, str)}
+
+
+# what a source brings and a recipe may write anew: the conversation, its answers and their authors
+TAKEN_IN = {column for shape in SHAPES for column in shape} | {"id", "models", "chosen_model", "rejected_model", "raw", "dropped", "failed", "split", "human"}
+
+
+def test_every_column_that_a_recipe_writes_is_known_at_load():
+    from llmdata_nb.recipes import RECIPES
+    assert len(written_columns()) > 25
+    not_known = written_columns() - OUR_COLUMNS.keys() - TAKEN_IN - {"model", "reason"}  # of an answer that was left out
+    assert not not_known, f"add {sorted(not_known)} to OUR_COLUMNS in nbs/02a_rows.ipynb"
+    for record in RECIPES.values():
+        scored = {*record.score_columns, record.main_score} - {""}
+        assert scored <= OUR_COLUMNS.keys(), f"add {sorted(scored - OUR_COLUMNS.keys())} to OUR_COLUMNS in nbs/02a_rows.ipynb"
+
+
+def test_every_column_of_the_golden_run_is_known_at_load():
+    import gzip
+    golden = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "files.json.gz").read_bytes()))
+    of_the_demos = {column for demo in DEMOS for row in load_rows(demo) for column in row}
+    columns = {column for name, content in golden.items() if name.endswith(".parquet") for column in content["columns"]}
+    assert len(columns) > 60
+    assert columns - OUR_COLUMNS.keys() - TAKEN_IN - of_the_demos == set()
+
+
+@pytest.mark.parametrize("suffix", ["list", "jsonl", "json", "csv", "parquet"])
+def test_columns_with_names_of_ours_move_and_are_said_once(tmp_path, capsys, suffix):
+    records = [{"id": str(n), "prompt": "Ciao?", "response": "Ciao!", "topic": "tea", "reason": "spam", "response_score": 5 + n,
+                "source_reason": "a person"} for n in range(30)]
+    source, frame = tmp_path / f"a.{suffix}", pd.DataFrame(records)
+    if suffix == "list": source = records
+    if suffix == "jsonl": frame.to_json(source, orient="records", lines=True)
+    if suffix == "json": frame.to_json(source, orient="records")
+    if suffix == "csv": frame.to_csv(source, index=False)
+    if suffix == "parquet": frame.to_parquet(source)
+    rows = load_rows(source)
+    assert [set(row) for row in rows] == [{"id", "messages", "topic", "source_source_reason", "source_response_score", "source_reason"}] * 30
+    assert (rows[0]["source_source_reason"], rows[0]["source_reason"], str(rows[0]["source_response_score"])) == ("spam", "a person", "5")
+    said = capsys.readouterr().out
+    assert said.count("were renamed") == 1 and "reason → source_source_reason, response_score → source_response_score" in said
+    assert [row["id"] for row in stream_rows(source)] == [str(n) for n in range(30)]
+    assert capsys.readouterr().out == said
+    assert load_rows([{"id": "1", "prompt": "Ciao?", "response": "Ciao!", "topic": "tea"}])[0].keys() == {"id", "messages", "topic"}
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("column", sorted(rows_module.OUR_COLUMNS))
+def test_no_value_in_a_column_of_ours_is_lost_or_read(column):
+    for value in ("5", None, [1], {"a": 1}, 5):
+        row = load_rows([{"id": "1", "prompt": "Ciao?", "response": "Ciao!", column: value}])[0]
+        assert column not in row and row[f"source_{column}" if f"source_{column}" not in OUR_COLUMNS else f"source_source_{column}"] == value
+        assert rows_module.well_formed({"id": "1", column: value}).keys() == {"id", column}
+
+
+def test_what_a_run_wrote_can_be_the_source_of_another():
+    pair = {"id": "1", "prompt": [{"role": "user", "content": "Ciao?"}], "chosen": [{"role": "assistant", "content": "Ciao!"}],
+            "rejected": [{"role": "assistant", "content": "No."}], "responses": ["Ciao!", "No."], "models": ["a", "b"],
+            "chosen_model": "a", "rejected_model": "b", "scores": [5.0, 1.0], "outcome": "kept", "margin": 4.0, "source_messages": []}
+    row = load_rows([pair])[0]
+    assert row["messages"] == pair["prompt"] and (row["chosen"], row["rejected"]) == ("Ciao!", "No.")
+    assert (row["chosen_model"], row["models"], row["source_scores"]) == ("a", ["a", "b"], [5.0, 1.0])
+    assert row["source_source_messages"] == [] and not row.keys() & {"scores", "outcome", "margin", "source_messages"}
+
+
+# One odd row
+
+def nested_list(depth):
+    value = 1
+    for _ in range(depth): value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [480, 600, 2_000, 10_000])
+def test_a_row_that_is_nested_deep_fails_alone(tmp_path, depth):
+    good, deep = '{"id": "a", "text": "one"}', '{"id": "b", "text": "two", "x": %s}' % ("[" * depth + "]" * depth)
+    as_object = '{"id": "c", "text": "three", "x": %s}' % ('{"a": ' * depth + "1" + "}" * depth)
+    (tmp_path / "a.jsonl").write_text("\n".join([good, deep, as_object, '{"id": "d", "text": "four"}']))
+    (tmp_path / "a.json").write_text(f'{{"name": "x", "data": [{good}, {deep}, {as_object}, {{"id": "d", "text": "four"}}]}}')
+    (tmp_path / "b.json").write_text(f'[{good}, {deep}, {as_object}, {{"id": "d", "text": "four"}}]')
+    cells = [["id", "messages"], ["a", '[{"role": "user", "content": "one"}]'], ["b", "[" * depth + "]" * depth], ["d", '[{"role": "user", "content": "four"}]']]
+    with open(tmp_path / "a.csv", "w", newline="") as f: csv.writer(f).writerows(cells)
+    for source in (tmp_path / "a.jsonl", tmp_path / "a.json", tmp_path / "b.json", tmp_path / "a.csv"):
+        rows = load_rows(source)
+        assert rows[0]["id"] == "a" and "failed" not in rows[0] and rows[-1]["id"] == "d" and "failed" not in rows[-1]
+        for row in rows[1:-1]: assert depth < 500 or row["failed"].startswith("load: ") and "nested too deep" in row["failed"] or source.suffix == ".csv"
+    rows = load_rows([{"id": "a", "text": "one"}, {"id": "b", "text": "two", "x": nested_list(depth)}, {"id": "d", "text": "four"}])
+    assert [row["id"] for row in rows] == ["a", "b", "d"] and (depth < 500 or rows[1]["failed"] == f"load: row 2: {rows_module.NESTED}")
+
+
+def test_odd_values_fail_or_load_alone():
+    itself = {"id": "e", "text": "five"}
+    itself["x"] = itself
+    class Odd:
+        def __str__(self): raise OSError("no text")
+    odd = [{"id": {"a": 1}, "text": "one"}, {"id": ["x"], "text": "two"}, {"id": 10**6000, "text": "three"}, {"text": "four", "\ud83d": 1, "x": 10**6000},
+           itself, {"id": "f", "text": "six", Odd(): 1}, {f"c{n}": n for n in range(6000)} | {"text": "seven"}, {f"c{n}": n for n in range(6000)},
+           {"id": "i", "text": ["\ud83d"]}, {"id": "j", "prompt": "p" * 100, "x" * 1_000_000: 1}]
+    rows = load_rows([{"id": "first", "text": "fine"}, *odd, {"id": "last", "text": "fine"}])
+    assert len(rows) == 12 and rows[0]["id"] == "first" and rows[-1]["id"] == "last"
+    assert len({row["id"] for row in rows}) == 12 and all(isinstance(row["id"], str) for row in rows)
+    assert len(rows[7]) == 6002 and "and 5,970 more" in rows[8]["failed"]
+    for row in rows: assert len(row.get("failed", "")) <= 2000
+    json.dumps([row for row in rows if "failed" in row], ensure_ascii=False).encode()
+
+
+# Sizes
+
+def packed(path, start, filling, end, size=1_000_000_000):
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[path.suffix]
+    with opener(path, "wb") as f:
+        f.write(start)
+        for _ in range(size // 10_000_000): f.write(filling * (10_000_000 // len(filling)))
+        f.write(end)
+    return path
+
+
+LOADING = """
+import resource, sys
+from llmdata_nb.rows import load_rows
+try: said = [row.get("failed", "fine") for row in load_rows(sys.argv[1])]
+except ValueError as e: said = ["error: " + str(e)]
+status = "/proc/self/status"  # where there is one: elsewhere the most that its parent took counts too
+try: most = int(open(status).read().partition("VmHWM:")[2].split()[0])
+except OSError: most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(most // 1000, *said, sep="\\n")
+"""
+
+
+def load_in_a_child(path):
+    "Megabytes that loading `path` took, and what became of its rows"
+    ran = subprocess.run([sys.executable, "-c", LOADING, str(path)], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    megabytes, *said = ran.stdout.splitlines()
+    return int(megabytes), said
+
+
+@pytest.mark.parametrize("name, start, filling, end, expected", [
+    ("a.jsonl.gz", b'{"text": "', b"a", b'"}\n{"text": "fine"}\n', ["failed", "fine"]),
+    ("a.txt.bz2", b"", b"\xff", b"\nfine\n", ["failed", "fine"]),
+    ("a.csv.gz", b"id,text\n1,", b"a", b"\n2,fine\n", ["failed", "fine"]),
+    ("b.csv.gz", b'id,text\n1,"', b"a\n", b'"\n2,fine\n', ["error"]),
+    ("a.json.gz", b'[{"text": "', b"a", b'"}]', ["error"])])
+def test_a_bomb_takes_little_memory(tmp_path, name, start, filling, end, expected):
+    megabytes, said = load_in_a_child(packed(tmp_path / name, start, filling, end))
+    assert megabytes < 500, said
+    assert [next(word for word in ("error", "fine", "failed") if line.startswith({"failed": "load: "}.get(word, word))) for line in said] == expected
+    assert "256 MB, unpacked" in said[0] or "quotation mark" in said[0]
+
+
+def test_a_parquet_bomb_is_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a" * 300_000_000, "fine"]}), path, compression="zstd", use_dictionary=False)
+    megabytes, said = load_in_a_child(path)
+    assert megabytes < 500 and "column text" in said[0] and "unpack to 300,000," in said[0]
+
+
+def test_a_long_line_is_read_without_many_copies(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"a" * 50_000_000 + b'"}\n{"text": "fine"}\n')
+    megabytes, said = load_in_a_child(tmp_path / "a.jsonl")
+    assert said == ["fine", "fine"] and megabytes < 400
+
+
+def test_whole_texts_have_a_limit_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "MOST", 1000)
+    path = packed(tmp_path / "a.txt.gz", b"", b"a\n", b"", 20_000_000)
+    with pytest.raises(rows_module.Unreadable, match="unpacked"): rows_module.file_text(path)
+    (tmp_path / "b.txt").write_text("a\n" * 5000)
+    assert len(rows_module.file_text(tmp_path / "b.txt")) == 10_000
