@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['clock', 'FORGET', 'SHORT', 'PATIENCE', 'Elsewhere', 'CallFailed', 'retry_after', 'Clock', 'pace', 'Refusals',
-           'Window', 'Breaker', 'SharedLimits', 'Limiter']
+           'Window', 'Breaker', 'SharedLimits', 'note_refusal', 'Limiter']
 
 # %% ../nbs/03b_limits.ipynb #b892cc17
 import asyncio, time
@@ -410,6 +410,18 @@ def _budgets_text(budgets):
     texts = [f"{n:,} requests per {'minute' if span == 60 else 'day'}" for span, n in budgets]
     return f"the budget of {' and '.join(texts)} is used up"
 
+# %% ../nbs/03b_limits.ipynb #50e0c002
+def note_refusal(
+    limiter,      # Limiter
+    sent: float,  # when the request was, by the computer's clock
+    seconds: float | None, # that the server asks to wait
+) -> bool:
+    "Make the window smaller, unless the refusal came by chance; whether all calls are to wait"
+    limiter.refusals.add()
+    limiter.window.shrink(clock.moment(sent), limiter.refusals.few(3))
+    longest_alone = _LONG if limiter.refusals.few(6) else SHORT
+    return (seconds or 0) > longest_alone
+
 # %% ../nbs/03b_limits.ipynb #ed68f7d0
 class Limiter(SharedLimits):
     "Lets requests to the server at `url` through: at most `concurrency` at a time, as fast as it can take them, within the budgets"
@@ -445,16 +457,9 @@ class Limiter(SharedLimits):
         self.window.grow()
         self.breaker.heard()
 
-    def note_refusal(self, sent: float, seconds: float | None) -> bool:
-        "Make the window smaller, unless it was by chance; whether the `seconds` that the server asks to wait are for all calls"
-        self.refusals.add()
-        self.window.shrink(clock.moment(sent), self.refusals.few(3))
-        longest_alone = _LONG if self.refusals.few(6) else SHORT
-        return (seconds or 0) > longest_alone
-
     def overloaded(self, sent: float, seconds: float | None, reason: str) -> None:
         "The server had too much for the request sent at `sent`; it asked to wait `seconds`"
-        if not self.note_refusal(sent, seconds): return
+        if not note_refusal(self, sent, seconds): return
         with self.shared(): self.until, self.reason = max(self.until or 0, clock.time() + seconds), reason
 
     def refused(self, sent: float, seconds: float | None, reason: str) -> None:

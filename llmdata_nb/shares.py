@@ -11,7 +11,7 @@ from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from urllib.parse import urlsplit
-from .limits import CallFailed, Limiter, clock
+from .limits import CallFailed, Limiter, clock, note_refusal
 from .models import Budget
 from .store import Store, StoreError
 
@@ -201,7 +201,7 @@ class Share(Limiter):
 
     def overloaded(self, sent, seconds, reason, too_many=False):
         "As in `Limiter`; it is reported at once"
-        if self.note_refusal(sent, seconds):
+        if note_refusal(self, sent, seconds):
             self.until = max(self.until or 0, clock.time() + seconds)
             self.reason = reason
         self.to_report.append((clock.moment(sent), seconds, reason, too_many))

@@ -772,7 +772,7 @@ def token_bucket(rate, burst):
     return takes
 
 
-@pytest.mark.parametrize("share, wait, seconds", [(0.05, 1, 0.02), (0.01, 1, 0.02), (0.05, None, 0.02), (0.05, 5, 0.02), (0.01, 5, 0.02), (0.2, 1, 0.02),
+@pytest.mark.parametrize("share, wait, seconds", [(0.05, 1, 0.02), (0.01, 1, 0.02), (0.05, None, 0.02), (0.05, 5, 0.02), (0.01, 5, 0.02), (0.1, 1, 0.02),
                                                   (0.05, 1, 0.2), (0.01, 1, 0.2), (0.05, 1, 6), (0.05, 5, 6)])
 @pytest.mark.parametrize("status", [429, 503])
 def test_refusals_by_chance_slow_nothing_down(virtual, monkeypatch, share, wait, seconds, status):
@@ -860,7 +860,7 @@ def test_what_a_wrong_clock_wrote_stops_no_later_run(virtual, monkeypatch, tmp_p
     limits.clock.__init__()  # as in a new process
     before = virtual.now
     assert not virtual.run_until_complete(ask_all(range(300), 1, file, **options))
-    assert server.last - before <= (200 if case == "budget" else 20), f"{server.last - before:.0f} s"
+    assert server.last - before <= (200 if case == "budget" else 30), f"{server.last - before:.0f} s"
 
 
 def test_two_processes_agree_when_the_clock_was_set_between_their_starts(virtual, monkeypatch, tmp_path):
