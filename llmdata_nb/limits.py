@@ -448,7 +448,6 @@ class Limiter(SharedLimits):
         except BaseException:
             self.window.leave()
             raise
-        self.refusals.sent += 1
 
     async def __aexit__(self, *_): self.window.leave()
 
@@ -535,6 +534,7 @@ async def _wait_to_send(limiter):
     await _sleep_while(_revival_seconds, limiter)
     if limiter.shut and limiter.elsewhere(): raise Elsewhere
     if limiter.shut: raise CallFailed("refused", limiter.shut)
+    limiter.refusals.sent += 1
 
 # %% ../nbs/03b_limits.ipynb #74a4c289
 async def _take_permit(limiter):
