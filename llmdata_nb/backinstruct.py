@@ -17,6 +17,7 @@ from .dedup import near_duplicates, normalise
 from .generation import instruction_problem, sanitise
 from .judge import check_score, rate, rubric
 from .languages import language as find_language, pack_pattern
+from .marks import with_marked
 from .models import Ask, object_schema
 from .passages import choose_passage
 from .run import drop, run
@@ -93,12 +94,12 @@ def instruction_prompt(
     _, kind = tasks[task]
     prompt = text.replace("{task}", kind).replace("{style}", STYLES[style])
     prompt = prompt.replace("{language}", find_language(language).name)
-    return f"{prompt}\n\n<answer>\n{response}\n</answer>"
+    return with_marked(prompt, "answer", response)
 
 # %% ../nbs/14_backinstruct.ipynb #0743be92
 _GIVEN_TEXT = pack_pattern("generation", "given_text")
 _THE_TEXT = pack_pattern("generation", "the_text") + rf"(?!\s+{pack_pattern('generation', 'text_of')})"
-_UNSEEN_TEXT = re.compile(f"<answer>|{_GIVEN_TEXT}|{_THE_TEXT}", re.I)
+_UNSEEN_TEXT = re.compile(rf"<answer(?:-\w{{8}})?>|{_GIVEN_TEXT}|{_THE_TEXT}", re.I)
 
 # %% ../nbs/14_backinstruct.ipynb #d2787f16
 def _longest_common(a, b, step=10):
@@ -183,11 +184,10 @@ async def _write_request(row, ask, shown, spoken, tasks, temperature, text, skip
 
 # %% ../nbs/14_backinstruct.ipynb #5f3e1f56
 def _with_examples(rubric, examples, judged):
-    "`rubric` with the `examples` before what it asks for; a pair is never an example of itself"
-    asked, answered = rubric.headings[:2]
-    shown = [f"[{asked}] {e['instruction']}\n[{answered}] {e['response']}\n→ {e['score']:g}"
-             for e in examples if e["response"] != judged]
-    return replace(rubric, reply="\n\n".join([*shown, rubric.reply])) if shown else rubric
+    "`rubric` with the `examples`; a pair is never an example of itself"
+    others = [example for example in examples if example["response"] != judged]
+    pairs = [((example["instruction"], example["response"]), example["score"]) for example in others]
+    return replace(rubric, examples=tuple(pairs))
 
 # %% ../nbs/14_backinstruct.ipynb #1140ccaa
 async def back_instruct(

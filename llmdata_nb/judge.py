@@ -15,11 +15,23 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from . import agreement
 from .languages import language as find_language, pack
+from .marks import between_marks, mark_digits
 from .models import Ask, CallFailed, Reply, object_schema
 from .run import reason_group, run
 from .verdict import Verdict, parse_ratings, parse_verdict
 
 _all_ = ["Verdict", "parse_ratings", "parse_verdict"]
+
+# %% ../nbs/07_judge.ipynb #07c0a002
+def _marked_sentence(texts):
+    "What the judge is told of the texts between marks, from the `texts` of a pack; in English where that lacks it"
+    return texts.get("judge", {}).get("marked") or pack("en")["judge"]["marked"]
+
+def _example_text(headings, texts, score):
+    "An example for the judge: each text under its heading and between marks, and the score"
+    digits = mark_digits(*texts)
+    parts = [f"[{heading}]\n{between_marks('example', text, digits)}" for heading, text in zip(headings, texts)]
+    return "\n".join([*parts, f"→ {score:g}"])
 
 # %% ../nbs/07_judge.ipynb #844db8bb
 @dataclass(frozen=True)
@@ -35,6 +47,8 @@ class Rubric:
     reply_each: str = ""   # the same where several responses are rated in one answer
     labels: dict | None = None  # label → the words for it in that language; None for a rubric with scores
     scale: tuple = (1, 5)  # lowest and highest score
+    examples: tuple = ()   # for the judge: pairs of the texts, one for each heading, and their score
+    marked: str = field(default_factory=lambda: _marked_sentence({})) # of the texts between marks, which it calls {mark}
 
     @property
     def text(self) -> str:
@@ -42,16 +56,22 @@ class Rubric:
         return self._text_with(self.reply)
 
     @property
+    def reply_to_several(self) -> str:
+        "The form of the answer where several responses are judged in it"
+        return self.reply if self.labels else self.reply_each
+
+    @property
     def for_several(self) -> str:
-        "The same where several responses are judged in one answer"
-        return self._text_with(self.reply if self.labels else self.reply_each)
+        "The constant part where several responses are judged in one answer"
+        return self._text_with(self.reply_to_several)
 
     def _text_with(self, reply):
         "The prompt's constant part that ends with the form `reply` of the answer"
         criteria = [f"{i}. {criterion}" for i, criterion in enumerate(self.criteria, 1)]
         answers = [f"- {answer}: {meaning}" for answer, meaning in self.answers.items()]
-        lines = [self.task, *criteria, "", *answers, "", reply]
-        return "\n".join(lines).replace("\n\n\n", "\n\n")
+        lines = [self.task, *criteria, "", *answers, ""]
+        for texts, score in self.examples: lines += [_example_text(self.headings, texts, score), ""]
+        return "\n".join([*lines, reply]).replace("\n\n\n", "\n\n")
 
 # %% ../nbs/07_judge.ipynb #74cc77dd
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -105,7 +125,8 @@ def rubric(
         headings=tuple(texts[table][heading] for heading in headings),
         reply=_reply_form(name, texts, labels),
         reply_each=texts["judge"]["reply_each"],
-        labels=labels)
+        labels=labels,
+        marked=_marked_sentence(texts))
 
 # %% ../nbs/07_judge.ipynb #1eeb670a
 def judge_prompt(
@@ -113,12 +134,15 @@ def judge_prompt(
     *texts: str, # what is judged, one for each of the rubric's headings
 ) -> str:
     "The prompt that asks for one verdict"
-    return _with_texts(rubric.text, zip(rubric.headings, texts, strict=True))
+    headed = zip(rubric.headings, texts, strict=True)
+    return _with_texts(rubric.text, list(headed), rubric.marked, rubric.reply)
 
-def _with_texts(task, texts):
-    "The prompt that begins with `task`; `texts` are pairs of a heading and the text below it"
-    parts = [f"## {heading}\n\n{text}" for heading, text in texts]
-    return "\n\n".join([task, *parts])
+def _with_texts(task, headed, sentence, reply):
+    "The prompt that begins with `task` and ends with `reply`; `headed` are pairs of a heading and the text below it"
+    digits = mark_digits(*(text for _, text in headed))
+    parts = [f"## {heading}\n\n{between_marks('text', text, digits)}" for heading, text in headed]
+    sentence = sentence.replace("{mark}", f"text-{digits}")
+    return "\n\n".join([task, *parts, f"{sentence}\n{reply}"])
 
 # %% ../nbs/07_judge.ipynb #06b38a46
 def verdict_schema(rubric: Rubric) -> dict:
@@ -359,7 +383,8 @@ def _order_prompt(rubric, request, answers):
     "The prompt that asks for a verdict on each of the `answers`, in this order"
     for_request, for_answer = rubric.headings[:2]
     numbered = [(f"{for_answer} {i}", answer) for i, answer in enumerate(answers, 1)]
-    return _with_texts(rubric.for_several, [(for_request, request), *numbered])
+    headed = [(for_request, request), *numbered]
+    return _with_texts(rubric.for_several, headed, rubric.marked, rubric.reply_to_several)
 
 # %% ../nbs/07_judge.ipynb #d725a154
 def _order_schema(rubric, n):

@@ -134,6 +134,7 @@ PACK_PARTS = {  # "table.part", or the table where its parts explain themselves 
     "judge.reply": "how a judge is asked to answer with one verdict, named {key}",
     "judge.reply_each": "how it is asked to rate several responses at once",
     "judge.choose": "how it is asked to choose between two",
+    "judge.marked": "what it is told, behind the texts, of what stands between the marks, named {mark}",
     "judge.rating_words": "words under which it may give its verdict, instead of the English keys",
     "judge.rationale_words": "words under which it may give its reason",
     "labels": "words for low, medium and high in all their forms; the first of each goes into prompts",
@@ -281,6 +282,8 @@ def missing_parts(
     found, sentences = language(name), []
     if not found.texts:
         sentences.append(f"There is no pack for {found.name}: judges get English rubrics about {found.name} texts, and a model translates the prompts that should be in {found.name}.")
+    elif "marked" not in found.texts["judge"]:
+        sentences.append(f"The pack for {found.name} has no judge.marked: judges are told in English that nothing between the marks counts.")
     if found.code not in packs():
         sentences.append(f"A verdict that is worded in {found.name} is not understood: judges have to answer in JSON or in English.")
     if lacking := unnoticed(found.code):

@@ -8,9 +8,10 @@ __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_th
            'unknown_model', 'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask', 'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #acbaa144
-import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
+import asyncio, difflib, ipaddress, itertools, json, os, random, re, sqlite3, time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,25 +50,43 @@ PROVIDERS = {  # prefix of a reference → base URL, and the environment variabl
     "ollama": ("http://localhost:11434/v1", None)}
 
 def _key_name(host):
-    "The environment variable with the key for `host`: no other host gets it"
-    return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", host.rpartition("@")[2]).upper()
+    "The environment variable with the key for `host`, a name or address with its port: no two hosts have the same"
+    host = re.sub(r"\[(.+)\]", _short_address, host.rpartition("@")[2])
+    spelled = host.replace("_", "___").replace("-", "__")  # '.' and ':' become one, and no host has two marks in a row but '--'
+    return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", spelled).upper()
 
+def _short_address(match):
+    "An IPv6 address in brackets, as short as it can be, with its zone after a word that is no number"
+    address, _, zone = match[1].partition("%25")
+    short = str(ipaddress.IPv6Address(address))
+    return f"[{short}]" if not zone else f"[{short}.zone.{zone}]"
+
+# %% ../nbs/04_models.ipynb #2b040011
 def _key_for_url(parsed_url):
     "The key of its own variable; HF_TOKEN only for a dedicated endpoint of Hugging Face, and only over https"
-    own_key = os.environ.get(_key_name(parsed_url.netloc))
+    variable = _key_name(parsed_url.netloc)
+    own_key = os.environ.get(variable)
     if own_key: return own_key
+    older = "LLMDATA_API_KEY_" + re.sub(r"\W", "_", parsed_url.netloc).upper()
+    if older in os.environ and variable not in os.environ:
+        raise ValueError(f"the key of {parsed_url.netloc}: set {variable} to it, or to nothing where it needs none; "
+                         f"{older} could be that of another host, and is not sent")
     dedicated = parsed_url.scheme == "https" and parsed_url.hostname.endswith(".endpoints.huggingface.cloud")
     return os.environ.get("HF_TOKEN") if dedicated else None
 
 # %% ../nbs/04_models.ipynb #3e727bd6
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+(?:%25[A-Za-z0-9._-]+)?\])(?::[0-9]{1,5})?")  # name, IPv4 or [IPv6]; port
+_LABEL = "[A-Za-z0-9]+(?:(?:-+|_)[A-Za-z0-9]+)*"  # of a name, between two dots
+_IPV4 = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
+_IPV6 = rf"\[[0-9a-fA-F:.]+(?:%25{_LABEL})?\]"
+_HOST = re.compile(rf"(?:{_IPV4}|(?:{_LABEL}\.)*(?![0-9]+(?:[:/]|$)){_LABEL}|{_IPV6})(?::[0-9]{{1,5}})?")
 
 def _parsed_url(url):
     "`url` in its parts; ValueError unless it is a scheme, a host and a path, for another reader might take another host from the rest"
     in_host = _HOST.fullmatch(url.partition("://")[2].partition("/")[0])
     if "@" in url and not in_host:
         shown = re.sub(r"//.*@", "//", url)
-        variable = _key_name(urlsplit(shown).netloc)
+        host = shown.partition("://")[2].partition("/")[0]
+        variable = _key_name(host) if _HOST.fullmatch(host) else "LLMDATA_API_KEY_HOST"
         raise ValueError(f"model {shown!r}: no password in an address, it would be written to the card; set {variable} instead")
     strange = re.search(r"[?\\;@\s]", url)
     if strange:
@@ -77,6 +96,16 @@ def _parsed_url(url):
     if parsed.scheme not in ("http", "https") or not _HOST.fullmatch(parsed.netloc):
         raise ValueError(f"{url!r} in the reference of a model: expected an address such as http://host:8000/v1 (a host in ASCII letters)")
     return parsed
+
+# %% ../nbs/04_models.ipynb #2b040013
+_KEY_LIKE = re.compile("(?<![A-Za-z0-9])(?:sk-|pk-|hf_|gsk_|csk-|xai-|nvapi-|pplx-|r8_|fw_|tgp_|ghp_|AIza|AKIA|eyJ)[-A-Za-z0-9_]*?([A-Za-z0-9]{12,})")
+
+def _refuse_key(reference, name):
+    "ValueError, without the key, when one stands in `reference`, of which `name` says what it is"
+    like_a_key = any(len(re.findall("[0-9]|[a-z][A-Z]", match[1])) > 1 for match in _KEY_LIKE.finditer(reference))
+    if not like_a_key and scrub(reference) == reference: return
+    raise ValueError(f"{name}: a key stands in it, which would be written to the card; set it in the environment "
+                     f"(LLMDATA_API_KEY_HOST_8000 for http://host:8000/v1), and leave it out here")
 
 # %% ../nbs/04_models.ipynb #08bf5787
 def _at_url(reference, url, model):
@@ -99,7 +128,11 @@ def _ollama_url(text):
     host = "localhost" if m[1] in ("", "0.0.0.0", "[::]") else m[1]
     port = m[2] or ("" if scheme else ":11434")
     path = (m[3] or "").rstrip("/")
-    return f"{scheme or 'http'}://{host}{port}{path}/v1"
+    url = f"{scheme or 'http'}://{host}{port}{path}/v1"
+    _refuse_key(url, "OLLAMA_HOST")
+    try: _parsed_url(url)
+    except ValueError as e: raise ValueError(f"OLLAMA_HOST: {e}") from None
+    return url
 
 # %% ../nbs/04_models.ipynb #46967fb7
 def endpoint(
@@ -107,6 +140,7 @@ def endpoint(
 ) -> Endpoint:
     "The endpoint that `reference` names; ValueError when it cannot be read or its key is not set"
     know_environment()
+    _refuse_key(reference, "the reference of a model")
     if re.match(r"https?://", reference): return _at_urls(reference)
     provider, _, model = reference.partition(":")
     if provider not in PROVIDERS or not model:
@@ -153,23 +187,45 @@ def after_thinking(text: str) -> str:
     return "" if thinking else kept + text[start:]
 
 # %% ../nbs/04_models.ipynb #ae0e122d
+_OBJECT_STARTS = re.compile(r'\{(?=\s*["}])')
+_IN_VAIN = 2_000_000  # characters that are read, at most, for objects that are none
+
 def json_objects(text: str) -> list[dict]:
-    "All complete JSON objects in `text`, in order; one inside another is not listed again"
-    decoder, objects, start = json.JSONDecoder(strict=False), [], text.find("{")
-    while start >= 0:
-        try: value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError): end = start + 1
-        else: objects.append(value)
-        start = text.find("{", end)
+    "All complete JSON objects in `text`, in order; one inside another is not listed again. ValueError where too much only begins like one"
+    decoder, objects, end, left = json.JSONDecoder(strict=False), [], 0, _IN_VAIN
+    for match in _OBJECT_STARTS.finditer(text):
+        start = match.start()
+        if start < end: continue
+        read_to = start + 10_000
+        try: value, read_to = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as e: read_to = e.pos
+        except RecursionError: pass
+        else:
+            objects.append(value)
+            end = read_to
+        left -= read_to - start + start // 50 + 300
+        if left < 0: raise ValueError("too many objects in the answer that are none or are not the answer")
     return objects
 
 # %% ../nbs/04_models.ipynb #f7156879
+class _Glimpsed(str):
+    "A text whose characters can be looked at so many times; then it is a ValueError"
+    looks = 4_000_000
+
+    def __getitem__(self, at):
+        seen = super().__getitem__(at)
+        self.looks -= 1 + len(seen) // 20  # twenty characters at once take as long as one
+        if self.looks < 0: raise ValueError("the JSON in the answer is too damaged to be repaired")
+        return seen
+
 def _repaired_values(text):
     "What json_repair makes of `text` from its first brace on"
     from json_repair import loads
     start = text.find("{")
     if start < 0: return []
-    value = loads(text[start:])
+    if len(text) - start > 100_000: raise ValueError("the JSON in the answer is broken, and too long to be repaired")
+    try: value = loads(_Glimpsed(text[start:]))
+    except RecursionError: raise ValueError("the JSON in the answer is nested too deep") from None
     return value if isinstance(value, list) else [value]
 
 # %% ../nbs/04_models.ipynb #ad025e74
@@ -760,7 +816,7 @@ async def _pay_once(ask, call, key, last):
         reply, failed = _read_answer(answer, call.endpoint)
         book_spending(reply)
     bug = None
-    if not failed: failed, bug = _read_value(call, reply)
+    if not failed: failed, bug = await _read_value(call, reply)
     _book_request(ask, call, reply.usage, reply.cost, seconds, **{_ledger_column(failed, last): 1})
     about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
     if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
@@ -769,10 +825,25 @@ async def _pay_once(ask, call, key, last):
     if failed or bug: raise failed or bug
     return reply
 
+# %% ../nbs/04_models.ipynb #2b040021
+_READER = ThreadPoolExecutor(1, "llmdata-reader")
+
+def _reads_slowly(text):
+    "Whether `text` is long, and may hold JSON that has to be repaired"
+    if len(text) <= 300 or "{" not in text: return False
+    try: json.loads(text)
+    except (ValueError, RecursionError): return True
+    return False
+
+async def _read_in_turn(call, reply):
+    "What `call` reads in `reply`; in a thread where that may take long"
+    if not _reads_slowly(reply.text): return call.read(reply)
+    return await asyncio.get_running_loop().run_in_executor(_READER, call.read, reply)
+
 # %% ../nbs/04_models.ipynb #458b67a3
-def _read_value(call, reply):
+async def _read_value(call, reply):
     "Read the value into `reply`; the CallFailed when it cannot be read, and what a bug in the recipe's `parse` raised"
-    try: reply.parsed = call.read(reply)
+    try: reply.parsed = await _read_in_turn(call, reply)
     except ValueError as e: return CallFailed("unparseable", str(e)), None
     except Exception as e: return None, e
     return None, None

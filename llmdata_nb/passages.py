@@ -19,6 +19,7 @@ from .checks import doubtful_language, main_script, prose, repetition
 from .checks import switches_language, wrong_language, wrong_script
 from .dedup import Seen
 from .languages import language as find_language, pack_words
+from .marks import with_marked
 from .models import Ask, object_schema, read_json
 from .run import drop
 from .rows import Unreadable, check_bytes, file_text, matching_files
@@ -663,7 +664,7 @@ async def choose_passage(
     if not spans: drop("passage: no passage")
 
     number = {"type": "integer"}
-    prompt = CHOOSE.format(words=most // 6) + f"\n\n<document>\n{numbered}\n</document>"
+    prompt = with_marked(CHOOSE.format(words=most // 6), "document", numbered)
     schema = object_schema(first=number, last=number)
     reply = await ask(prompt, schema=schema, parse=lambda answer: _read_choice(answer, len(spans)), max_tokens=60,
                       step="choose", role="selector")

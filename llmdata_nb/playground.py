@@ -227,8 +227,8 @@ def with_prompts(
 def _asked_text(call):
     "All that was sent to the model, as one text"
     request = call["request"]
-    if isinstance(request, str): return request
-    return "\n".join(str(message.get("content")) for message in request)
+    if not isinstance(request, str): request = "\n".join(str(message.get("content")) for message in request)
+    return re.sub(r"(</?\w+)-[0-9a-f]{8}>", r"\1>", request)  # marks, without the digits that a recipe put in
 
 def _stands_in(text, request, language_name):
     "Whether all pieces of a `text`, or of a list of texts, stand in a `request`; what a recipe fills in lies between them"

@@ -7,6 +7,7 @@ __all__ = ['DIFFICULTIES', 'QUALITIES', 'CATEGORIES', 'TASK', 'read_tags', 'tag'
 
 # %% ../nbs/08_tags.ipynb #fe68872c
 import re
+from .marks import with_marked
 from .models import Ask, after_thinking, object_schema, read_json
 
 # %% ../nbs/08_tags.ipynb #3ef96215
@@ -75,7 +76,7 @@ async def tag(
     "What kind of instruction it is; an answer that cannot be read is asked for once more, then the call fails as unparseable"
     if not isinstance(instruction, str) or not instruction.strip():
         raise ValueError(f"expected an instruction to tag, not {str(instruction)[:80]!r}")
-    prompt = f"{TASK}\n\n<instruction>\n{instruction}\n</instruction>"
+    prompt = with_marked(TASK, "instruction", instruction)
     reply = await ask(prompt, schema=_SCHEMA, temperature=0.0, max_tokens=512, step=step, role=role, parse=read_tags)
     return reply.parsed
 

@@ -9,6 +9,7 @@ __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translat
 from .checks import check_rule_names, detect_language, prose, translation_problem
 from .judge import check_score, rate, rubric
 from .languages import language as find_language
+from .marks import with_marked, without_marks
 from .models import Ask, CallFailed, object_schema
 from .rows import single_turn
 from .run import drop
@@ -31,17 +32,12 @@ def _prompt_text(name, text, language):
 
 def translation_prompt(text: str, language: str) -> str:
     "The prompt that asks for `text` in `language` (a code or name)"
-    return _prompt_text("task", TASK, language) + f"\n\n<message>\n{text}\n</message>"
+    return with_marked(_prompt_text("task", TASK, language), "message", text)
 
 # %% ../nbs/10_translate.ipynb #2e2e444c
 def needs_translation(text: str) -> bool:
     "Whether `text` holds letters outside code, URLs, formulas and placeholders"
     return any(c.isalpha() for c in prose(text))
-
-# %% ../nbs/10_translate.ipynb #7ed7a072
-def _without_marks(text):
-    "`text` without the marks around the message in our prompt, which weak models copy"
-    return text.strip().removeprefix("<message>").removesuffix("</message>").strip()
 
 # %% ../nbs/10_translate.ipynb #b1542dbf
 def _token_limit(text, language):
@@ -69,7 +65,7 @@ async def translate(
     messages = [request]
     for _ in range(2):
         reply = await ask(messages, schema=_SCHEMA, step=f"translate {part}", role="translator", **sampling)
-        translation = _without_marks(reply.parsed["translation"]) if reply.parsed else ""
+        translation = without_marks(reply.parsed["translation"], "message") if reply.parsed else ""
         problem = translation_problem(text, translation, target.code, reply.finish_reason, role, skip_checks)
         if not problem: return translation
         if reply.finish_reason == "length": break

@@ -1,6 +1,7 @@
 "An OpenAI-compatible server whose answers are a function of ours: for what a real model cannot do on demand."
 import asyncio
 import json
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -79,5 +80,11 @@ def translator_and_judge(body, n=0):
     schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {})
     if "score" in schema: return json.dumps({"rationale": "Va bene.", "score": 4})
     if "label" in schema: return json.dumps({"rationale": "Va bene.", "label": schema["label"]["enum"][-1]})
-    text = prompt.split("<message>\n", 1)[1].removesuffix("\n</message>")
+    _, text = re.search(r"\n<(message.*?)>\n(.*)\n</\1>$", prompt, re.S).groups()
     return json.dumps({"translation": f"Questa è la traduzione italiana del messaggio che segue, numero {text.split()[-1]}"})
+
+
+def judged_texts(prompt):
+    "The pairs of a heading and a text between marks in what a judge is asked"
+    found = re.findall(r"^## ([^\n]+)\n\n<(.+)>\n(.*?)\n</\2>$", prompt, re.S | re.M)
+    return [(heading, text) for heading, _, text in found]

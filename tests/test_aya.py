@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted_server import serve
+from scripted_server import judged_texts, serve
 
 from llmdata_nb.aya import aya_preferences, compare_models, of_language, overview, split_test
 from llmdata_nb.languages import pack
@@ -18,7 +18,7 @@ def rows(n=6): return load_rows([{"inputs": f"Che cosa sai dirmi del numero {i},
 
 def judge(body, best=lambda text: 5 if "nonna" in text else 2, key="score"):
     "Rates each answer by its text, wherever it stands"
-    answers = body["messages"][0]["content"].split("\n\n## ")[2:]
+    _, *answers = [text for _, text in judged_texts(body["messages"][0]["content"])]
     return json.dumps({"ratings": [{"rationale": "L'ho letta.", key: best(a)} for a in answers]})
 
 
@@ -43,7 +43,7 @@ def test_the_better_answer_is_chosen_whoever_wrote_it():
 def test_a_judge_that_goes_by_place_makes_no_pair():
     "The human answer is first in one order and last in the other"
     def first(body):
-        n = len(body["messages"][0]["content"].split("\n\n## ")[2:])
+        n = len(judged_texts(body["messages"][0]["content"])) - 1
         return json.dumps({"ratings": [{"rationale": "x", "score": 5 - i} for i in range(n)]})
     with serve(lambda body, n: first(body) if "response_format" in body else "Il numero è una quantità.") as (reference, _): outcome = made(reference)
     assert not outcome.kept and {r["reason"].split(":")[0] for r in outcome.dropped} == {"tie"} and all(r["responses"] for r in outcome.dropped)

@@ -3,7 +3,7 @@ import json
 
 import pytest
 from datasets import load_dataset
-from scripted_server import serve
+from scripted_server import judged_texts, serve
 
 from llmdata_nb.backinstruct import STYLES, TASKS, back_instruct, best_and_worst, compare_tasks, draw, only, request_problem, requested, sweep
 from llmdata_nb.cli import main
@@ -80,7 +80,7 @@ def test_examples_stand_in_the_judges_prompt_and_nothing_else_is_paid_again(tmp_
     example = {"instruction": "Che cos'è un mulino?", "response": "Una macchina che macina.", "score": 5}
     with serve(lambda body, n: answer(body)) as (model, bodies):
         for examples in ([], [example]): run(rows(), back_instruct, model=model, language="it", direct=True, examples=examples, store=tmp_path / "s.sqlite")
-    assert len(bodies) == 12 * 2 + 12 and sum("[Istruzione] Che cos'è un mulino?" in b["messages"][0]["content"] for b in bodies) == 12
+    assert len(bodies) == 12 * 2 + 12 and sum("\nChe cos'è un mulino?\n</example-" in b["messages"][0]["content"] for b in bodies) == 12
 
 
 @pytest.mark.parametrize("row", [{"id": "a"}, {"id": "a", "response": "  "}, {"id": "a", "text": 3}])
@@ -169,7 +169,7 @@ def test_the_pipeline(project, capsys):
     texts = {r["id"]: r["text"] for r in load_rows("demo_texts")}
     def reply(body):
         prompt, wanted = body["messages"][0]["content"], body["response_format"]["json_schema"]["schema"]["properties"]
-        if "score" in wanted: return json.dumps({"rationale": "Fits.", "score": 2 if "melon" in prompt.split("## Response")[-1] else 4})
+        if "score" in wanted: return json.dumps({"rationale": "Fits.", "score": 2 if "melon" in judged_texts(prompt)[-1][1] else 4})
         if "instruction" in wanted: return json.dumps({"instruction": "What should one know about this, and why does it matter?"})
         return json.dumps({"translation": "Che cosa bisogna sapere, e perché è importante?" if "into Italian" in prompt else "One tells a ripe melon by the nose: it smells sweet. Then one takes it in the hand, and it should be heavy. The skin gives way a little under the thumb. If there is a crack around the stalk, the fruit was about to fall, and it is ready to eat. Picked too early it grows softer in the kitchen, but no sweeter, for sugar comes from the plant." if "melone" in prompt else MILL})
     with serve(lambda body, n: reply(body)) as (model, bodies):

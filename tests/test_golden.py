@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 PORT = 18399  # part of the key of a call; nobody listens there when the calls are replayed
 MODEL = f"http://127.0.0.1:{PORT}/v1#m"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+DRAW = 1  # another number, other answers of the scripted model: where a changed prompt leaves a run without a kept row
 RUNS = {
     "it/translate_and_judge": ["fidelity=true"],
     "es/translate_and_judge": ["multi_turn=true", "english_rubrics=true", "limit=6"],
@@ -45,7 +46,7 @@ TEXTS = {
 
 def draw(body, *more):
     "A number that depends on the request alone"
-    return int.from_bytes(hashlib.sha256(json.dumps([body, *more], sort_keys=True).encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps([DRAW, body, *more], sort_keys=True).encode()).digest()[:4], "big")
 
 
 def text(body, *path, length=60):
@@ -104,12 +105,18 @@ def without_times(manifest):
     return kept
 
 
+def named_files(path):
+    "The data files that the manifest at `path` names, and whether each is the one it means; another pyarrow writes other bytes"
+    digests = json.loads(path.read_text())["files"]
+    return {name: hashlib.sha256((path.parent / name).read_bytes()).hexdigest() == digest for name, digest in digests.items()}
+
+
 def content(path):
     "What a file says, as something that JSON can hold"
     if path.suffix == ".parquet":
         table = pq.read_table(path)
         return {"columns": {name: str(kind) for name, kind in zip(table.schema.names, table.schema.types)}, "rows": table.to_pylist()}
-    if path.name == "manifest.json": return without_times(json.loads(path.read_text()))
+    if path.name == "manifest.json": return without_times(json.loads(path.read_text())) | {"files": named_files(path)}
     text = re.sub(r"of llmdata_nb \S+ on \S+ in \d+ seconds", "of llmdata_nb", path.read_text())
     return re.sub(r"manifest.json: sha256 [0-9a-f]{64}", "manifest.json: sha256", text).splitlines()  # it has the time of the run
 

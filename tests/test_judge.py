@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted_server import serve
+from scripted_server import judged_texts, serve
 
 from llmdata_nb.judge import RUBRICS, Rubric, calibrate, check_number, check_orders, check_score, compare, rate, rubric
 from llmdata_nb.run import run
@@ -21,7 +21,7 @@ shared = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not be
 def prompt(body): return body["messages"][0]["content"]
 
 
-def responses(body): return [part.strip() for part in re.split(r"\n## [^\n]+ \d+\n", prompt(body))[1:]]
+def responses(body): return [text for heading, text in judged_texts(prompt(body)) if heading[-1].isdecimal()]
 
 
 def ratings(*scores): return json.dumps({"ratings": [{"rationale": f"It is worth {s}.", "score": s} for s in scores]})
@@ -189,7 +189,7 @@ def test_scores_are_swept_and_an_unjudged_row_is_neither_good_nor_bad(tmp_path):
     rows = [{"id": f"r{i}", "text": f"text {i}", "human": 1 + i % 5, "language": "it"} for i in range(100)]
     async def one(row, ask): return await rate(rubric("response"), ["Why?", row["text"]], ask)
     def answer(body, n):
-        i = int(prompt(body).split()[-1])
+        i = int(judged_texts(prompt(body))[-1][1].split()[-1])
         return "I will not." if i % 10 == 0 else json.dumps({"rationale": "", "score": min(1 + i % 5 + (i % 10 == 1), 5)})
     with serve(answer) as (model, _): found = calibrate(one, rows, model=model, good=4, precision=0.9, store=tmp_path / "s.sqlite")
     assert found.kind == "score" and found.failed == {"no verdict": 10} and found.figures["rows judged"]["value"] == 0.9
@@ -220,7 +220,7 @@ def test_recorded_judges_agree_with_people_as_published(tmp_path, who):
     choose = replace(rubric("comparison"), labels={"1": ["Output (a)"], "2": ["Output (b)"]})
     async def one(row, ask): return await rate(choose, ["Which is better?", row["id"]], ask)
     rows = [{"id": key, "human": str(3 - r["human_label"] if r["swap"] else r["human_label"])} for key, r in records.items()]
-    with serve(lambda body, n: records[prompt(body).rpartition("\n\n")[2]]["raw"]) as (model, _):
+    with serve(lambda body, n: records[judged_texts(prompt(body))[-1][1]]["raw"]) as (model, _):
         found = calibrate(one, rows, model=model, store=tmp_path / "s.sqlite")
     theirs = [str(r["authors_parsed_winner"]) == str(r["human_label"]) for r in records.values() if str(r["authors_parsed_winner"]) in ("1", "2")]
     same = found.figures["same opinion"]
@@ -306,7 +306,7 @@ def test_a_label_judge_whose_first_row_is_unjudged(tmp_path):
     rows = [{"id": f"r{i}", "human": "high" if i % 2 else "low"} for i in range(20)]
     async def one(row, ask): return await rate(rubric("instruction"), [row["id"]], ask)
     def answer(body, n):
-        i = int(prompt(body).split("r")[-1])
+        i = int(judged_texts(prompt(body))[-1][1].split("r")[-1])
         return json.dumps({"label": "high" if i % 2 else "low"}) if i else "Hm."
     with serve(answer) as (model, _): found = calibrate(one, rows, model=model, store=tmp_path / "s.sqlite")
     assert found.kind == "label" and found.figures["kappa"]["value"] == 1 and found.failed == {"no verdict": 1}

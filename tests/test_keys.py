@@ -110,3 +110,78 @@ def test_no_jinja2_whose_sandbox_lets_format_through():
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     (jinja2,) = [r for r in map(Requirement, settings["DEFAULT"]["requirements"].split()) if r.name == "jinja2"]
     assert "3.1.5" not in jinja2.specifier and "3.1.6" in jinja2.specifier
+
+
+# One variable, one host
+
+MARKS = st.sampled_from([".", "-", "_", ":", "--", "a", "b", "1", "80", "8000", "A", "[", "]", "::", "%25", "eth0", "zone", "0", "127.0.0.1", "[::1]", "[fe80::1%25a]"])
+
+
+def host_of(reference):
+    "The host and port that a request for `reference` goes to, as yarl reads it; None where it is refused"
+    try: url = URL(endpoint(f"http://{reference}/v1#m").url)
+    except ValueError: return None
+    return url.host, url.port
+
+
+def variable_of(host):
+    "The variable from which `host` takes its key"
+    class Heard(dict):
+        def get(self, name, default=None):
+            self.setdefault("first", name)
+            return default
+    heard = Heard()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", heard)
+        endpoint(f"http://{host}/v1#m")
+    return heard["first"]
+
+
+@given(st.lists(MARKS, max_size=7), st.lists(MARKS, max_size=7))
+def test_no_two_hosts_share_a_variable(some, other):
+    hosts = ["".join(some), "".join(other)]
+    read = [host_of(host) for host in hosts]
+    if None in read or read[0] == read[1]: return
+    assert variable_of(hosts[0]) != variable_of(hosts[1])
+
+
+@pytest.mark.parametrize("host, other", [
+    ("api.mistral.ai", "api-mistral.ai"), ("a-b.c", "a.b-c"), ("a_b", "a.b"), ("a_b", "a-b"), ("a--b", "a-b"), ("a-b:80", "a.b:80"), ("gpu:8000", "gpu-8000"),
+    ("[fe80::1%25ab]", "[fe80::1:25ab]"), ("[::1]:80", "[::1:80]"), ("10.0.0.1", "10.0.0:1"), ("a-b", "a..b"), ("a.b:80", "a.b.80"), ("a_b", "a-.b"), ("a", "a."), ("a_b", "a.-b")])
+def test_hosts_that_are_spelled_alike_have_variables_of_their_own(host, other):
+    assert host_of(host)
+    assert not host_of(other) or variable_of(host) != variable_of(other)
+
+
+@pytest.mark.parametrize("host, variable", [("gpu:8000", "GPU_8000"), ("api.mistral.ai", "API_MISTRAL_AI"), ("127.0.0.1:8000", "127_0_0_1_8000"),
+                                            ("API.Mistral.AI", "API_MISTRAL_AI"), ("[::1]:8000", "___1__8000"), ("my-gpu.lan", "MY__GPU_LAN")])
+def test_the_variable_of_a_host(host, variable):
+    assert variable_of(host) == f"LLMDATA_API_KEY_{variable}"
+
+
+def test_the_variable_of_an_older_version_is_named_with_the_new_one(monkeypatch):
+    monkeypatch.setenv("LLMDATA_API_KEY_API_MISTRAL_AI", "recognisable-4711")
+    assert endpoint("https://api.mistral.ai/v1#m").key == "recognisable-4711"
+    with pytest.raises(ValueError, match="set LLMDATA_API_KEY_API__MISTRAL_AI to it") as error: endpoint("https://api-mistral.ai/v1#m")
+    assert "4711" not in str(error.value)
+    for key in ("", "another"):
+        monkeypatch.setenv("LLMDATA_API_KEY_API__MISTRAL_AI", key)
+        assert endpoint("https://api-mistral.ai/v1#m").key == (key or None)
+
+
+# No key in a reference, which is published
+
+@pytest.mark.parametrize("reference", [
+    "https://gpu/v1/recognisable-4711#m", "https://gpu/v1#recognisable-4711", "https://gpu/recognisable%2D4711/v1#m", "openai:recognisable-4711", "recognisable-4711",
+    "https://gpu/v1/sk-proj-4f9Qz81LmX02aaB7#m", "https://gpu/v1#gsk_4f9Qz81LmX02aaB7", "hf:hf_QwErTyUiOpAsDfGhJkLz", "http://a/v1,http://b/sk-4f9Qz81LmX02aaB7/v1#m"])
+def test_a_key_in_a_reference_is_refused_and_not_repeated(monkeypatch, reference):
+    monkeypatch.setenv("OPENAI_API_KEY", "recognisable-4711")
+    with pytest.raises(ValueError, match="a key stands in it") as error: endpoint(reference)
+    assert not any(part in str(error.value) for part in ("4711", "4f9Q", "QwEr"))
+
+
+@pytest.mark.parametrize("host", ["http://ada:s3cret@gpu:11434", "ada:s3cret@gpu", "http://gpu:11434/?key=s3cret", "http://gpu/s3cret@x", "http://gpu/sk-4f9Qz81LmX02aaB7s3cret"])
+def test_no_password_in_ollama_host(monkeypatch, host):
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    with pytest.raises(ValueError, match="^OLLAMA_HOST") as error: endpoint("ollama:m")
+    assert "s3cret" not in str(error.value)

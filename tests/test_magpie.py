@@ -4,7 +4,7 @@ import random
 import re
 
 import pytest
-from scripted_server import serve, wrote
+from scripted_server import judged_texts, serve, wrote
 
 from llmdata_nb.dedup import near_duplicates
 from llmdata_nb.languages import pack, packs
@@ -204,7 +204,7 @@ def test_several_turns(template):
 def judged(body):
     "Five answers, of which those with more exclamation marks are judged better"
     if "response_format" not in body: return f"Ecco una risposta semplice alla domanda sull'argomento{'!' * (body['seed'] % 5)} Spero che sia chiara."
-    answers = body["messages"][0]["content"].split("## ")[2:]
+    _, *answers = [text for _, text in judged_texts(body["messages"][0]["content"])]
     return json.dumps({"ratings": [{"rationale": "Si vede.", "score": min(5, 1 + a.count("!"))} for a in answers]})
 
 

@@ -11,7 +11,7 @@ import nbformat
 import papermill as pm
 import pytest
 import yaml
-from scripted_server import serve, translator_and_judge
+from scripted_server import judged_texts, serve, translator_and_judge
 
 from llmdata_nb.cli import main
 from llmdata_nb.embedded import weights_path
@@ -121,7 +121,7 @@ def judge_that(scores):
     def answer(body, n=0):
         prompt = body["messages"][0]["content"]
         several = "ratings" in json.dumps(body.get("response_format", {}))
-        given = scores([part.split("\n\n", 1)[1].strip() for part in prompt.split("## Risposta" + " " * several)[1:]])
+        given = scores([text for heading, text in judged_texts(prompt) if heading.startswith("Risposta")])
         said = [{"rationale": "Ecco.", "score": s} for s in given]
         return json.dumps({"ratings": said} if several else said[0])
     return answer
