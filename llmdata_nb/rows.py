@@ -587,6 +587,7 @@ def _check_parquet_sizes(path, metadata):
                 name = column.path_in_schema
                 raise ValueError(f"{path.name}: column {name}: {packed:,} bytes unpack to {unpacked:,}: write the file anew with smaller values")
 
+# %% ../nbs/02a_rows.ipynb #b4c0de31
 def _dictionaries_in(array):
     "The parts of an Arrow `array` whose values stand in a dictionary, however nested"
     from pyarrow import types
@@ -605,6 +606,7 @@ def _text_lengths(batch):
             lengths = pc.binary_length(part.dictionary)
             yield pc.max(lengths).as_py() or 0, pc.sum(lengths.take(part.indices)).as_py() or 0
 
+# %% ../nbs/02a_rows.ipynb #b4c0de34
 def _check_repeated_values(path, f):
     "ValueError where a batch of rows repeats long values until they fill the memory"
     import pyarrow.parquet as pq
@@ -620,6 +622,7 @@ def _check_repeated_values(path, f):
             size = sum(size for _, size in _text_lengths(batch))
             if size > MOST: raise ValueError(f"{path.name}: values that repeat would take {size:,} bytes in 1,000 rows: write the file anew with smaller values")
 
+# %% ../nbs/02a_rows.ipynb #b4c0de36
 def _batch_records(batch):
     "The records of a Parquet batch; in the place of one that cannot be made, the error"
     try: return batch.to_pylist()
