@@ -5,23 +5,21 @@
 # %% auto #0
 __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json',
            'authorization', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError', 'check_endpoint',
-           'unknown_model', 'object_schema', 'read_budget', 'Budget', 'CutOff', 'answer_text', 'Call', 'Calls', 'Ask',
-           'load_rows', 'CallFailed']
+           'unknown_model', 'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask', 'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #acbaa144
-import asyncio, difflib, ipaddress, itertools, json, os, random, re, sqlite3, time
+import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
-from .limits import CallFailed, Elsewhere, Limiter, retry_after
+from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
 from .progress import visible
 from .rows import load_rows
 from .scrub import know_environment, know_key, scrub
-from .store import call_key
+from .store import UnderWay, call_key
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
 _all_ = ["load_rows", "CallFailed"]
@@ -51,43 +49,25 @@ PROVIDERS = {  # prefix of a reference → base URL, and the environment variabl
     "ollama": ("http://localhost:11434/v1", None)}
 
 def _key_name(host):
-    "The environment variable with the key for `host`, a name or address with its port: no two hosts have the same"
-    host = re.sub(r"\[(.+)\]", _short_address, host.rpartition("@")[2])
-    spelled = host.replace("_", "___").replace("-", "__")  # '.' and ':' become one, and no host has two marks in a row but '--'
-    return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", spelled).upper()
+    "The environment variable with the key for `host`: no other host gets it"
+    return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", host.rpartition("@")[2]).upper()
 
-def _short_address(match):
-    "An IPv6 address in brackets, as short as it can be, with its zone after a word that is no number"
-    address, _, zone = match[1].partition("%25")
-    short = str(ipaddress.IPv6Address(address))
-    return f"[{short}]" if not zone else f"[{short}.zone.{zone}]"
-
-# %% ../nbs/04_models.ipynb #2b040011
 def _key_for_url(parsed_url):
     "The key of its own variable; HF_TOKEN only for a dedicated endpoint of Hugging Face, and only over https"
-    variable = _key_name(parsed_url.netloc)
-    own_key = os.environ.get(variable)
+    own_key = os.environ.get(_key_name(parsed_url.netloc))
     if own_key: return own_key
-    older = "LLMDATA_API_KEY_" + re.sub(r"\W", "_", parsed_url.netloc).upper()
-    if older in os.environ and variable not in os.environ:
-        raise ValueError(f"the key of {parsed_url.netloc}: set {variable} to it, or to nothing where it needs none; "
-                         f"{older} could be that of another host, and is not sent")
     dedicated = parsed_url.scheme == "https" and parsed_url.hostname.endswith(".endpoints.huggingface.cloud")
     return os.environ.get("HF_TOKEN") if dedicated else None
 
 # %% ../nbs/04_models.ipynb #3e727bd6
-_LABEL = "[A-Za-z0-9]+(?:(?:-+|_)[A-Za-z0-9]+)*"  # of a name, between two dots
-_IPV4 = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
-_IPV6 = rf"\[[0-9a-fA-F:.]+(?:%25{_LABEL})?\]"
-_HOST = re.compile(rf"(?:{_IPV4}|(?:{_LABEL}\.)*(?![0-9]+(?:[:/]|$)){_LABEL}|{_IPV6})(?::[0-9]{{1,5}})?")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+(?:%25[A-Za-z0-9._-]+)?\])(?::[0-9]{1,5})?")  # name, IPv4 or [IPv6]; port
 
 def _parsed_url(url):
     "`url` in its parts; ValueError unless it is a scheme, a host and a path, for another reader might take another host from the rest"
     in_host = _HOST.fullmatch(url.partition("://")[2].partition("/")[0])
     if "@" in url and not in_host:
         shown = re.sub(r"//.*@", "//", url)
-        host = shown.partition("://")[2].partition("/")[0]
-        variable = _key_name(host) if _HOST.fullmatch(host) else "LLMDATA_API_KEY_HOST"
+        variable = _key_name(urlsplit(shown).netloc)
         raise ValueError(f"model {shown!r}: no password in an address, it would be written to the card; set {variable} instead")
     strange = re.search(r"[?\\;@\s]", url)
     if strange:
@@ -97,16 +77,6 @@ def _parsed_url(url):
     if parsed.scheme not in ("http", "https") or not _HOST.fullmatch(parsed.netloc):
         raise ValueError(f"{url!r} in the reference of a model: expected an address such as http://host:8000/v1 (a host in ASCII letters)")
     return parsed
-
-# %% ../nbs/04_models.ipynb #2b040013
-_KEY_LIKE = re.compile("(?<![A-Za-z0-9])(?:sk-|pk-|hf_|gsk_|csk-|xai-|nvapi-|pplx-|r8_|fw_|tgp_|ghp_|AIza|AKIA|eyJ)[-A-Za-z0-9_]*?([A-Za-z0-9]{12,})")
-
-def _refuse_key(reference, name):
-    "ValueError, without the key, when one stands in `reference`, of which `name` says what it is"
-    like_a_key = any(len(re.findall("[0-9]|[a-z][A-Z]", match[1])) > 1 for match in _KEY_LIKE.finditer(reference))
-    if not like_a_key and scrub(reference) == reference: return
-    raise ValueError(f"{name}: a key stands in it, which would be written to the card; set it in the environment "
-                     f"(LLMDATA_API_KEY_HOST_8000 for http://host:8000/v1), and leave it out here")
 
 # %% ../nbs/04_models.ipynb #08bf5787
 def _at_url(reference, url, model):
@@ -129,11 +99,7 @@ def _ollama_url(text):
     host = "localhost" if m[1] in ("", "0.0.0.0", "[::]") else m[1]
     port = m[2] or ("" if scheme else ":11434")
     path = (m[3] or "").rstrip("/")
-    url = f"{scheme or 'http'}://{host}{port}{path}/v1"
-    _refuse_key(url, "OLLAMA_HOST")
-    try: _parsed_url(url)
-    except ValueError as e: raise ValueError(f"OLLAMA_HOST: {e}") from None
-    return url
+    return f"{scheme or 'http'}://{host}{port}{path}/v1"
 
 # %% ../nbs/04_models.ipynb #46967fb7
 def endpoint(
@@ -141,7 +107,6 @@ def endpoint(
 ) -> Endpoint:
     "The endpoint that `reference` names; ValueError when it cannot be read or its key is not set"
     know_environment()
-    _refuse_key(reference, "the reference of a model")
     if re.match(r"https?://", reference): return _at_urls(reference)
     provider, _, model = reference.partition(":")
     if provider not in PROVIDERS or not model:
@@ -188,45 +153,23 @@ def after_thinking(text: str) -> str:
     return "" if thinking else kept + text[start:]
 
 # %% ../nbs/04_models.ipynb #ae0e122d
-_OBJECT_STARTS = re.compile(r'\{(?=\s*["}])')
-_IN_VAIN = 2_000_000  # characters that are read, at most, for objects that are none
-
 def json_objects(text: str) -> list[dict]:
-    "All complete JSON objects in `text`, in order; one inside another is not listed again. ValueError where too much only begins like one"
-    decoder, objects, end, left = json.JSONDecoder(strict=False), [], 0, _IN_VAIN
-    for match in _OBJECT_STARTS.finditer(text):
-        start = match.start()
-        if start < end: continue
-        read_to = start + 10_000
-        try: value, read_to = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as e: read_to = e.pos
-        except RecursionError: pass
-        else:
-            objects.append(value)
-            end = read_to
-        left -= read_to - start + start // 50 + 300
-        if left < 0: raise ValueError("too many objects in the answer that are none or are not the answer")
+    "All complete JSON objects in `text`, in order; one inside another is not listed again"
+    decoder, objects, start = json.JSONDecoder(strict=False), [], text.find("{")
+    while start >= 0:
+        try: value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError): end = start + 1
+        else: objects.append(value)
+        start = text.find("{", end)
     return objects
 
 # %% ../nbs/04_models.ipynb #f7156879
-class _Glimpsed(str):
-    "A text whose characters can be looked at so many times; then it is a ValueError"
-    looks = 4_000_000
-
-    def __getitem__(self, at):
-        seen = super().__getitem__(at)
-        self.looks -= 1 + len(seen) // 20  # twenty characters at once take as long as one
-        if self.looks < 0: raise ValueError("the JSON in the answer is too damaged to be repaired")
-        return seen
-
 def _repaired_values(text):
     "What json_repair makes of `text` from its first brace on"
     from json_repair import loads
     start = text.find("{")
     if start < 0: return []
-    if len(text) - start > 100_000: raise ValueError("the JSON in the answer is broken, and too long to be repaired")
-    try: value = loads(_Glimpsed(text[start:]))
-    except RecursionError: raise ValueError("the JSON in the answer is nested too deep") from None
+    value = loads(text[start:])
     return value if isinstance(value, list) else [value]
 
 # %% ../nbs/04_models.ipynb #ad025e74
@@ -587,17 +530,6 @@ def _cost_in(unit, reply):
     tokens = reply.usage["prompt_tokens"], reply.usage["completion_tokens"]
     return None if None in tokens else sum(tokens)
 
-# %% ../nbs/04_models.ipynb #04a50002
-_RAN_OUT = re.compile(r"length|max.{0,8}tokens|token.?limit|context.?window", re.I)
-
-class CutOff(str):
-    "The text of an answer that ran out of tokens"
-
-def answer_text(reply: Reply) -> str:
-    "The text of `reply`, as `CutOff` where its `finish_reason` says that it ran out of tokens"
-    ran_out = _RAN_OUT.search(reply.finish_reason or "")
-    return CutOff(reply.text) if ran_out else reply.text
-
 # %% ../nbs/04_models.ipynb #d375f049
 @dataclass(frozen=True)
 class Call:
@@ -621,7 +553,7 @@ class Call:
 
     def read(self, reply: Reply):
         "The value in `reply`; ValueError when it cannot be read"
-        if self.parse: return self.parse(answer_text(reply))
+        if self.parse: return self.parse(reply.text)
         if not self.schema: return None
         try: value = read_json(reply.text, self.schema["required"])
         except ValueError:
@@ -664,7 +596,8 @@ class Calls:
         self.ledger = Ledger()
         self.limiters = _make_limiters(models, store, concurrency, limits)  # by base URL
         self.flying = {}               # key of a call under way → future that ends with it
-        self.attempted = dict.fromkeys(store.attempts(), False)  # key of a call that failed → whether that is booked
+        self.attempted = {key: set() for key in store.attempts()}  # key of a call that failed → when; what is booked
+        self.unreadable = {}           # key of a call → id of its stored answer, which `parse` cannot read any more
         self.forms = store.forms()     # identity of an endpoint → the structured output it takes
         self.without_logprobs = set()  # identities of the endpoints that refuse to give log-probabilities
         self.checked = False           # whether all endpoints were checked
@@ -735,11 +668,24 @@ async def _answer_call(ask, call):
     reply = _replay_stored(ask, call, key)
     if reply: return reply
     flight = ask.flying[key] = asyncio.get_running_loop().create_future()
-    try: return await _pay_for(ask, call, key)
+    try: return await _pay_or_wait(ask, call, key, _pay_for)
     except CallFailed as e: raise CallFailed(e.kind, e.message, call.step, status=e.status, seconds=e.seconds) from e
     finally:
         del ask.flying[key]
         flight.set_result(None)
+
+# %% ../nbs/04_models.ipynb #0c5a3e20
+async def _pay_or_wait(ask, call, key, pay):
+    "The reply to a call that is not stored: from `pay`, or from another run that has it under way"
+    try:
+        while True:
+            try: return await pay(ask, call, key)
+            except UnderWay: await ask.store.unclaimed(key)  # without a place at the server or in the budget
+            ask.attempted.setdefault(key, set())
+            _book_earlier(ask, call, key)
+            reply = _replay_stored(ask, call, key)
+            if reply: return reply
+    finally: ask.store.release(key)
 
 # %% ../nbs/04_models.ipynb #5d80f696
 async def _answer_with_logprobs(ask, call, logprobs):
@@ -757,15 +703,18 @@ async def _answer_with_logprobs(ask, call, logprobs):
 async def _pay_for(ask, call, key):
     "The reply to a call that is not stored: paid for, once more where the first answer cannot be read"
     await ask.check()
-    if not (call.parse or call.schema): return await _pay_once(ask, call, key, last=True)
+    if not (call.parse or call.schema): return await _pay_last(ask, call, key)
     again = call.again()
-    reply = _replay_stored(ask, again, again.key()) if key in ask.attempted else None
-    if reply: return reply
+    again_key = again.key()
+    if key in ask.attempted:
+        ask.attempted.setdefault(again_key, set())
+        reply = _replay_stored(ask, again, again_key)
+        if reply: return reply
     try: return await _pay_once(ask, call, key, last=False)
     except CallFailed as e:
         if e.kind != "unparseable": raise
-    ask.attempted[key] = True
-    return await _pay_once(ask, again, again.key(), last=True)
+    ask.attempted.setdefault(key, set())
+    return await _pay_or_wait(ask, again, again_key, _pay_last)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
 async def _check_endpoints(ask):
@@ -786,7 +735,7 @@ async def _ask_for_a_word(ask, endpoint, listed):
     call = Call(endpoint, "/chat/completions", body, step="check")
     key = call.key()
     if _replay_stored(ask, call, key): return
-    try: await _pay_once(ask, call, key, last=True)
+    try: await _pay_or_wait(ask, call, key, _pay_last)
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
 
@@ -805,15 +754,19 @@ def _replay_stored(ask, call, key):
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
     reply = without_keys(reply)  # an older version may have stored one
     try: reply.parsed = call.read(reply)
-    except ValueError: return None
+    except ValueError:
+        ask.unreadable[key] = stored["id"]
+        return None
     if ask.store.use(stored): _book_request(ask, call, usage, reply.cost, stored["seconds"] or 0, replayed=1)
     return reply
 
 # %% ../nbs/04_models.ipynb #906921fd
 def _book_earlier(ask, call, key):
-    "Book the requests for `call` that failed in earlier runs"
-    ask.attempted[key] = True
+    "Book the requests for `call` that failed in other runs"
+    booked = ask.attempted[key]
     for attempt in ask.store.attempts(key):
+        if attempt["created"] in booked: continue
+        booked.add(attempt["created"])
         usage = {name: attempt[name] for name in _USAGE}
         answered = attempt["kind"] == "unparseable"
         usd = attempt["usd"] if answered else 0.0  # it is not known whether the others cost anything
@@ -822,13 +775,14 @@ def _book_earlier(ask, call, key):
 
 # %% ../nbs/04_models.ipynb #41c2e2c5
 async def _pay_once(ask, call, key, last):
-    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read"
+    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read, UnderWay when another run asks"
+    if ask.store.under_way(key): raise UnderWay(key)
     async with ask.budget as book_spending:
         answer, sent, seconds = await _send_call(ask, call, key)
         reply, failed = _read_answer(answer, call.endpoint)
         book_spending(reply)
     bug = None
-    if not failed: failed, bug = await _read_value(call, reply)
+    if not failed: failed, bug = _read_value(call, reply)
     _book_request(ask, call, reply.usage, reply.cost, seconds, **{_ledger_column(failed, last): 1})
     about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
     if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
@@ -837,25 +791,12 @@ async def _pay_once(ask, call, key, last):
     if failed or bug: raise failed or bug
     return reply
 
-# %% ../nbs/04_models.ipynb #2b040021
-_READER = ThreadPoolExecutor(1, "llmdata-reader")
-
-def _reads_slowly(text):
-    "Whether `text` is long, and may hold JSON that has to be repaired"
-    if len(text) <= 300 or "{" not in text: return False
-    try: json.loads(text)
-    except (ValueError, RecursionError): return True
-    return False
-
-async def _read_in_turn(call, reply):
-    "What `call` reads in `reply`; in a thread where that may take long"
-    if not _reads_slowly(reply.text): return call.read(reply)
-    return await asyncio.get_running_loop().run_in_executor(_READER, call.read, reply)
+def _pay_last(ask, call, key): return _pay_once(ask, call, key, last=True)
 
 # %% ../nbs/04_models.ipynb #458b67a3
-async def _read_value(call, reply):
+def _read_value(call, reply):
     "Read the value into `reply`; the CallFailed when it cannot be read, and what a bug in the recipe's `parse` raised"
-    try: reply.parsed = await _read_in_turn(call, reply)
+    try: reply.parsed = call.read(reply)
     except ValueError as e: return CallFailed("unparseable", str(e)), None
     except Exception as e: return None, e
     return None, None
@@ -938,7 +879,7 @@ def _choose_server(ask, endpoint, failed_at):
 def _ask_whether_back(ask, server):
     "Where a server seems dead and it is time, ask it in the background whether it is back"
     breaker = ask.limiters[server.url].breaker
-    if not breaker.since or time.monotonic() < breaker.probe: return
+    if not breaker.since or time.time() < breaker.probe: return
     breaker.trip()
     ask.returning[server.url] = asyncio.create_task(_take_back(ask, server, breaker))
 
@@ -969,19 +910,21 @@ async def _a_server(ask, endpoint, failed_at):
 async def _send_until_answered(ask, call, key, body):
     "The decoded answer, the number of its request, and the seconds it took"
     about, failed_at = dict(step=call.step, model=call.endpoint.name), []
+    seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
     for tries in itertools.count(1):
         async with _a_server(ask, call.endpoint, failed_at) as (server, limiter):
-            sent, started = ask.store.sending(key, **about), time.monotonic()
-            await ask.store.saved()
+            try: sent = await ask.store.claim(key, seen, known, **about)
+            except UnderWay:
+                ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
+                raise
             try:
                 answer = await post(ask.session, server, call.path, body)
                 limiter.answered()
-                return answer, sent, time.monotonic() - started
+                return answer, sent, time.time() - sent[1]
             except CallFailed as e: failed = e
         failed_at.append(server)
         _report_failure(limiter, failed, sent)
-        all_wait = failed.seconds is not None and limiter.all_wait(failed.seconds)
-        pause = _retry_pause(failed, tries, all_wait)
+        pause = _retry_pause(failed, tries)
         if pause is None and _others_may_take(call.endpoint, failed, failed_at): pause = 0
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
         _book_request(ask, call, **{"failed" if pause is None else "retries": 1})
@@ -1013,11 +956,11 @@ def _report_failure(limiter, failed, sent):
     else: limiter.breaker.heard()
 
 # %% ../nbs/04_models.ipynb #250b4ec6
-def _retry_pause(failed, tries, all_wait=False):
+def _retry_pause(failed, tries):
     "Seconds after which a request is sent again, or None"
     too_much = failed.status in _TOO_MUCH
     if failed.kind == "refused" or _account_empty(failed): return None
     if tries == (12 if too_much else 6): return None
     if failed.seconds is None: return random.uniform(0, min(2 ** (tries - 2), 60))
-    if too_much and all_wait: return 0  # the limiter sees to it
+    if too_much and failed.seconds > SHORT: return 0  # a pause for all calls, which the limiter sees to
     return min(failed.seconds, 600)
