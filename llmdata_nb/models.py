@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json',
-           'authorization', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError', 'check_endpoint',
-           'unknown_model', 'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask', 'load_rows', 'CallFailed']
+           'authorization', 'awake_timeout', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError',
+           'check_endpoint', 'unknown_model', 'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask',
+           'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #acbaa144
-import asyncio, difflib, itertools, json, os, random, re, sqlite3, time
+import asyncio, difflib, ipaddress, itertools, json, os, random, re, reprlib, sqlite3, time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
 from .progress import visible
 from .rows import load_rows
 from .scrub import know_environment, know_key, scrub
-from .store import UnderWay, call_key
+from .store import StoreError, call_key
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
 _all_ = ["load_rows", "CallFailed"]
@@ -49,25 +52,43 @@ PROVIDERS = {  # prefix of a reference → base URL, and the environment variabl
     "ollama": ("http://localhost:11434/v1", None)}
 
 def _key_name(host):
-    "The environment variable with the key for `host`: no other host gets it"
-    return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", host.rpartition("@")[2]).upper()
+    "The environment variable with the key for `host`, a name or address with its port: no two hosts have the same"
+    host = re.sub(r"\[(.+)\]", _short_address, host.rpartition("@")[2])
+    spelled = host.replace("_", "___").replace("-", "__")  # '.' and ':' become one, and no host has two marks in a row but '--'
+    return "LLMDATA_API_KEY_" + re.sub(r"\W", "_", spelled).upper()
 
+def _short_address(match):
+    "An IPv6 address in brackets, as short as it can be, with its zone after a word that is no number"
+    address, _, zone = match[1].partition("%25")
+    short = str(ipaddress.IPv6Address(address))
+    return f"[{short}]" if not zone else f"[{short}.zone.{zone}]"
+
+# %% ../nbs/04_models.ipynb #2b040011
 def _key_for_url(parsed_url):
     "The key of its own variable; HF_TOKEN only for a dedicated endpoint of Hugging Face, and only over https"
-    own_key = os.environ.get(_key_name(parsed_url.netloc))
+    variable = _key_name(parsed_url.netloc)
+    own_key = os.environ.get(variable)
     if own_key: return own_key
+    older = "LLMDATA_API_KEY_" + re.sub(r"\W", "_", parsed_url.netloc).upper()
+    if older in os.environ and variable not in os.environ:
+        raise ValueError(f"the key of {parsed_url.netloc}: set {variable} to it, or to nothing where it needs none; "
+                         f"{older} could be that of another host, and is not sent")
     dedicated = parsed_url.scheme == "https" and parsed_url.hostname.endswith(".endpoints.huggingface.cloud")
     return os.environ.get("HF_TOKEN") if dedicated else None
 
 # %% ../nbs/04_models.ipynb #3e727bd6
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+(?:%25[A-Za-z0-9._-]+)?\])(?::[0-9]{1,5})?")  # name, IPv4 or [IPv6]; port
+_LABEL = "[A-Za-z0-9]+(?:(?:-+|_)[A-Za-z0-9]+)*"  # of a name, between two dots
+_IPV4 = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
+_IPV6 = rf"\[[0-9a-fA-F:.]+(?:%25{_LABEL})?\]"
+_HOST = re.compile(rf"(?:{_IPV4}|(?:{_LABEL}\.)*(?![0-9]+(?:[:/]|$)){_LABEL}|{_IPV6})(?::[0-9]{{1,5}})?")
 
 def _parsed_url(url):
     "`url` in its parts; ValueError unless it is a scheme, a host and a path, for another reader might take another host from the rest"
     in_host = _HOST.fullmatch(url.partition("://")[2].partition("/")[0])
     if "@" in url and not in_host:
         shown = re.sub(r"//.*@", "//", url)
-        variable = _key_name(urlsplit(shown).netloc)
+        host = shown.partition("://")[2].partition("/")[0]
+        variable = _key_name(host) if _HOST.fullmatch(host) else "LLMDATA_API_KEY_HOST"
         raise ValueError(f"model {shown!r}: no password in an address, it would be written to the card; set {variable} instead")
     strange = re.search(r"[?\\;@\s]", url)
     if strange:
@@ -77,6 +98,16 @@ def _parsed_url(url):
     if parsed.scheme not in ("http", "https") or not _HOST.fullmatch(parsed.netloc):
         raise ValueError(f"{url!r} in the reference of a model: expected an address such as http://host:8000/v1 (a host in ASCII letters)")
     return parsed
+
+# %% ../nbs/04_models.ipynb #2b040013
+_KEY_LIKE = re.compile("(?<![A-Za-z0-9])(?:sk-|pk-|hf_|gsk_|csk-|xai-|nvapi-|pplx-|r8_|fw_|tgp_|ghp_|AIza|AKIA|eyJ)[-A-Za-z0-9_]*?([A-Za-z0-9]{12,})")
+
+def _refuse_key(reference, name):
+    "ValueError, without the key, when one stands in `reference`, of which `name` says what it is"
+    like_a_key = any(len(re.findall("[0-9]|[a-z][A-Z]", match[1])) > 1 for match in _KEY_LIKE.finditer(reference))
+    if not like_a_key and scrub(reference) == reference: return
+    raise ValueError(f"{name}: a key stands in it, which would be written to the card; set it in the environment "
+                     f"(LLMDATA_API_KEY_HOST_8000 for http://host:8000/v1), and leave it out here")
 
 # %% ../nbs/04_models.ipynb #08bf5787
 def _at_url(reference, url, model):
@@ -99,7 +130,11 @@ def _ollama_url(text):
     host = "localhost" if m[1] in ("", "0.0.0.0", "[::]") else m[1]
     port = m[2] or ("" if scheme else ":11434")
     path = (m[3] or "").rstrip("/")
-    return f"{scheme or 'http'}://{host}{port}{path}/v1"
+    url = f"{scheme or 'http'}://{host}{port}{path}/v1"
+    _refuse_key(url, "OLLAMA_HOST")
+    try: _parsed_url(url)
+    except ValueError as e: raise ValueError(f"OLLAMA_HOST: {e}") from None
+    return url
 
 # %% ../nbs/04_models.ipynb #46967fb7
 def endpoint(
@@ -107,6 +142,7 @@ def endpoint(
 ) -> Endpoint:
     "The endpoint that `reference` names; ValueError when it cannot be read or its key is not set"
     know_environment()
+    _refuse_key(reference, "the reference of a model")
     if re.match(r"https?://", reference): return _at_urls(reference)
     provider, _, model = reference.partition(":")
     if provider not in PROVIDERS or not model:
@@ -153,23 +189,45 @@ def after_thinking(text: str) -> str:
     return "" if thinking else kept + text[start:]
 
 # %% ../nbs/04_models.ipynb #ae0e122d
+_OBJECT_STARTS = re.compile(r'\{(?=\s*["}])')
+_IN_VAIN = 2_000_000  # characters that are read, at most, for objects that are none
+
 def json_objects(text: str) -> list[dict]:
-    "All complete JSON objects in `text`, in order; one inside another is not listed again"
-    decoder, objects, start = json.JSONDecoder(strict=False), [], text.find("{")
-    while start >= 0:
-        try: value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError): end = start + 1
-        else: objects.append(value)
-        start = text.find("{", end)
+    "All complete JSON objects in `text`, in order; one inside another is not listed again. ValueError where too much only begins like one"
+    decoder, objects, end, left = json.JSONDecoder(strict=False), [], 0, _IN_VAIN
+    for match in _OBJECT_STARTS.finditer(text):
+        start = match.start()
+        if start < end: continue
+        read_to = start + 10_000
+        try: value, read_to = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as e: read_to = e.pos
+        except RecursionError: pass
+        else:
+            objects.append(value)
+            end = read_to
+        left -= read_to - start + start // 50 + 300
+        if left < 0: raise ValueError("too many objects in the answer that are none or are not the answer")
     return objects
 
 # %% ../nbs/04_models.ipynb #f7156879
+class _Glimpsed(str):
+    "A text whose characters can be looked at so many times; then it is a ValueError"
+    looks = 4_000_000
+
+    def __getitem__(self, at):
+        seen = super().__getitem__(at)
+        self.looks -= 1 + len(seen) // 20  # twenty characters at once take as long as one
+        if self.looks < 0: raise ValueError("the JSON in the answer is too damaged to be repaired")
+        return seen
+
 def _repaired_values(text):
     "What json_repair makes of `text` from its first brace on"
     from json_repair import loads
     start = text.find("{")
     if start < 0: return []
-    value = loads(text[start:])
+    if len(text) - start > 100_000: raise ValueError("the JSON in the answer is broken, and too long to be repaired")
+    try: value = loads(_Glimpsed(text[start:]))
+    except RecursionError: raise ValueError("the JSON in the answer is nested too deep") from None
     return value if isinstance(value, list) else [value]
 
 # %% ../nbs/04_models.ipynb #ad025e74
@@ -190,7 +248,7 @@ _TOO_MUCH = (429, 503, 529)  # the server has too much to do: slow down
 def _error_message(text):
     "What a server says is wrong in an error of the protocol; another page as it is"
     try: error = json.loads(text)
-    except ValueError: return text
+    except (ValueError, RecursionError): return text
     if isinstance(error, list) and error: error = error[0]
     if not isinstance(error, dict) or "error" not in error: return text
     error = error["error"]
@@ -199,9 +257,9 @@ def _error_message(text):
 # %% ../nbs/04_models.ipynb #f78abc89
 def _failed_answer(status, headers, data, key):
     "The CallFailed for an answer that is none; in one line, and without the key where the server repeats that"
-    text = _error_message(data.decode(errors="replace"))
+    text = _error_message(data[:100_000].decode(errors="replace"))
     if key: text = text.replace(key, "…")
-    text = " ".join(scrub(text).split())[:300]
+    text = visible(" ".join(scrub(text).split()))[:300]
     message = f"200 without an answer in it: {text}" if status == 200 else f"{status} {text}"
     kind = _KINDS.get(status) or ("refused" if 300 <= status < 500 else "server")
     return CallFailed(kind, message, status=status, seconds=retry_after(headers))
@@ -211,9 +269,61 @@ def authorization(endpoint: Endpoint) -> dict:
     "The header with the key of `endpoint`, where it has one; a key goes nowhere else"
     return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
 
+# %% ../nbs/04_models.ipynb #2b040031
+@asynccontextmanager
+async def awake_timeout(
+    seconds: float | None, # None: no limit
+):
+    "TimeoutError when the block takes longer; a time in which the event loop was held up does not count"
+    loop, handle = asyncio.get_running_loop(), None
+    async with asyncio.timeout(None) as limit:
+        left = seconds or 0.0
+        step = min(left / 4, 1.0)
+        def count_step():  # however late it comes
+            nonlocal left, handle
+            left -= step
+            if left > 0: handle = loop.call_later(step, count_step)
+            else: limit.reschedule(loop.time())
+        if seconds: handle = loop.call_later(step, count_step)
+        try: yield
+        finally:
+            if handle: handle.cancel()
+
+# %% ../nbs/04_models.ipynb #2b040034
+_LONG_BODY, _LONGEST_BODY = 1_000_000, 10_000_000  # bytes, unpacked
+_MOST_PARTS = 2_000_000                            # objects, lists and what is in them
+_long_bodies = WeakKeyDictionary()                 # session → the lock of those that read a long body
+
+async def _read_bytes(response, most):
+    "The body from here on, unpacked; a little more than `most` bytes at most"
+    parts, size = [], 0
+    while size <= most:
+        part = await response.content.readany()
+        if not part: break
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+async def _take_body(session, response, take):
+    "What `take` makes of the body; CallFailed when it is too long"
+    data = await _read_bytes(response, _LONG_BODY)
+    if len(data) <= _LONG_BODY: return take(data)
+    async with _long_bodies.setdefault(session, asyncio.Lock()):
+        data += await _read_bytes(response, _LONGEST_BODY)
+        if len(data) > _LONGEST_BODY:
+            raise CallFailed("refused", f"an answer of more than {_LONGEST_BODY // 1_000_000} MB", status=response.status)
+        return take(data)
+
+def _parsed_body(data):
+    "The value of the JSON `data`; ValueError when it is none, or would fill the memory"
+    parts = 0 if len(data) <= _LONG_BODY else data.count(b",") + data.count(b"[") + data.count(b"{")
+    if parts > _MOST_PARTS: raise ValueError(f"it has {parts:,} parts")
+    try: return json.loads(data)
+    except RecursionError: raise ValueError("it is nested too deep") from None
+
 # %% ../nbs/04_models.ipynb #b70644aa
 async def post(
-    session,            # aiohttp.ClientSession
+    session,            # aiohttp.ClientSession; its timeout is that of one request
     endpoint: Endpoint,
     path: str,          # `/chat/completions`, `/completions` or `/embeddings`
     body: dict,
@@ -221,23 +331,31 @@ async def post(
     "Send `body` to `endpoint` once, and give the decoded answer; CallFailed has the HTTP status, and the seconds the server asks to wait"
     import aiohttp
     url, body = _url_and_body(endpoint, path, body)
-    data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"} | authorization(endpoint)
+    headers = {"Content-Type": "application/json"} | authorization(endpoint)
+    options = dict(data=json.dumps(body).encode(), headers=headers, allow_redirects=False)
+    only_connect = aiohttp.ClientTimeout(sock_connect=session.timeout.sock_connect)
     try:
-        async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
-            if response.content.is_eof(): data = await response.read()
-            else: data = await asyncio.wait_for(response.read(), 60)
+        async with awake_timeout(session.timeout.total), session.post(url, timeout=only_connect, **options) as response:
+            return await _read_response(session, response, endpoint)
     except TimeoutError: raise CallFailed("timeout", f"{endpoint.url} did not answer in time") from None
     except aiohttp.ClientPayloadError: raise CallFailed("server", f"{endpoint.url}: the answer was cut off") from None
     except (aiohttp.ClientError, OSError) as e:
         raise CallFailed("server", f"{endpoint.url}: {type(e).__name__}: {e}") from None
-    answer = _as_completion(data) if response.status == 200 else None
-    if not answer: raise _failed_answer(response.status, response.headers, data, endpoint.key)
-    return answer
+
+# %% ../nbs/04_models.ipynb #2b040036
+async def _read_response(session, response, endpoint):
+    "The decoded answer in `response`, or CallFailed"
+    def take(data):
+        answer = _as_completion(data) if response.status == 200 else None
+        if not answer: raise _failed_answer(response.status, response.headers, data, endpoint.key)
+        return answer
+    if response.content.is_eof(): return await _take_body(session, response, take)
+    async with awake_timeout(60): return await _take_body(session, response, take)
 
 # %% ../nbs/04_models.ipynb #09b22f0a
 def _as_completion(data):
     "The decoded answer, in the form of a completion; None when it is none"
-    try: answer = json.loads(data)
+    try: answer = _parsed_body(data)
     except ValueError: return None
     if not isinstance(answer, dict): return None
     return answer if answer.get("choices") else _from_embeddings(answer) or _from_ollama(answer)
@@ -288,12 +406,15 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
     except LookupError: return None
 
 # %% ../nbs/04_models.ipynb #9eff9bb9
+_LONGEST_TEXT = 1_000_000  # characters
+
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
     choice = answer["choices"][0]
     reason, text = choice.get("finish_reason"), _choice_text(choice)
     refused = reason in ("content_filter", "error") or text is None
-    if refused: raise CallFailed("refused", f"no text; finish_reason {reason!r}")
+    if refused: raise CallFailed("refused", f"no text; finish_reason {str(reason)[:100]!r}")
+    if len(text) > _LONGEST_TEXT: raise CallFailed("refused", f"a text of {len(text):,} characters; at most {_LONGEST_TEXT:,} are kept")
     text = text.encode("utf-8", "replace").decode()
     usage, cost = _usage_and_cost(answer, endpoint)
     return without_keys(Reply(text, None, usage, cost, reason, logprobs=_read_logprobs(choice)))
@@ -332,7 +453,7 @@ def _likely_tokens(place):
 def without_keys(reply: Reply) -> Reply:
     "`reply` with no key in its text, its finish reason or its tokens"
     reply.text = scrub(reply.text)
-    if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason))
+    if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason)[:100])
     if reply.logprobs and _spell_a_key(reply.logprobs): reply.logprobs = None
     return reply
 
@@ -393,20 +514,21 @@ class EndpointError(ValueError):
 async def check_endpoint(session, endpoint: Endpoint) -> list:
     "Raise EndpointError, in one line, when `endpoint` cannot be reached or refuses the key; gives the models it lists, when this one is not among them"
     import aiohttp
-    options = dict(headers=authorization(endpoint), allow_redirects=False, timeout=aiohttp.ClientTimeout(total=20))
+    options = dict(headers=authorization(endpoint), allow_redirects=False, timeout=aiohttp.ClientTimeout())
     try:
-        async with session.get(endpoint.url + "/models", **options) as response: data = await response.read()
+        async with awake_timeout(20), session.get(endpoint.url + "/models", **options) as response:
+            listed = await _take_body(session, response, _listed_models)
+    except CallFailed as e: raise EndpointError(f"model {endpoint.name!r}: {endpoint.url}/models: {e.message}") from e
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
         raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} cannot be reached ({type(e).__name__}); is the server running, and the address right?") from e
     if response.status in (401, 403): raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} refuses the key ({response.status})")
-    listed = _listed_models(data)
     names = {endpoint.model, endpoint.model.partition(":")[0], endpoint.model + ":latest"}
     return [] if names & set(listed) else listed
 
 # %% ../nbs/04_models.ipynb #7d43b868
 def _listed_models(data):
-    try: names = [model["id"] for model in json.loads(data)["data"]]
-    except (ValueError, KeyError, TypeError, RecursionError): return []  # no list
+    try: names = [model["id"] for model in _parsed_body(data)["data"]]
+    except (ValueError, KeyError, TypeError): return []  # no list
     return [visible(scrub(name[:200])) for name in names if isinstance(name, str)]
 
 def unknown_model(endpoint: Endpoint, listed: list, failed: CallFailed) -> EndpointError:
@@ -443,30 +565,43 @@ def read_budget(budget) -> tuple[float, str] | None:
 _SPENDING = """
 create table if not exists spending (run integer primary key, process integer,
     spent real, under_way integer, dearest real, unknown integer)"""
-_SPENT_BY_ALL = "select sum(spent), sum(under_way), max(dearest), max(unknown) from spending"
+_SPENT_BY_ALL = """
+select sum(max(cast(spent as real), 0)), sum(max(cast(under_way as integer), 0)), max(max(cast(dearest as real), 0)), max(unknown)
+from spending"""
 _SPENT_HERE = "update spending set spent=?, under_way=?, dearest=?, unknown=? where run=?"
 _OTHERS = "select run, process from spending where under_way > 0 and process != ?"
-_COUNT_AS_SPENT = "update spending set spent = spent + under_way * coalesce(dearest, 0), under_way = 0 where run=?"
+_COUNT_AS_SPENT = "update spending set spent = spent + under_way * coalesce(max(dearest, 0), 0), under_way = 0 where run=?"
 
 class _SpendingFile:
     "What several runs have spent together, in an SQLite file that lasts as long as the command"
     def __init__(self, path, dearest):
-        self.db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        self.db.execute("pragma journal_mode=wal")
-        self.db.execute("pragma synchronous=off")
-        self.db.execute(_SPENDING)
-        line = (os.getpid(), dearest)
-        self.run = self.db.execute("insert into spending values (null, ?, 0, 0, ?, 0)", line).lastrowid
+        self.path, self.db = path, None
+        with self._errors():
+            self.db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self.db.execute("pragma journal_mode=wal")
+            self.db.execute("pragma synchronous=off")
+            self.db.execute(_SPENDING)
+            line = (os.getpid(), dearest)
+            self.run = self.db.execute("insert into spending values (null, ?, 0, 0, ?, 0)", line).lastrowid
+
+    @contextmanager
+    def _errors(self):
+        "Turn what SQLite raises into a StoreError"
+        try: yield
+        except sqlite3.Error as e:
+            advice = "expected a file that llmdata may write (it makes a new one); set another one, or remove the variable"
+            raise StoreError(f"LLMDATA_BUDGET {self.path}: {e}; {advice}") from e
 
     @contextmanager
     def shared(self, budget):
         "What all runs spent, as `Budget` needs it; what the block makes of `budget` is written"
-        self.db.execute("begin immediate")
-        try:
-            self._count_killed()
-            yield self.db.execute(_SPENT_BY_ALL).fetchone()
-            self.db.execute(_SPENT_HERE, (budget.spent, budget.under_way, budget.dearest, budget.unknown, self.run))
-        finally: self.db.execute("commit")
+        with self._errors():
+            self.db.execute("begin immediate")
+            try:
+                self._count_killed()
+                yield self.db.execute(_SPENT_BY_ALL).fetchone()
+                self.db.execute(_SPENT_HERE, (budget.spent, budget.under_way, budget.dearest, budget.unknown, self.run))
+            finally: self.db.execute("commit")
 
     def _count_killed(self):
         from psutil import pid_exists
@@ -596,8 +731,7 @@ class Calls:
         self.ledger = Ledger()
         self.limiters = _make_limiters(models, store, concurrency, limits)  # by base URL
         self.flying = {}               # key of a call under way → future that ends with it
-        self.attempted = {key: set() for key in store.attempts()}  # key of a call that failed → when; what is booked
-        self.unreadable = {}           # key of a call → id of its stored answer, which `parse` cannot read any more
+        self.attempted = dict.fromkeys(store.attempts(), False)  # key of a call that failed → whether that is booked
         self.forms = store.forms()     # identity of an endpoint → the structured output it takes
         self.without_logprobs = set()  # identities of the endpoints that refuse to give log-probabilities
         self.checked = False           # whether all endpoints were checked
@@ -668,24 +802,11 @@ async def _answer_call(ask, call):
     reply = _replay_stored(ask, call, key)
     if reply: return reply
     flight = ask.flying[key] = asyncio.get_running_loop().create_future()
-    try: return await _pay_or_wait(ask, call, key, _pay_for)
+    try: return await _pay_for(ask, call, key)
     except CallFailed as e: raise CallFailed(e.kind, e.message, call.step, status=e.status, seconds=e.seconds) from e
     finally:
         del ask.flying[key]
         flight.set_result(None)
-
-# %% ../nbs/04_models.ipynb #0c5a3e20
-async def _pay_or_wait(ask, call, key, pay):
-    "The reply to a call that is not stored: from `pay`, or from another run that has it under way"
-    try:
-        while True:
-            try: return await pay(ask, call, key)
-            except UnderWay: await ask.store.unclaimed(key)  # without a place at the server or in the budget
-            ask.attempted.setdefault(key, set())
-            _book_earlier(ask, call, key)
-            reply = _replay_stored(ask, call, key)
-            if reply: return reply
-    finally: ask.store.release(key)
 
 # %% ../nbs/04_models.ipynb #5d80f696
 async def _answer_with_logprobs(ask, call, logprobs):
@@ -703,18 +824,15 @@ async def _answer_with_logprobs(ask, call, logprobs):
 async def _pay_for(ask, call, key):
     "The reply to a call that is not stored: paid for, once more where the first answer cannot be read"
     await ask.check()
-    if not (call.parse or call.schema): return await _pay_last(ask, call, key)
+    if not (call.parse or call.schema): return await _pay_once(ask, call, key, last=True)
     again = call.again()
-    again_key = again.key()
-    if key in ask.attempted:
-        ask.attempted.setdefault(again_key, set())
-        reply = _replay_stored(ask, again, again_key)
-        if reply: return reply
+    reply = _replay_stored(ask, again, again.key()) if key in ask.attempted else None
+    if reply: return reply
     try: return await _pay_once(ask, call, key, last=False)
     except CallFailed as e:
         if e.kind != "unparseable": raise
-    ask.attempted.setdefault(key, set())
-    return await _pay_or_wait(ask, again, again_key, _pay_last)
+    ask.attempted[key] = True
+    return await _pay_once(ask, again, again.key(), last=True)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
 async def _check_endpoints(ask):
@@ -735,7 +853,7 @@ async def _ask_for_a_word(ask, endpoint, listed):
     call = Call(endpoint, "/chat/completions", body, step="check")
     key = call.key()
     if _replay_stored(ask, call, key): return
-    try: await _pay_or_wait(ask, call, key, _pay_last)
+    try: await _pay_once(ask, call, key, last=True)
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
 
@@ -754,19 +872,15 @@ def _replay_stored(ask, call, key):
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
     reply = without_keys(reply)  # an older version may have stored one
     try: reply.parsed = call.read(reply)
-    except ValueError:
-        ask.unreadable[key] = stored["id"]
-        return None
+    except ValueError: return None
     if ask.store.use(stored): _book_request(ask, call, usage, reply.cost, stored["seconds"] or 0, replayed=1)
     return reply
 
 # %% ../nbs/04_models.ipynb #906921fd
 def _book_earlier(ask, call, key):
-    "Book the requests for `call` that failed in other runs"
-    booked = ask.attempted[key]
+    "Book the requests for `call` that failed in earlier runs"
+    ask.attempted[key] = True
     for attempt in ask.store.attempts(key):
-        if attempt["created"] in booked: continue
-        booked.add(attempt["created"])
         usage = {name: attempt[name] for name in _USAGE}
         answered = attempt["kind"] == "unparseable"
         usd = attempt["usd"] if answered else 0.0  # it is not known whether the others cost anything
@@ -775,14 +889,13 @@ def _book_earlier(ask, call, key):
 
 # %% ../nbs/04_models.ipynb #41c2e2c5
 async def _pay_once(ask, call, key, last):
-    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read, UnderWay when another run asks"
-    if ask.store.under_way(key): raise UnderWay(key)
+    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read"
     async with ask.budget as book_spending:
         answer, sent, seconds = await _send_call(ask, call, key)
         reply, failed = _read_answer(answer, call.endpoint)
         book_spending(reply)
     bug = None
-    if not failed: failed, bug = _read_value(call, reply)
+    if not failed: failed, bug = await _read_value(call, reply)
     _book_request(ask, call, reply.usage, reply.cost, seconds, **{_ledger_column(failed, last): 1})
     about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
     if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
@@ -791,12 +904,25 @@ async def _pay_once(ask, call, key, last):
     if failed or bug: raise failed or bug
     return reply
 
-def _pay_last(ask, call, key): return _pay_once(ask, call, key, last=True)
+# %% ../nbs/04_models.ipynb #2b040021
+_READER = ThreadPoolExecutor(1, "llmdata-reader")
+
+def _reads_slowly(text):
+    "Whether `text` is long, and may hold JSON that has to be repaired"
+    if len(text) <= 300 or "{" not in text: return False
+    try: json.loads(text)
+    except (ValueError, RecursionError): return True
+    return False
+
+async def _read_in_turn(call, reply):
+    "What `call` reads in `reply`; in a thread where that may take long"
+    if not _reads_slowly(reply.text): return call.read(reply)
+    return await asyncio.get_running_loop().run_in_executor(_READER, call.read, reply)
 
 # %% ../nbs/04_models.ipynb #458b67a3
-def _read_value(call, reply):
+async def _read_value(call, reply):
     "Read the value into `reply`; the CallFailed when it cannot be read, and what a bug in the recipe's `parse` raised"
-    try: reply.parsed = call.read(reply)
+    try: reply.parsed = await _read_in_turn(call, reply)
     except ValueError as e: return CallFailed("unparseable", str(e)), None
     except Exception as e: return None, e
     return None, None
@@ -807,12 +933,14 @@ def _ledger_column(failed, last):
 
 # %% ../nbs/04_models.ipynb #9103869f
 _ODD_ANSWER = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
+_IN_BRIEF = reprlib.Repr()
+_IN_BRIEF.maxstring = 200
 
 def _read_answer(answer, endpoint):
     "The `Reply` in `answer` and None; or an empty one, with what it cost where that is known, and why"
     try: return read_reply(answer, endpoint), None
     except CallFailed as e: return _empty_reply(answer, endpoint), e
-    except _ODD_ANSWER as e: problem = f"an answer of unknown form ({e}): {scrub(str(answer)[:2000])[:200]}"
+    except _ODD_ANSWER as e: problem = f"an answer of unknown form ({e}): {scrub(_IN_BRIEF.repr(answer))[:200]}"
     return _empty_reply(answer, endpoint), CallFailed("server", problem)
 
 def _empty_reply(answer, endpoint):
@@ -910,13 +1038,10 @@ async def _a_server(ask, endpoint, failed_at):
 async def _send_until_answered(ask, call, key, body):
     "The decoded answer, the number of its request, and the seconds it took"
     about, failed_at = dict(step=call.step, model=call.endpoint.name), []
-    seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
     for tries in itertools.count(1):
         async with _a_server(ask, call.endpoint, failed_at) as (server, limiter):
-            try: sent = await ask.store.claim(key, seen, known, **about)
-            except UnderWay:
-                ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
-                raise
+            sent = ask.store.sending(key, **about)
+            await ask.store.saved()
             try:
                 answer = await post(ask.session, server, call.path, body)
                 limiter.answered()
