@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json',
            'authorization', 'awake_timeout', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError',
-           'check_endpoint', 'unknown_model', 'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask',
-           'load_rows', 'CallFailed']
+           'check_endpoint', 'unknown_model', 'object_schema', 'read_budget', 'Budget', 'CutOff', 'answer_text', 'Call',
+           'Calls', 'Ask', 'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #acbaa144
 import asyncio, difflib, ipaddress, itertools, json, os, random, re, reprlib, sqlite3, time
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
-from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
+from .limits import CallFailed, Elsewhere, Limiter, retry_after
 from .progress import visible
 from .rows import load_rows
 from .scrub import know_environment, know_key, scrub
-from .store import StoreError, call_key
+from .store import StoreError, UnderWay, call_key
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
 _all_ = ["load_rows", "CallFailed"]
@@ -695,6 +695,17 @@ def _cost_in(unit, reply):
     tokens = reply.usage["prompt_tokens"], reply.usage["completion_tokens"]
     return None if None in tokens else sum(tokens)
 
+# %% ../nbs/04_models.ipynb #04a50002
+_RAN_OUT = re.compile(r"length|max.{0,8}tokens|token.?limit|context.?window", re.I)
+
+class CutOff(str):
+    "The text of an answer that ran out of tokens"
+
+def answer_text(reply: Reply) -> str:
+    "The text of `reply`, as `CutOff` where its `finish_reason` says that it ran out of tokens"
+    ran_out = _RAN_OUT.search(reply.finish_reason or "")
+    return CutOff(reply.text) if ran_out else reply.text
+
 # %% ../nbs/04_models.ipynb #d375f049
 @dataclass(frozen=True)
 class Call:
@@ -718,7 +729,7 @@ class Call:
 
     def read(self, reply: Reply):
         "The value in `reply`; ValueError when it cannot be read"
-        if self.parse: return self.parse(reply.text)
+        if self.parse: return self.parse(answer_text(reply))
         if not self.schema: return None
         try: value = read_json(reply.text, self.schema["required"])
         except ValueError:
@@ -761,7 +772,8 @@ class Calls:
         self.ledger = Ledger()
         self.limiters = _make_limiters(models, store, concurrency, limits)  # by base URL
         self.flying = {}               # key of a call under way → future that ends with it
-        self.attempted = dict.fromkeys(store.attempts(), False)  # key of a call that failed → whether that is booked
+        self.attempted = {key: set() for key in store.attempts()}  # key of a call that failed → when; what is booked
+        self.unreadable = {}           # key of a call → id of its stored answer, which `parse` cannot read any more
         self.forms = store.forms()     # identity of an endpoint → the structured output it takes
         self.without_logprobs = set()  # identities of the endpoints that refuse to give log-probabilities
         self.checked = False           # whether all endpoints were checked
@@ -832,11 +844,24 @@ async def _answer_call(ask, call):
     reply = _replay_stored(ask, call, key)
     if reply: return reply
     flight = ask.flying[key] = asyncio.get_running_loop().create_future()
-    try: return await _pay_for(ask, call, key)
+    try: return await _pay_or_wait(ask, call, key, _pay_for)
     except CallFailed as e: raise CallFailed(e.kind, e.message, call.step, status=e.status, seconds=e.seconds) from e
     finally:
         del ask.flying[key]
         flight.set_result(None)
+
+# %% ../nbs/04_models.ipynb #0c5a3e20
+async def _pay_or_wait(ask, call, key, pay):
+    "The reply to a call that is not stored: from `pay`, or from another run that has it under way"
+    try:
+        while True:
+            try: return await pay(ask, call, key)
+            except UnderWay: await ask.store.unclaimed(key)  # without a place at the server or in the budget
+            ask.attempted.setdefault(key, set())
+            _book_earlier(ask, call, key)
+            reply = _replay_stored(ask, call, key)
+            if reply: return reply
+    finally: ask.store.release(key)
 
 # %% ../nbs/04_models.ipynb #5d80f696
 async def _answer_with_logprobs(ask, call, logprobs):
@@ -854,15 +879,18 @@ async def _answer_with_logprobs(ask, call, logprobs):
 async def _pay_for(ask, call, key):
     "The reply to a call that is not stored: paid for, once more where the first answer cannot be read"
     await ask.check()
-    if not (call.parse or call.schema): return await _pay_once(ask, call, key, last=True)
+    if not (call.parse or call.schema): return await _pay_last(ask, call, key)
     again = call.again()
-    reply = _replay_stored(ask, again, again.key()) if key in ask.attempted else None
-    if reply: return reply
+    again_key = again.key()
+    if key in ask.attempted:
+        ask.attempted.setdefault(again_key, set())
+        reply = _replay_stored(ask, again, again_key)
+        if reply: return reply
     try: return await _pay_once(ask, call, key, last=False)
     except CallFailed as e:
         if e.kind != "unparseable": raise
-    ask.attempted[key] = True
-    return await _pay_once(ask, again, again.key(), last=True)
+    ask.attempted.setdefault(key, set())
+    return await _pay_or_wait(ask, again, again_key, _pay_last)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
 async def _check_endpoints(ask):
@@ -883,7 +911,7 @@ async def _ask_for_a_word(ask, endpoint, listed):
     call = Call(endpoint, "/chat/completions", body, step="check")
     key = call.key()
     if _replay_stored(ask, call, key): return
-    try: await _pay_once(ask, call, key, last=True)
+    try: await _pay_or_wait(ask, call, key, _pay_last)
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
 
@@ -902,15 +930,19 @@ def _replay_stored(ask, call, key):
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
     reply = without_keys(reply)  # an older version may have stored one
     try: reply.parsed = call.read(reply)
-    except ValueError: return None
+    except ValueError:
+        ask.unreadable[key] = stored["id"]
+        return None
     if ask.store.use(stored): _book_request(ask, call, usage, reply.cost, stored["seconds"] or 0, replayed=1)
     return reply
 
 # %% ../nbs/04_models.ipynb #906921fd
 def _book_earlier(ask, call, key):
-    "Book the requests for `call` that failed in earlier runs"
-    ask.attempted[key] = True
+    "Book the requests for `call` that failed in other runs"
+    booked = ask.attempted[key]
     for attempt in ask.store.attempts(key):
+        if attempt["created"] in booked: continue
+        booked.add(attempt["created"])
         usage = {name: attempt[name] for name in _USAGE}
         answered = attempt["kind"] == "unparseable"
         usd = attempt["usd"] if answered else 0.0  # it is not known whether the others cost anything
@@ -919,7 +951,8 @@ def _book_earlier(ask, call, key):
 
 # %% ../nbs/04_models.ipynb #41c2e2c5
 async def _pay_once(ask, call, key, last):
-    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read"
+    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read, UnderWay when another run asks"
+    if ask.store.under_way(key): raise UnderWay(key)
     async with ask.budget as book_spending:
         answer, sent, seconds = await _send_call(ask, call, key)
         reply, failed = _read_answer(answer, call.endpoint)
@@ -933,6 +966,8 @@ async def _pay_once(ask, call, key, last):
     ask.store.soon()
     if failed or bug: raise failed or bug
     return reply
+
+def _pay_last(ask, call, key): return _pay_once(ask, call, key, last=True)
 
 # %% ../nbs/04_models.ipynb #2b040021
 _READER = ThreadPoolExecutor(1, "llmdata-reader")
@@ -1037,7 +1072,7 @@ def _choose_server(ask, endpoint, failed_at):
 def _ask_whether_back(ask, server):
     "Where a server seems dead and it is time, ask it in the background whether it is back"
     breaker = ask.limiters[server.url].breaker
-    if not breaker.since or time.time() < breaker.probe: return
+    if not breaker.since or time.monotonic() < breaker.probe: return
     breaker.trip()
     ask.returning[server.url] = asyncio.create_task(_take_back(ask, server, breaker))
 
@@ -1068,18 +1103,23 @@ async def _a_server(ask, endpoint, failed_at):
 async def _send_until_answered(ask, call, key, body):
     "The decoded answer, the number of its request, and the seconds it took"
     about, failed_at = dict(step=call.step, model=call.endpoint.name), []
+    seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
     for tries in itertools.count(1):
         async with _a_server(ask, call.endpoint, failed_at) as (server, limiter):
-            sent = ask.store.sending(key, **about)
-            await ask.store.saved()
+            try: sent = await ask.store.claim(key, seen, known, **about)
+            except UnderWay:
+                ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
+                raise
+            started = time.monotonic()
             try:
                 answer = await post(ask.session, server, call.path, body)
                 limiter.answered()
-                return answer, sent, time.time() - sent[1]
+                return answer, sent, time.monotonic() - started
             except CallFailed as e: failed = e
         failed_at.append(server)
         _report_failure(limiter, failed, sent)
-        pause = _retry_pause(failed, tries)
+        all_wait = failed.seconds is not None and limiter.all_wait(failed.seconds)
+        pause = _retry_pause(failed, tries, all_wait)
         if pause is None and _others_may_take(call.endpoint, failed, failed_at): pause = 0
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
         _book_request(ask, call, **{"failed" if pause is None else "retries": 1})
@@ -1111,11 +1151,11 @@ def _report_failure(limiter, failed, sent):
     else: limiter.breaker.heard()
 
 # %% ../nbs/04_models.ipynb #250b4ec6
-def _retry_pause(failed, tries):
+def _retry_pause(failed, tries, all_wait=False):
     "Seconds after which a request is sent again, or None"
     too_much = failed.status in _TOO_MUCH
     if failed.kind == "refused" or _account_empty(failed): return None
     if tries == (12 if too_much else 6): return None
     if failed.seconds is None: return random.uniform(0, min(2 ** (tries - 2), 60))
-    if too_much and failed.seconds > SHORT: return 0  # a pause for all calls, which the limiter sees to
+    if too_much and all_wait: return 0  # the limiter sees to it
     return min(failed.seconds, 600)
