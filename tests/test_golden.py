@@ -105,12 +105,18 @@ def without_times(manifest):
     return kept
 
 
+def named_files(path):
+    "The data files that the manifest at `path` names, and whether each is the one it means; another pyarrow writes other bytes"
+    digests = json.loads(path.read_text())["files"]
+    return {name: hashlib.sha256((path.parent / name).read_bytes()).hexdigest() == digest for name, digest in digests.items()}
+
+
 def content(path):
     "What a file says, as something that JSON can hold"
     if path.suffix == ".parquet":
         table = pq.read_table(path)
         return {"columns": {name: str(kind) for name, kind in zip(table.schema.names, table.schema.types)}, "rows": table.to_pylist()}
-    if path.name == "manifest.json": return without_times(json.loads(path.read_text()))
+    if path.name == "manifest.json": return without_times(json.loads(path.read_text())) | {"files": named_files(path)}
     text = re.sub(r"of llmdata_nb \S+ on \S+ in \d+ seconds", "of llmdata_nb", path.read_text())
     return re.sub(r"manifest.json: sha256 [0-9a-f]{64}", "manifest.json: sha256", text).splitlines()  # it has the time of the run
 

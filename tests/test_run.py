@@ -1,5 +1,6 @@
 "Rows are never lost or doubled, calls never paid twice: under kill -9, failures, interrupts, budgets."
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -402,3 +403,45 @@ def test_rows_begin_in_their_order_also_far_ahead(monkeypatch):
 def test_until_and_least_are_checked(options, message):
     async def recipe(row, ask): return row
     with serve(lambda body, n: "x") as (model, bodies), pytest.raises(ValueError, match=message): run([{"id": "a"}], recipe, model=model, store=":memory:", **options)
+
+
+def digests(folder):
+    names = ("data/train-00000-of-00001.parquet", "dropped.parquet", "failed.parquet")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names if (folder / name).exists()}
+
+
+def manifest(folder): return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+def test_a_kill_between_the_files_is_seen(tmp_path, step):
+    "The manifest names each file with its digest: new rows beside an old manifest are told apart, and the next run writes all again"
+    store, out = tmp_path / "store.sqlite", tmp_path / "out"
+    script = """if 1:
+        import os, sys
+        from pathlib import Path
+        from llmdata_nb.run import drop, run
+        step, replace = int(sys.argv[4]), Path.replace
+        done = []
+        def renamed(path, target):
+            replace(path, target)
+            done.append(target)
+            if len(done) == step: os._exit(9)
+        if step: Path.replace = renamed
+        async def recipe(row, ask):
+            reply = await ask(f"Say {row['id']}", step="say")
+            if row["id"] == "b": drop("second")
+            if row["id"] == "c": raise ValueError("third")
+            return row | {"said": reply.text, "step": step}
+        run([{"id": id} for id in "abcd"], recipe, model=sys.argv[1], store=sys.argv[2], out=sys.argv[3])
+        """
+    with serve(lambda body, n: "hello") as (model, bodies):
+        def start(step): return subprocess.run([sys.executable, "-c", script, model, store, out, str(step)], stderr=subprocess.PIPE, text=True)
+        first = start(0)
+        assert first.returncode == 0, first.stderr
+        assert len(bodies) == 4 and manifest(out)["files"] == digests(out) and len(digests(out)) == 3
+        assert start(step).returncode == 9
+        rows_are_new = set(pd.read_parquet(out / "data")["step"]) == {step}
+        assert rows_are_new and (manifest(out)["files"] == digests(out)) == (step == 4)  # the fourth is the manifest itself
+        assert start(0).returncode == 0 and len(bodies) == 4
+        assert manifest(out)["files"] == digests(out) and not list(out.rglob("*.new"))
