@@ -107,10 +107,10 @@ class Refusals:
     def few(self,
         one_in: int, # so many requests
     ) -> bool:
-        "Whether fewer than one in so many were refused; with fewer than fifty requests nobody can tell"
+        "Whether fewer than one in so many were refused; with fewer than twenty requests nobody can tell"
         while self.refused and self.refused[0] <= self.sent - _LAST: self.refused.popleft()
         looked_at = min(self.sent, _LAST)
-        return looked_at >= 50 and one_in * len(self.refused) < looked_at
+        return looked_at >= 20 and one_in * len(self.refused) < looked_at
 
 # %% ../nbs/03b_limits.ipynb #702e479b
 class Window:
