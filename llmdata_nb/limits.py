@@ -419,8 +419,8 @@ def note_refusal(
     "Make the window smaller, unless the refusal came by chance; whether all calls are to wait"
     limiter.refusals.add()
     limiter.window.shrink(clock.moment(sent), limiter.refusals.few(3))
-    longest_alone = _LONG if limiter.refusals.few(6) else SHORT
-    return (seconds or 0) > longest_alone
+    waits_alone = limiter.refusals.few(6) and not limiter.elsewhere()
+    return (seconds or 0) > (_LONG if waits_alone else SHORT)
 
 # %% ../nbs/03b_limits.ipynb #ed68f7d0
 class Limiter(SharedLimits):
