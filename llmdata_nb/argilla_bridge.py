@@ -12,17 +12,22 @@ from .annotations import answers_to_show, order_for
 from .rerank import request_of
 
 # %% ../nbs/20a_argilla.ipynb #b7ca9db5
+_JOINER = "\u2060"  # of words: a character without width
+_PLACES = [("<", "[A-Za-z/!?]"), (r"\]", r"[(\[:]"), ("/", "/"), ("(?i:www)", r"\."), (r"[\w.+-]", "@")]  # what stands before and behind
+_BREAK = re.compile("|".join(f"(?<={before})(?={behind})" for before, behind in _PLACES))
+_BROKEN = re.compile("|".join(f"(?<={before}){_JOINER}(?={behind})" for before, behind in _PLACES))
+
 def escape_html(
     text: str,
 ) -> str:
-    "A text of which no part is HTML, to be read as Markdown"
-    return re.sub(r"<(?=[A-Za-z/!?])", "<\u2060", text)
+    "A text of which no part is HTML, a link or an image, to be read as Markdown"
+    return _BREAK.sub(_JOINER, text)
 
 def unescape_html(
     text: str,
 ) -> str:
     "The text that was escaped, also where someone copied it"
-    return text.replace("<\u2060", "<")
+    return _BROKEN.sub("", text)
 
 # %% ../nbs/20a_argilla.ipynb #de96487b
 def _suggested_ratings(scores, order):

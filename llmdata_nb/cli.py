@@ -8,16 +8,21 @@ __all__ = ['UNFINISHED', 'SUMMARY_COLUMNS', 'pipelines', 'purpose', 'copy_notebo
 
 # %% ../nbs/40_cli.ipynb #c0504930
 import argparse, ast, asyncio, difflib, json, logging, os, re, shutil, signal, sqlite3, subprocess, sys
-import tempfile, textwrap, threading, time
+import tempfile, textwrap, threading, time, traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .languages import language as find_language
-from .progress import Progress, duration, money
+from .progress import Progress, duration, money, one_line, visible
 from .recipes import RECIPES
 from .store import outputs_folder, store_path
+
+# %% ../nbs/40_cli.ipynb #6f7a0031
+def _say(text, file=None):
+    "Print `text`, in which nothing steers the terminal; `file` is standard output, or sys.stderr"
+    print(visible(text), file=file)
 
 # %% ../nbs/40_cli.ipynb #96d159d3
 def pipelines() -> dict:
@@ -52,11 +57,16 @@ def copy_notebooks(
     return differ
 
 # %% ../nbs/40_cli.ipynb #797a4f6e
+def _quiet_papermill():
+    "Papermill logs lines of a notebook as they are, to the terminal; errors are raised all the same"
+    for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)
+
 def parameters(
     notebook: str | Path, # path
 ) -> dict: # name → `{type, default, help}`, types and defaults as written in the cell
     "The parameters of a notebook"
     from papermill import inspect_notebook
+    _quiet_papermill()
     found = inspect_notebook(str(notebook))
     return {name: dict(type=p["inferred_type_name"], default=p["default"], help=p["help"]) for name, p in found.items()}
 
@@ -252,7 +262,7 @@ def run_notebook(
 ) -> None:
     "Run `notebook` with the parameter `values`, and keep the executed copy as `out/run.ipynb`"
     import papermill
-    for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quiet_papermill()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         progress, file, stop = Progress(), Path(folder)/"line", threading.Event()
@@ -268,14 +278,26 @@ def run_notebook(
             thread.join()
 
 # %% ../nbs/40_cli.ipynb #b999130f
+def _read_made(path):
+    "The manifest at `path` of a run that has ended; ValueError or OSError, with its name, where it cannot be read"
+    from llmdata_nb.export import check_counts, read_manifest
+    made = read_manifest(path)
+    try: check_counts(made)
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} is damaged ({type(e).__name__}: {e}): run again, no call is paid twice") from None
+    return made
+
 def _result(language, out, started, status, error=""):
     "What became of a run whose process ended with `status`"
     made = None
-    if status == 0 or status == 1 and not error:
-        made = json.loads((out/"manifest.json").read_text(encoding="utf-8"))
     if status == 130: error = "stopped"
-    return dict(language=language and language.code, folder=out, seconds=time.monotonic() - started, made=made,
-                code=status or int(not made["rows"]["kept"]), error=error.partition("\n")[0])
+    if status == 0 or status == 1 and not error:
+        try: made = _read_made(out/"manifest.json")
+        except (ValueError, OSError) as e: status, error = 1, str(e)
+    code = status or int(not made["rows"]["kept"])
+    seconds = time.monotonic() - started
+    line = one_line(error.partition("\n")[0])
+    return dict(language=language and language.code, folder=out, seconds=seconds, made=made, code=code, error=line)
 
 # %% ../nbs/40_cli.ipynb #853fdf89
 def _print_outcome(notebook, made, values, out):
@@ -283,11 +305,11 @@ def _print_outcome(notebook, made, values, out):
     takes, rows = parameters(notebook), made["rows"]
     limit = values.get("limit", _default_value(takes, "limit") if "limit" in takes else 0)
     note = f" (limit={limit}: only the start of the source; limit=0 takes all)" if rows["in"] == limit else ""
-    print(f"{rows['kept']} rows kept of {rows['in']}{note}")
-    if made.get("gave_up"): print(f"Ended before {made['until']} were kept: {made['gave_up']}")
+    _say(f"{rows['kept']} rows kept of {rows['in']}{note}")
+    if made.get("gave_up"): _say(f"Ended before {made['until']} were kept: {one_line(made['gave_up'])}")
     for line in made["reasons"][:12]:
-        print(f"{line['rows']:>6}  {line['state']}: {line['reason']}")
-    print(f"Card, plots and executed notebook: {_short_path(out)}")
+        _say(f"{line['rows']:>6}  {line['state']}: {one_line(line['reason'])}")
+    _say(f"Card, plots and executed notebook: {_short_path(out)}")
 
 # %% ../nbs/40_cli.ipynb #46b640f9
 def run_one(
@@ -298,25 +320,26 @@ def run_one(
     "Run one language, saying what it makes and where"
     from papermill.exceptions import PapermillExecutionError
     language = find_language(values["language"]) if "language" in values else None
-    started, error = time.monotonic(), ""
+    started, error, stopped_at = time.monotonic(), "", ""
     if language: place = f" · {language.name} → {_short_path(out)} (finished calls are kept in {_short_path(store_path())})"
     else: place = f" → {_short_path(out)}"
-    print(f"{notebook.stem}{place}", file=sys.stderr)
+    _say(one_line(f"{notebook.stem}{place}"), sys.stderr)
     try:
         run_notebook(notebook, out, values)
         if language and not (out/"manifest.json").exists():
             raise RuntimeError(f"the notebook made no dataset in {_short_path(out)}")
     except PapermillExecutionError as e:
-        error = f"{e.ename}: {e.evalue}\nllmdata: the notebook stopped at the cell marked in {_short_path(out/UNFINISHED)}"
+        error = f"{e.ename}: {e.evalue}"
+        stopped_at = f"\nllmdata: the notebook stopped at the cell marked in {_short_path(out/UNFINISHED)}"
     except Exception as e:  # no such folder, a kernel that died: the other languages go on
         error = f"{type(e).__name__}: {e}"
     except KeyboardInterrupt: return _result(language, out, started, 130)
-    if error: print(f"llmdata: {error}", file=sys.stderr)
-    elif not language:
-        print(f"Tables, plots and executed notebook: {_short_path(out)}")
+    if not language and not error:
+        _say(f"Tables, plots and executed notebook: {_short_path(out)}")
         return dict(code=0, error="")
     result = _result(language, out, started, 1 if error else 0, error)
-    if not error: _print_outcome(notebook, result["made"], values, out)
+    if result["error"]: _say(f"llmdata: {one_line(error) or result['error']}{stopped_at}", sys.stderr)
+    else: _print_outcome(notebook, result["made"], values, out)
     return result
 
 # %% ../nbs/40_cli.ipynb #5013f969
@@ -351,7 +374,7 @@ def _progress_text(run):
     "The progress line of a run, without the name and language that stand before it"
     text = run.line.read_text(encoding="utf-8") if run.line.exists() else ""
     text = re.sub(rf"^\w+ {run.code}  ", "", text)
-    return text or f"starting, {duration(time.monotonic() - run.started)}"
+    return one_line(text) or f"starting, {duration(time.monotonic() - run.started)}"
 
 # %% ../nbs/40_cli.ipynb #49ee5419
 def _ended_run(run):
@@ -360,7 +383,7 @@ def _ended_run(run):
     errors = [line.removeprefix("llmdata: ") for line in log if line.startswith("llmdata: ")]
     error = errors[0] if errors else ""
     if not error and not any("rows kept of" in line for line in log):
-        error = f"ended with {status}: {log[-1] if log else 'no word'}"
+        error = f"ended with {status}: {one_line(log[-1]) if log else 'no word'}"
     return _result(find_language(run.code), run.out, run.started, status if status in (0, 130) else 1, error)
 
 # %% ../nbs/40_cli.ipynb #800bbd78
@@ -393,7 +416,7 @@ def run_parallel(
     "Do the `runs`, several at a time"
     waiting, running, done, lines = list(runs), {}, [], _LanguageLines()
     notebook, kept_in = runs[0][0], _short_path(store_path())
-    print(f"{notebook.stem} · {len(runs)} languages, {most} at a time (finished calls are kept in {kept_in})", file=sys.stderr)
+    _say(f"{notebook.stem} · {len(runs)} languages, {most} at a time (finished calls are kept in {kept_in})", sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         try:
             while waiting or running:
@@ -408,7 +431,7 @@ def run_parallel(
                 lines.show({code: _progress_text(run) for code, run in running.items()})
         except KeyboardInterrupt:
             lines.clear()
-            print("llmdata: stopping …", file=sys.stderr)
+            _say("llmdata: stopping …", sys.stderr)
             done += _stop_runs(running)
     order = [find_language(values["language"]).code for _, _, values in runs]
     return sorted(done, key=lambda result: order.index(result["language"]))
@@ -424,10 +447,10 @@ class _LanguageLines:
 
     def end(self, code, text):
         self.clear()
-        print(f"{code:4} {text}", file=sys.stderr)
+        _say(f"{code:4} {one_line(text)}", sys.stderr)
 
     def show(self, texts):
-        lines = [f"{code:4} {text}" for code, text in texts.items()]
+        lines = [f"{code:4} {one_line(text)}" for code, text in texts.items()]
         if self.terminal:
             size = shutil.get_terminal_size()
             lines = [line[:size.columns - 1] for line in lines[:size.lines - 2]]
@@ -472,11 +495,11 @@ def summary(
     "A table with a line for each language; below it those that failed, with the reason"
     rows = [list(SUMMARY_COLUMNS)]
     for result in results:
-        if not result["error"]: rows.append([text(result) for text in SUMMARY_COLUMNS.values()])
+        if not result["error"]: rows.append([one_line(text(result)) for text in SUMMARY_COLUMNS.values()])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [_aligned(row, widths) for row in rows]
     for result in results:
-        if result["error"]: lines.append(f"{result['language']:{widths[0]}}  {result['error']}")
+        if result["error"]: lines.append(f"{result['language']:{widths[0]}}  {one_line(result['error'])}")
     return "\n".join(lines)
 
 # %% ../nbs/40_cli.ipynb #20d4202a
@@ -498,9 +521,12 @@ def run_all(
     with tempfile.TemporaryDirectory() as folder:
         file = os.environ.get("LLMDATA_BUDGET") or Path(folder)/"budget.sqlite"
         with _environment(LLMDATA_BUDGET=file):
-            budget = Budget(runs[0][2].get("budget"))  # made here: several processes would be in each other's way
+            try: budget = Budget(runs[0][2].get("budget"))  # made here: several processes would be in each other's way
+            except ValueError as e:  # the file cannot be used
+                _say(f"llmdata: {one_line(str(e))}", sys.stderr)
+                return 2
             results = run_parallel(runs, parallel) if min(parallel, len(runs)) > 1 else _run_in_turn(runs)
-            if len(runs) > 1: print(f"\n{summary(results)}{_spent_text(budget, Path(file))}")
+            if len(runs) > 1: _say(f"\n{summary(results)}{_spent_text(budget, Path(file))}")
     codes = [result["code"] for result in results]
     if len(results) < len(runs) or 130 in codes: raise KeyboardInterrupt
     return max(codes)
@@ -521,9 +547,9 @@ def _copy_command(argv):
         raise ValueError("expected a folder: llmdata notebooks DIR")
     differ = copy_notebooks(argv[0])
     for path in differ:
-        print(f"llmdata: {_short_path(path)} differs from ours, and is left as it is", file=sys.stderr)
+        _say(f"llmdata: {one_line(_short_path(path))} differs from ours, and is left as it is", sys.stderr)
     first = Path(argv[0])/next(iter(pipelines()))
-    print(f"{len(pipelines()) - len(differ)} notebooks in {argv[0]}. Run one with `llmdata {first}.ipynb`, or in JupyterLab")
+    _say(f"{len(pipelines()) - len(differ)} notebooks in {argv[0]}. Run one with `llmdata {first}.ipynb`, or in JupyterLab")
     return int(bool(differ))
 
 # %% ../nbs/40_cli.ipynb #6cf13ca1
@@ -535,7 +561,7 @@ def _doctor_command(argv):
         word = words.pop(0)
         if word == "--language" and words: languages.append(words.pop(0))
         elif word.startswith("-"):
-            print("llmdata doctor [MODEL ...] [--language NAME ...]: what will work here, with these models (default: embedded) and in these languages. Each model is asked 4 to 9 small things, of 100 tokens at most")
+            _say("llmdata doctor [MODEL ...] [--language NAME ...]: what will work here, with these models (default: embedded) and in these languages. Each model is asked 4 to 9 small things, of 100 tokens at most")
             return 0 if argv in (["-h"], ["--help"]) else 2
         else: models.append(word)
     return asyncio.run(doctor(models, languages=languages))
@@ -553,9 +579,9 @@ def _fetch_weights(notebook, values):
 # %% ../nbs/40_cli.ipynb #34cb4dee
 def _print_help(args):
     "What the command does, or which parameters a recipe has, or which recipes there are"
-    if args.recipe: print(_recipe_help(find_notebook(args.recipe)))
-    elif args.help: print(_command_parser().format_help())
-    else: print(_recipe_list())
+    if args.recipe: _say(_recipe_help(find_notebook(args.recipe)))
+    elif args.help: _say(_command_parser().format_help())
+    else: _say(_recipe_list())
 
 # %% ../nbs/40_cli.ipynb #bd7f034a
 def _checked_runs(args):
@@ -578,7 +604,7 @@ def _run_command(argv):
             return 0
         runs = _checked_runs(args)
     except (ValueError, OSError) as e:
-        print(f"llmdata: {e}", file=sys.stderr)
+        _say(f"llmdata: {one_line(str(e))}", sys.stderr)
         return 2
     return run_all(runs, args.parallel)
 
@@ -588,5 +614,8 @@ def main(
     "The `llmdata` command"
     try: return _run_command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        print("\nllmdata: stopped. The calls that were finished are kept: run again to go on", file=sys.stderr)
+        _say("\nllmdata: stopped. The calls that were finished are kept: run again to go on", sys.stderr)
         return 130
+    except Exception:  # a fault of ours: its message may hold a text of others, and Python would print it as it is
+        _say(traceback.format_exc(), sys.stderr)
+        return 1

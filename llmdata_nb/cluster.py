@@ -9,12 +9,14 @@ __all__ = ['GIVE_UP', 'run', 'near_duplicates']
 import asyncio, gzip, hashlib, inspect, json, math, os, pickle, re, sys, tempfile, time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from . import __version__
 from .dedup_at_scale import near_duplicates
 from .embedded import cache_folder, connect, weights_path
-from .engine import Outcome, Record, RunProgress, about_run, check_options, check_recipe, in_thread, ledger_lines
+from .engine import Outcome, Record, RunProgress, about_run, check_options, check_recipe, close_files
+from .engine import explained_disk_errors, hold_folder, in_thread, ledger_lines
 from .engine import make_outcome, models_by_role, row_files, send_all, state_on_arrival, with_ids, write_manifest
 from .models import Ask, Budget, Ledger, check_endpoint, endpoint, read_budget
 from .rowfile import RowFile, json_line
@@ -315,14 +317,14 @@ def _book_lines(ledger, lines, earlier=False):
 class _Assembly:
     "The files of the dataset, and its ledgers, made of parts"
     def __init__(self, out):
-        self.files = row_files(out)
+        self.out, self.files = out, row_files(out)
         self.ledger, self.states = Ledger(), defaultdict(Ledger)
         self.next = 0  # the number of the shard that is to be added next
 
     def add_part(self, folder, name, earlier):
         "Add the part `name`, which is one of an earlier run or of this one"
         for line in _read_part(folder, name):
-            if isinstance(line, list): self.files[line[0]].append(line[1])
+            if isinstance(line, list): self._write_row(*line)
             else: about = line
         _book_lines(self.ledger, about["ledger"], earlier)
         for state, lines in about["states"].items(): _book_lines(self.states[state], lines, earlier)
@@ -332,8 +334,18 @@ class _Assembly:
         "Add `rows` whose shard could not be run"
         for row in rows:
             state, row = state_on_arrival(row) or ("failed", row | {"reason": reason})
-            self.files[state].append(row)
+            self._write_row(state, row)
         self.next += 1
+
+    def _write_row(self, state, row):
+        with explained_disk_errors(self.out): self.files[state].append(row)
+
+    def finish(self, about):
+        "Write the files to their end, and the manifest: the outcome"
+        close_files(self.files)
+        outcome = make_outcome(self.files, self.ledger, self.states, about)
+        write_manifest(outcome, self.out)
+        return outcome
 
 # %% ../nbs/30_cluster.ipynb #30000011
 class _Shards:
@@ -488,6 +500,16 @@ def _locate_parts(out, shared, stores):
     if stores[0] not in "~$": stores = str(Path(stores).absolute())  # else each machine has its own
     return dict(parts=parts, stores=stores)
 
+# %% ../nbs/30_cluster.ipynb #30a00002
+@contextmanager
+def _hold_folders(out, source, parts):
+    "Hold the folder of the dataset, and that of the parts where it is one of this machine"
+    here = None if "://" in parts else Path(parts)
+    with hold_folder(out, source), hold_folder(here):
+        begun = here.glob("part-*.new") if here else ()
+        for part in begun: part.unlink(missing_ok=True)  # a worker that was killed has left it
+        yield
+
 # %% ../nbs/30_cluster.ipynb #b36d421b
 def _left_to_spend(budget):
     "What the run may spend: (amount, unit), or None"
@@ -556,7 +578,7 @@ def run(
     job |= dict(budget=budget not in (None, ""), version=__version__)
     job |= _locate_parts(out, shared, stores)
 
-    with connected(address) as ray:
+    with _hold_folders(out, source, job["parts"]), connected(address) as ray:
         job["home"] = ray.util.get_node_ip_address()
         recipe_and_args = _send_recipe(ray, recipe, recipe_args)
         _check_machines(job, recipe_and_args)
@@ -570,12 +592,10 @@ def run(
             ray.kill(actor)
         _show_progress(progress, driver, last=True)
 
-    for file in assembly.files.values(): file.close()
-    _remove_other_parts(job["parts"], driver.parts.values())
-    seconds = round(progress.seconds(), 1)
-    about |= {"shards": len(keys), "workers_lost": driver.lost, "seconds": seconds}
-    outcome = make_outcome(assembly.files, assembly.ledger, assembly.states, about)
-    write_manifest(outcome, out)
+        seconds = round(progress.seconds(), 1)
+        about |= {"shards": len(keys), "workers_lost": driver.lost, "seconds": seconds}
+        with explained_disk_errors(out): outcome = assembly.finish(about)
+        _remove_other_parts(job["parts"], driver.parts.values())
     return outcome
 
 # %% ../nbs/30_cluster.ipynb #f5690b19

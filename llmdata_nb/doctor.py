@@ -12,7 +12,7 @@ from . import __version__
 from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect
 from .models import PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
 from .languages import missing_parts
-from .progress import money
+from .progress import money, one_line
 from .run import check_folder
 from .store import Store, StoreError, outputs_folder, store_path
 from .templates import find_template
@@ -206,16 +206,16 @@ async def examine(
 
 # %% ../nbs/35_doctor.ipynb #ad417ecb
 def _wrapped(good, text):
-    "A finding as lines of the terminal"
+    "A finding as lines of the terminal; what a server or a path brings into it steers nothing there"
     width = shutil.get_terminal_size().columns
     mark = "ok  " if good else "no  "
-    return textwrap.fill(text, width, initial_indent=mark, subsequent_indent="    ", break_long_words=False,
+    return textwrap.fill(one_line(text), width, initial_indent=mark, subsequent_indent="    ", break_long_words=False,
                          break_on_hyphens=False)
 
 # %% ../nbs/35_doctor.ipynb #5b100015
 def _show_missing(name, missing, show):
     "Say what a dataset in the language `name` does without; `missing` are sentences"
-    show(f"\n{name}")
+    show(f"\n{one_line(name)}")
     for text in missing or ["its pack has all parts"]: show(_wrapped(not missing, text))
 
 # %% ../nbs/35_doctor.ipynb #5b100016
@@ -236,7 +236,7 @@ async def doctor(
         show("\nembedded: not tried, its weights are not here; `llmdata doctor embedded` fetches them")
     elif references: show("\nEach model is now asked 4 to 9 small things, of 100 tokens at most.")
     for reference in references or ["embedded"] * has_weights(DEFAULT_WEIGHTS):
-        show(f"\n{reference}")
+        show(f"\n{one_line(reference)}")
         async for good, text in examine(reference): show(_wrapped(good, text))
         fine = fine and good  # the last one
     return 0 if fine else 1

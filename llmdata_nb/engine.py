@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['STATES', 'AHEAD', 'Dropped', 'drop', 'state_on_arrival', 'settle', 'Record', 'send_rows', 'send_all', 'in_thread',
            'seconds_left', 'calls_text', 'progress_line', 'RunProgress', 'waiting_for', 'evenly_spaced', 'Outcome',
-           'dataset_paths', 'row_files', 'ledger_lines', 'make_outcome', 'write_manifest', 'check_folder',
-           'recipe_name', 'check_recipe', 'models_by_role', 'check_options', 'with_ids', 'about_run']
+           'dataset_paths', 'row_files', 'ledger_lines', 'close_files', 'make_outcome', 'write_manifest',
+           'check_folder', 'hold_folder', 'explained_disk_errors', 'recipe_name', 'check_recipe', 'models_by_role',
+           'check_options', 'with_ids', 'about_run']
 
 # %% ../nbs/05c_engine.ipynb #5c000004
 import asyncio, copy, hashlib, inspect, json, os, threading, time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -21,7 +23,7 @@ from .languages import Language, language as find_language
 from .limits import CallFailed
 from .models import Ask, Budget, EndpointError, Ledger, read_budget, row_ledger
 from .progress import Progress, duration, money
-from .rowfile import RowFile, Rows, file_digest, reason_group
+from .rowfile import RowFile, Rows, file_digest, reason_group, unfinished_path
 from .show import REASONS, outcome_html, outcome_text
 from .store import StoreError
 
@@ -383,6 +385,14 @@ def ledger_lines(
     "The lines of `ledger`, as plain data"
     return list(ledger.lines.values())
 
+# %% ../nbs/05c_engine.ipynb #05c00011
+def close_files(
+    files: dict, # as from `row_files`
+) -> None:
+    "Finish all `files`, and then give them their names; ValueError when one of them cannot be read back"
+    for file in files.values(): file.finish()
+    for file in files.values(): file.close()
+
 # %% ../nbs/05c_engine.ipynb #b77b7c01
 def make_outcome(
     files: dict,  # as from `row_files`, closed
@@ -407,9 +417,20 @@ def write_manifest(outcome: Outcome, out: str | Path) -> None:
     "Write `manifest.json`, with all of the outcome but the rows and the SHA-256 of each data file, to the folder `out`"
     manifest = outcome.manifest() | {"files": _digests_by_path(out)}
     text = json.dumps(manifest, ensure_ascii=False, indent=1, default=str)
-    part = Path(out)/"manifest.json.new"
+    path = Path(out)/"manifest.json"
+    part = unfinished_path(path)
     part.write_bytes(text.encode("utf-8", "replace"))
-    part.replace(Path(out)/"manifest.json")
+    part.replace(path)
+
+# %% ../nbs/05c_engine.ipynb #05c00002
+def _read_source(path):
+    "Where the rows of the dataset came from whose manifest is at `path`; ValueError for what is no manifest"
+    move_away = "move that file away and run again: no call is paid twice"
+    try: manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is damaged ({e}): {move_away}") from None
+    except OSError as e: raise ValueError(f"{path} cannot be read ({e.strerror}): {move_away}") from None
+    if isinstance(manifest, dict) and "source" in manifest: return manifest["source"]
+    raise ValueError(f"{path} is not the manifest of a run, for it names no source: {move_away}")
 
 # %% ../nbs/05c_engine.ipynb #c18bb7cd
 def check_folder(
@@ -422,9 +443,51 @@ def check_folder(
     if not there.is_dir(): raise ValueError(f"out {out}: {there} is not a folder; give another folder")
     if not os.access(there, os.W_OK): raise ValueError(f"out {out}: {there} is not writable; give another folder")
     if not (out/"manifest.json").exists(): return
-    made_from = json.loads((out/"manifest.json").read_text(encoding="utf-8")).get("source")
+    made_from = _read_source(out/"manifest.json")
     if made_from != (source and str(source)):
         raise ValueError(f"{out} holds the dataset made from {made_from or 'rows of no named source'}: give another folder (out_dir), or move it away")
+
+# %% ../nbs/05c_engine.ipynb #05c00004
+def _remove_unfinished(out):
+    "Remove the files that were begun in the folder `out` and not finished"
+    for path in (*dataset_paths(out).values(), Path(out)/"manifest.json"):
+        for part in path.parent.glob(f"{path.stem}*.new"): part.unlink(missing_ok=True)
+
+# %% ../nbs/05c_engine.ipynb #05c00005
+@contextmanager
+def hold_folder(
+    out: str | Path | None,           # a folder; None: nothing is written, and nothing held
+    source: str | Path | None = None, # where the rows come from
+):
+    "Hold the folder `out` for one run; ValueError while another one holds it, or when it has written another dataset there"
+    if not out:
+        yield
+        return
+    from filelock import FileLock, Timeout
+    Path(out).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(out)/".lock")
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{out}: another run is writing to this folder. Wait until it has ended, or give another folder (out_dir)") from None
+    try:
+        check_folder(out, source)  # another run may have ended there just now
+        _remove_unfinished(out)
+        yield
+    finally:
+        _remove_unfinished(out)
+        lock.release()
+
+# %% ../nbs/05c_engine.ipynb #05c00008
+@contextmanager
+def explained_disk_errors(
+    out: str | Path | None, # the folder that is written to; None for temporary files only
+):
+    "Say of an OSError what to do about it"
+    try: yield
+    except OSError as e:
+        why = os.strerror(e.errno) if e.errno else str(e)
+        advice = "Every answer is in the store: make room there and run again, and no call is paid twice"
+        raise OSError(f"{out or 'temporary files'}: the rows could not be written ({why}). {advice}") from None
 
 # %% ../nbs/05c_engine.ipynb #65fe5a54
 def recipe_name(recipe: Callable) -> str:

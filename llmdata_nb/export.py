@@ -68,7 +68,7 @@ def check_files(
     if not isinstance(listed, dict): raise ValueError(f"{folder / 'manifest.json'}: files is no list of files: {_AGAIN}")
     there = data_files(folder)
     for name in there:
-        if name not in listed: raise ValueError(f"{folder / name} is of another run than manifest.json, which does not list it: {_AGAIN}")
+        if name not in listed: raise ValueError(f"{folder / name} is of another run than manifest.json, which does not list it: move it away")
         if file_digest(folder / name) != listed[name]:
             raise ValueError(f"{folder / name} is not the file that manifest.json was written with: {_AGAIN}")
     for name in listed:

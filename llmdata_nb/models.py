@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'row_ledger', 'Endpoint', 'endpoint', 'Reply', 'after_thinking', 'json_objects', 'read_json',
-           'authorization', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError', 'check_endpoint',
-           'unknown_model', 'object_schema', 'read_budget', 'Budget', 'CutOff', 'answer_text', 'Call', 'Calls', 'Ask',
-           'load_rows', 'CallFailed']
+           'authorization', 'awake_timeout', 'post', 'price', 'read_reply', 'without_keys', 'Ledger', 'EndpointError',
+           'check_endpoint', 'unknown_model', 'object_schema', 'read_budget', 'Budget', 'CutOff', 'answer_text', 'Call',
+           'Calls', 'Ask', 'load_rows', 'CallFailed']
 
 # %% ../nbs/04_models.ipynb #acbaa144
-import asyncio, difflib, ipaddress, itertools, json, os, random, re, sqlite3, time
+import asyncio, difflib, ipaddress, itertools, json, os, random, re, reprlib, sqlite3, time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +17,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
-from .limits import SHORT, CallFailed, Elsewhere, Limiter, retry_after
+from weakref import WeakKeyDictionary
+from .limits import CallFailed, Elsewhere, Limiter, retry_after
 from .progress import visible
 from .rows import load_rows
 from .scrub import know_environment, know_key, scrub
-from .store import call_key
+from .store import StoreError, UnderWay, call_key
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
 _all_ = ["load_rows", "CallFailed"]
@@ -247,7 +248,7 @@ _TOO_MUCH = (429, 503, 529)  # the server has too much to do: slow down
 def _error_message(text):
     "What a server says is wrong in an error of the protocol; another page as it is"
     try: error = json.loads(text)
-    except ValueError: return text
+    except (ValueError, RecursionError): return text
     if isinstance(error, list) and error: error = error[0]
     if not isinstance(error, dict) or "error" not in error: return text
     error = error["error"]
@@ -256,9 +257,9 @@ def _error_message(text):
 # %% ../nbs/04_models.ipynb #f78abc89
 def _failed_answer(status, headers, data, key):
     "The CallFailed for an answer that is none; in one line, and without the key where the server repeats that"
-    text = _error_message(data.decode(errors="replace"))
+    text = _error_message(data[:100_000].decode(errors="replace"))
     if key: text = text.replace(key, "…")
-    text = " ".join(scrub(text).split())[:300]
+    text = visible(" ".join(scrub(text).split()))[:300]
     message = f"200 without an answer in it: {text}" if status == 200 else f"{status} {text}"
     kind = _KINDS.get(status) or ("refused" if 300 <= status < 500 else "server")
     return CallFailed(kind, message, status=status, seconds=retry_after(headers))
@@ -268,9 +269,61 @@ def authorization(endpoint: Endpoint) -> dict:
     "The header with the key of `endpoint`, where it has one; a key goes nowhere else"
     return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
 
+# %% ../nbs/04_models.ipynb #2b040031
+@asynccontextmanager
+async def awake_timeout(
+    seconds: float | None, # None: no limit
+):
+    "TimeoutError when the block takes longer; a time in which the event loop was held up does not count"
+    loop, handle = asyncio.get_running_loop(), None
+    async with asyncio.timeout(None) as limit:
+        left = seconds or 0.0
+        step = min(left / 4, 1.0)
+        def count_step():  # however late it comes
+            nonlocal left, handle
+            left -= step
+            if left > 0: handle = loop.call_later(step, count_step)
+            else: limit.reschedule(loop.time())
+        if seconds: handle = loop.call_later(step, count_step)
+        try: yield
+        finally:
+            if handle: handle.cancel()
+
+# %% ../nbs/04_models.ipynb #2b040034
+_LONG_BODY, _LONGEST_BODY = 1_000_000, 10_000_000  # bytes, unpacked
+_MOST_PARTS = 2_000_000                            # objects, lists and what is in them
+_long_bodies = WeakKeyDictionary()                 # session → the lock of those that read a long body
+
+async def _read_bytes(response, most):
+    "The body from here on, unpacked; a little more than `most` bytes at most"
+    parts, size = [], 0
+    while size <= most:
+        part = await response.content.readany()
+        if not part: break
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+async def _take_body(session, response, take):
+    "What `take` makes of the body; CallFailed when it is too long"
+    data = await _read_bytes(response, _LONG_BODY)
+    if len(data) <= _LONG_BODY: return take(data)
+    async with _long_bodies.setdefault(session, asyncio.Lock()):
+        data += await _read_bytes(response, _LONGEST_BODY)
+        if len(data) > _LONGEST_BODY:
+            raise CallFailed("refused", f"an answer of more than {_LONGEST_BODY // 1_000_000} MB", status=response.status)
+        return take(data)
+
+def _parsed_body(data):
+    "The value of the JSON `data`; ValueError when it is none, or would fill the memory"
+    parts = 0 if len(data) <= _LONG_BODY else data.count(b",") + data.count(b"[") + data.count(b"{")
+    if parts > _MOST_PARTS: raise ValueError(f"it has {parts:,} parts")
+    try: return json.loads(data)
+    except RecursionError: raise ValueError("it is nested too deep") from None
+
 # %% ../nbs/04_models.ipynb #b70644aa
 async def post(
-    session,            # aiohttp.ClientSession
+    session,            # aiohttp.ClientSession; its timeout is that of one request
     endpoint: Endpoint,
     path: str,          # `/chat/completions`, `/completions` or `/embeddings`
     body: dict,
@@ -278,23 +331,31 @@ async def post(
     "Send `body` to `endpoint` once, and give the decoded answer; CallFailed has the HTTP status, and the seconds the server asks to wait"
     import aiohttp
     url, body = _url_and_body(endpoint, path, body)
-    data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"} | authorization(endpoint)
+    headers = {"Content-Type": "application/json"} | authorization(endpoint)
+    options = dict(data=json.dumps(body).encode(), headers=headers, allow_redirects=False)
+    only_connect = aiohttp.ClientTimeout(sock_connect=session.timeout.sock_connect)
     try:
-        async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
-            if response.content.is_eof(): data = await response.read()
-            else: data = await asyncio.wait_for(response.read(), 60)
+        async with awake_timeout(session.timeout.total), session.post(url, timeout=only_connect, **options) as response:
+            return await _read_response(session, response, endpoint)
     except TimeoutError: raise CallFailed("timeout", f"{endpoint.url} did not answer in time") from None
     except aiohttp.ClientPayloadError: raise CallFailed("server", f"{endpoint.url}: the answer was cut off") from None
     except (aiohttp.ClientError, OSError) as e:
         raise CallFailed("server", f"{endpoint.url}: {type(e).__name__}: {e}") from None
-    answer = _as_completion(data) if response.status == 200 else None
-    if not answer: raise _failed_answer(response.status, response.headers, data, endpoint.key)
-    return answer
+
+# %% ../nbs/04_models.ipynb #2b040036
+async def _read_response(session, response, endpoint):
+    "The decoded answer in `response`, or CallFailed"
+    def take(data):
+        answer = _as_completion(data) if response.status == 200 else None
+        if not answer: raise _failed_answer(response.status, response.headers, data, endpoint.key)
+        return answer
+    if response.content.is_eof(): return await _take_body(session, response, take)
+    async with awake_timeout(60): return await _take_body(session, response, take)
 
 # %% ../nbs/04_models.ipynb #09b22f0a
 def _as_completion(data):
     "The decoded answer, in the form of a completion; None when it is none"
-    try: answer = json.loads(data)
+    try: answer = _parsed_body(data)
     except ValueError: return None
     if not isinstance(answer, dict): return None
     return answer if answer.get("choices") else _from_embeddings(answer) or _from_ollama(answer)
@@ -345,12 +406,15 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
     except LookupError: return None
 
 # %% ../nbs/04_models.ipynb #9eff9bb9
+_LONGEST_TEXT = 1_000_000  # characters
+
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
     choice = answer["choices"][0]
     reason, text = choice.get("finish_reason"), _choice_text(choice)
     refused = reason in ("content_filter", "error") or text is None
-    if refused: raise CallFailed("refused", f"no text; finish_reason {reason!r}")
+    if refused: raise CallFailed("refused", f"no text; finish_reason {str(reason)[:100]!r}")
+    if len(text) > _LONGEST_TEXT: raise CallFailed("refused", f"a text of {len(text):,} characters; at most {_LONGEST_TEXT:,} are kept")
     text = text.encode("utf-8", "replace").decode()
     usage, cost = _usage_and_cost(answer, endpoint)
     return without_keys(Reply(text, None, usage, cost, reason, logprobs=_read_logprobs(choice)))
@@ -389,7 +453,7 @@ def _likely_tokens(place):
 def without_keys(reply: Reply) -> Reply:
     "`reply` with no key in its text, its finish reason or its tokens"
     reply.text = scrub(reply.text)
-    if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason))
+    if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason)[:100])
     if reply.logprobs and _spell_a_key(reply.logprobs): reply.logprobs = None
     return reply
 
@@ -450,20 +514,21 @@ class EndpointError(ValueError):
 async def check_endpoint(session, endpoint: Endpoint) -> list:
     "Raise EndpointError, in one line, when `endpoint` cannot be reached or refuses the key; gives the models it lists, when this one is not among them"
     import aiohttp
-    options = dict(headers=authorization(endpoint), allow_redirects=False, timeout=aiohttp.ClientTimeout(total=20))
+    options = dict(headers=authorization(endpoint), allow_redirects=False, timeout=aiohttp.ClientTimeout())
     try:
-        async with session.get(endpoint.url + "/models", **options) as response: data = await response.read()
+        async with awake_timeout(20), session.get(endpoint.url + "/models", **options) as response:
+            listed = await _take_body(session, response, _listed_models)
+    except CallFailed as e: raise EndpointError(f"model {endpoint.name!r}: {endpoint.url}/models: {e.message}") from e
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
         raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} cannot be reached ({type(e).__name__}); is the server running, and the address right?") from e
     if response.status in (401, 403): raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} refuses the key ({response.status})")
-    listed = _listed_models(data)
     names = {endpoint.model, endpoint.model.partition(":")[0], endpoint.model + ":latest"}
     return [] if names & set(listed) else listed
 
 # %% ../nbs/04_models.ipynb #7d43b868
 def _listed_models(data):
-    try: names = [model["id"] for model in json.loads(data)["data"]]
-    except (ValueError, KeyError, TypeError, RecursionError): return []  # no list
+    try: names = [model["id"] for model in _parsed_body(data)["data"]]
+    except (ValueError, KeyError, TypeError): return []  # no list
     return [visible(scrub(name[:200])) for name in names if isinstance(name, str)]
 
 def unknown_model(endpoint: Endpoint, listed: list, failed: CallFailed) -> EndpointError:
@@ -500,30 +565,43 @@ def read_budget(budget) -> tuple[float, str] | None:
 _SPENDING = """
 create table if not exists spending (run integer primary key, process integer,
     spent real, under_way integer, dearest real, unknown integer)"""
-_SPENT_BY_ALL = "select sum(spent), sum(under_way), max(dearest), max(unknown) from spending"
+_SPENT_BY_ALL = """
+select sum(max(cast(spent as real), 0)), sum(max(cast(under_way as integer), 0)), max(max(cast(dearest as real), 0)), max(unknown)
+from spending"""
 _SPENT_HERE = "update spending set spent=?, under_way=?, dearest=?, unknown=? where run=?"
 _OTHERS = "select run, process from spending where under_way > 0 and process != ?"
-_COUNT_AS_SPENT = "update spending set spent = spent + under_way * coalesce(dearest, 0), under_way = 0 where run=?"
+_COUNT_AS_SPENT = "update spending set spent = spent + under_way * coalesce(max(dearest, 0), 0), under_way = 0 where run=?"
 
 class _SpendingFile:
     "What several runs have spent together, in an SQLite file that lasts as long as the command"
     def __init__(self, path, dearest):
-        self.db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        self.db.execute("pragma journal_mode=wal")
-        self.db.execute("pragma synchronous=off")
-        self.db.execute(_SPENDING)
-        line = (os.getpid(), dearest)
-        self.run = self.db.execute("insert into spending values (null, ?, 0, 0, ?, 0)", line).lastrowid
+        self.path, self.db = path, None
+        with self._errors():
+            self.db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self.db.execute("pragma journal_mode=wal")
+            self.db.execute("pragma synchronous=off")
+            self.db.execute(_SPENDING)
+            line = (os.getpid(), dearest)
+            self.run = self.db.execute("insert into spending values (null, ?, 0, 0, ?, 0)", line).lastrowid
+
+    @contextmanager
+    def _errors(self):
+        "Turn what SQLite raises into a StoreError"
+        try: yield
+        except sqlite3.Error as e:
+            advice = "expected a file that llmdata may write (it makes a new one); set another one, or remove the variable"
+            raise StoreError(f"LLMDATA_BUDGET {self.path}: {e}; {advice}") from e
 
     @contextmanager
     def shared(self, budget):
         "What all runs spent, as `Budget` needs it; what the block makes of `budget` is written"
-        self.db.execute("begin immediate")
-        try:
-            self._count_killed()
-            yield self.db.execute(_SPENT_BY_ALL).fetchone()
-            self.db.execute(_SPENT_HERE, (budget.spent, budget.under_way, budget.dearest, budget.unknown, self.run))
-        finally: self.db.execute("commit")
+        with self._errors():
+            self.db.execute("begin immediate")
+            try:
+                self._count_killed()
+                yield self.db.execute(_SPENT_BY_ALL).fetchone()
+                self.db.execute(_SPENT_HERE, (budget.spent, budget.under_way, budget.dearest, budget.unknown, self.run))
+            finally: self.db.execute("commit")
 
     def _count_killed(self):
         from psutil import pid_exists
@@ -664,7 +742,8 @@ class Calls:
         self.ledger = Ledger()
         self.limiters = _make_limiters(models, store, concurrency, limits)  # by base URL
         self.flying = {}               # key of a call under way → future that ends with it
-        self.attempted = dict.fromkeys(store.attempts(), False)  # key of a call that failed → whether that is booked
+        self.attempted = {key: set() for key in store.attempts()}  # key of a call that failed → when; what is booked
+        self.unreadable = {}           # key of a call → id of its stored answer, which `parse` cannot read any more
         self.forms = store.forms()     # identity of an endpoint → the structured output it takes
         self.without_logprobs = set()  # identities of the endpoints that refuse to give log-probabilities
         self.checked = False           # whether all endpoints were checked
@@ -735,11 +814,24 @@ async def _answer_call(ask, call):
     reply = _replay_stored(ask, call, key)
     if reply: return reply
     flight = ask.flying[key] = asyncio.get_running_loop().create_future()
-    try: return await _pay_for(ask, call, key)
+    try: return await _pay_or_wait(ask, call, key, _pay_for)
     except CallFailed as e: raise CallFailed(e.kind, e.message, call.step, status=e.status, seconds=e.seconds) from e
     finally:
         del ask.flying[key]
         flight.set_result(None)
+
+# %% ../nbs/04_models.ipynb #0c5a3e20
+async def _pay_or_wait(ask, call, key, pay):
+    "The reply to a call that is not stored: from `pay`, or from another run that has it under way"
+    try:
+        while True:
+            try: return await pay(ask, call, key)
+            except UnderWay: await ask.store.unclaimed(key)  # without a place at the server or in the budget
+            ask.attempted.setdefault(key, set())
+            _book_earlier(ask, call, key)
+            reply = _replay_stored(ask, call, key)
+            if reply: return reply
+    finally: ask.store.release(key)
 
 # %% ../nbs/04_models.ipynb #5d80f696
 async def _answer_with_logprobs(ask, call, logprobs):
@@ -757,15 +849,18 @@ async def _answer_with_logprobs(ask, call, logprobs):
 async def _pay_for(ask, call, key):
     "The reply to a call that is not stored: paid for, once more where the first answer cannot be read"
     await ask.check()
-    if not (call.parse or call.schema): return await _pay_once(ask, call, key, last=True)
+    if not (call.parse or call.schema): return await _pay_last(ask, call, key)
     again = call.again()
-    reply = _replay_stored(ask, again, again.key()) if key in ask.attempted else None
-    if reply: return reply
+    again_key = again.key()
+    if key in ask.attempted:
+        ask.attempted.setdefault(again_key, set())
+        reply = _replay_stored(ask, again, again_key)
+        if reply: return reply
     try: return await _pay_once(ask, call, key, last=False)
     except CallFailed as e:
         if e.kind != "unparseable": raise
-    ask.attempted[key] = True
-    return await _pay_once(ask, again, again.key(), last=True)
+    ask.attempted.setdefault(key, set())
+    return await _pay_or_wait(ask, again, again_key, _pay_last)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
 async def _check_endpoints(ask):
@@ -786,7 +881,7 @@ async def _ask_for_a_word(ask, endpoint, listed):
     call = Call(endpoint, "/chat/completions", body, step="check")
     key = call.key()
     if _replay_stored(ask, call, key): return
-    try: await _pay_once(ask, call, key, last=True)
+    try: await _pay_or_wait(ask, call, key, _pay_last)
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
 
@@ -805,15 +900,19 @@ def _replay_stored(ask, call, key):
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
     reply = without_keys(reply)  # an older version may have stored one
     try: reply.parsed = call.read(reply)
-    except ValueError: return None
+    except ValueError:
+        ask.unreadable[key] = stored["id"]
+        return None
     if ask.store.use(stored): _book_request(ask, call, usage, reply.cost, stored["seconds"] or 0, replayed=1)
     return reply
 
 # %% ../nbs/04_models.ipynb #906921fd
 def _book_earlier(ask, call, key):
-    "Book the requests for `call` that failed in earlier runs"
-    ask.attempted[key] = True
+    "Book the requests for `call` that failed in other runs"
+    booked = ask.attempted[key]
     for attempt in ask.store.attempts(key):
+        if attempt["created"] in booked: continue
+        booked.add(attempt["created"])
         usage = {name: attempt[name] for name in _USAGE}
         answered = attempt["kind"] == "unparseable"
         usd = attempt["usd"] if answered else 0.0  # it is not known whether the others cost anything
@@ -822,7 +921,8 @@ def _book_earlier(ask, call, key):
 
 # %% ../nbs/04_models.ipynb #41c2e2c5
 async def _pay_once(ask, call, key, last):
-    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read"
+    "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read, UnderWay when another run asks"
+    if ask.store.under_way(key): raise UnderWay(key)
     async with ask.budget as book_spending:
         answer, sent, seconds = await _send_call(ask, call, key)
         reply, failed = _read_answer(answer, call.endpoint)
@@ -836,6 +936,8 @@ async def _pay_once(ask, call, key, last):
     ask.store.soon()
     if failed or bug: raise failed or bug
     return reply
+
+def _pay_last(ask, call, key): return _pay_once(ask, call, key, last=True)
 
 # %% ../nbs/04_models.ipynb #2b040021
 _READER = ThreadPoolExecutor(1, "llmdata-reader")
@@ -866,12 +968,14 @@ def _ledger_column(failed, last):
 
 # %% ../nbs/04_models.ipynb #9103869f
 _ODD_ANSWER = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
+_IN_BRIEF = reprlib.Repr()
+_IN_BRIEF.maxstring = 200
 
 def _read_answer(answer, endpoint):
     "The `Reply` in `answer` and None; or an empty one, with what it cost where that is known, and why"
     try: return read_reply(answer, endpoint), None
     except CallFailed as e: return _empty_reply(answer, endpoint), e
-    except _ODD_ANSWER as e: problem = f"an answer of unknown form ({e}): {scrub(str(answer)[:2000])[:200]}"
+    except _ODD_ANSWER as e: problem = f"an answer of unknown form ({e}): {scrub(_IN_BRIEF.repr(answer))[:200]}"
     return _empty_reply(answer, endpoint), CallFailed("server", problem)
 
 def _empty_reply(answer, endpoint):
@@ -938,7 +1042,7 @@ def _choose_server(ask, endpoint, failed_at):
 def _ask_whether_back(ask, server):
     "Where a server seems dead and it is time, ask it in the background whether it is back"
     breaker = ask.limiters[server.url].breaker
-    if not breaker.since or time.time() < breaker.probe: return
+    if not breaker.since or time.monotonic() < breaker.probe: return
     breaker.trip()
     ask.returning[server.url] = asyncio.create_task(_take_back(ask, server, breaker))
 
@@ -969,18 +1073,23 @@ async def _a_server(ask, endpoint, failed_at):
 async def _send_until_answered(ask, call, key, body):
     "The decoded answer, the number of its request, and the seconds it took"
     about, failed_at = dict(step=call.step, model=call.endpoint.name), []
+    seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
     for tries in itertools.count(1):
         async with _a_server(ask, call.endpoint, failed_at) as (server, limiter):
-            sent = ask.store.sending(key, **about)
-            await ask.store.saved()
+            try: sent = await ask.store.claim(key, seen, known, **about)
+            except UnderWay:
+                ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
+                raise
+            started = time.monotonic()
             try:
                 answer = await post(ask.session, server, call.path, body)
                 limiter.answered()
-                return answer, sent, time.time() - sent[1]
+                return answer, sent, time.monotonic() - started
             except CallFailed as e: failed = e
         failed_at.append(server)
         _report_failure(limiter, failed, sent)
-        pause = _retry_pause(failed, tries)
+        all_wait = failed.seconds is not None and limiter.all_wait(failed.seconds)
+        pause = _retry_pause(failed, tries, all_wait)
         if pause is None and _others_may_take(call.endpoint, failed, failed_at): pause = 0
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
         _book_request(ask, call, **{"failed" if pause is None else "retries": 1})
@@ -1012,11 +1121,11 @@ def _report_failure(limiter, failed, sent):
     else: limiter.breaker.heard()
 
 # %% ../nbs/04_models.ipynb #250b4ec6
-def _retry_pause(failed, tries):
+def _retry_pause(failed, tries, all_wait=False):
     "Seconds after which a request is sent again, or None"
     too_much = failed.status in _TOO_MUCH
     if failed.kind == "refused" or _account_empty(failed): return None
     if tries == (12 if too_much else 6): return None
     if failed.seconds is None: return random.uniform(0, min(2 ** (tries - 2), 60))
-    if too_much and failed.seconds > SHORT: return 0  # a pause for all calls, which the limiter sees to
+    if too_much and all_wait: return 0  # the limiter sees to it
     return min(failed.seconds, 600)

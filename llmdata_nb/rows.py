@@ -582,10 +582,47 @@ def _check_parquet_sizes(path, metadata):
         for column in map(group.column, range(group.num_columns)):
             unpacked, packed = column.total_uncompressed_size, column.total_compressed_size
             large_values = unpacked > MOST * max(group.num_rows, 1)
-            if large_values or unpacked > max(MOST, 100 * packed):
+            usual = MOST // 16 if column.has_dictionary_page else MOST
+            if large_values or unpacked > max(usual, 100 * packed):
                 name = column.path_in_schema
                 raise ValueError(f"{path.name}: column {name}: {packed:,} bytes unpack to {unpacked:,}: write the file anew with smaller values")
 
+# %% ../nbs/02a_rows.ipynb #b4c0de31
+def _dictionaries_in(array):
+    "The parts of an Arrow `array` whose values stand in a dictionary, however nested"
+    from pyarrow import types
+    if types.is_dictionary(array.type): yield array
+    parts = []
+    if types.is_struct(array.type): parts = map(array.field, range(array.type.num_fields))
+    if types.is_list(array.type) or types.is_large_list(array.type): parts = [array.flatten()]
+    if types.is_map(array.type): parts = [array.keys, array.items]
+    for part in parts: yield from _dictionaries_in(part)
+
+def _text_lengths(batch):
+    "For each part of a `batch` with a dictionary: the longest of its values, and the sum over all rows, in bytes"
+    import pyarrow.compute as pc
+    for column in batch.columns:
+        for part in _dictionaries_in(column):
+            lengths = pc.binary_length(part.dictionary)
+            yield pc.max(lengths).as_py() or 0, pc.sum(lengths.take(part.indices)).as_py() or 0
+
+# %% ../nbs/02a_rows.ipynb #b4c0de34
+def _check_repeated_values(path, f):
+    "ValueError where a batch of rows repeats long values until they fill the memory"
+    import pyarrow.parquet as pq
+    schema = pq.ParquetFile(f).schema
+    leaves = [schema.column(i) for i in range(len(schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    if not texts: return
+    file = pq.ParquetFile(f, read_dictionary=texts)
+    for group in range(file.num_row_groups):
+        first = next(file.iter_batches(1, [group], columns=texts), None)
+        if first is None or max((longest for longest, _ in _text_lengths(first)), default=0) <= MOST // 1000: continue
+        for batch in file.iter_batches(1000, [group], columns=texts):
+            size = sum(size for _, size in _text_lengths(batch))
+            if size > MOST: raise ValueError(f"{path.name}: values that repeat would take {size:,} bytes in 1,000 rows: write the file anew with smaller values")
+
+# %% ../nbs/02a_rows.ipynb #b4c0de36
 def _batch_records(batch):
     "The records of a Parquet batch; in the place of one that cannot be made, the error"
     try: return batch.to_pylist()
@@ -602,6 +639,7 @@ def _read_parquet_file(path):
         except (ValueError, RecursionError) as e:
             raise ValueError(f"{path.name}: not a Parquet file ({e})") from e
         _check_parquet_sizes(path, file.metadata)
+        _check_repeated_values(path, f)
         records = chain.from_iterable(map(_batch_records, file.iter_batches(batch_size=1000)))
         for n, record in enumerate(records, 1):
             raw = "" if isinstance(record, Unreadable) else record

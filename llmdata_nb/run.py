@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from .embedded import connect
 from .engine import AHEAD, Dropped, Outcome, drop, check_folder, write_manifest
-from .engine import Record, RunProgress, about_run, check_options, check_recipe, evenly_spaced, in_thread
-from .engine import make_outcome, models_by_role, recipe_name, row_files, send_all, waiting_for, with_ids
+from .engine import Record, RunProgress, about_run, check_options, check_recipe, close_files, evenly_spaced
+from .engine import explained_disk_errors, hold_folder, in_thread, make_outcome, models_by_role, recipe_name
+from .engine import row_files, send_all, waiting_for, with_ids
 from .models import Ask, Budget, row_ledger
 from .progress import duration, money
 from .rowfile import reason_group
@@ -72,6 +73,10 @@ def _load_writers(out):
     "Import what writes a dataset, where one is to be written"
     if out: import pyarrow.json, pyarrow.parquet  # noqa: F401
 
+# %% ../nbs/06_run.ipynb #06a00002
+def _write_row(files, out, state, row):
+    with explained_disk_errors(out): files[state].append(row)
+
 # %% ../nbs/06_run.ipynb #e2830780
 def run(
     rows: Iterable,         # row dicts: a list, as from `load_rows`, or anything that gives them one by one
@@ -101,20 +106,24 @@ def run(
     endpoints = {role: connect(reference) for role, reference in models.items()}
     about = about_run(recipe, recipe_args, {role: endpoint.name for role, endpoint in endpoints.items()}, seed, source)
     limits = dict(per_minute=per_minute, per_day=per_day, wait=wait)
-    ask = Ask(endpoints, Store(store or store_path()), seed=seed, budget=budget, concurrency=concurrency, **limits)
     files = row_files(out)
-    record = Record(lambda state, row: files[state].append(row))
+    record = Record(partial(_write_row, files, out))
     gate = _KeptGate(until, least) if until else None
-    progress = RunProgress(about, concurrency, until)
 
-    def work(): return send_all(rows, ask, partial(recipe, **recipe_args), record, concurrency, timeout, gate)
-    in_thread(work, tick=partial(_show_progress, progress, rows, ask, record), meanwhile=partial(_load_writers, out))
-    _show_progress(progress, rows, ask, record, last=True)
+    with hold_folder(out, source):
+        ask = Ask(endpoints, Store(store or store_path()), seed=seed, budget=budget, concurrency=concurrency, **limits)
+        progress = RunProgress(about, concurrency, until)
+        tick = partial(_show_progress, progress, rows, ask, record)
+        def work(): return send_all(rows, ask, partial(recipe, **recipe_args), record, concurrency, timeout, gate)
+        in_thread(work, tick, meanwhile=partial(_load_writers, out))
+        tick(last=True)
 
-    for file in files.values(): file.close()
-    if gate: about |= gate.about()
-    outcome = make_outcome(files, ask.ledger, record.states, about | {"seconds": round(progress.seconds(), 1)})
-    if out: write_manifest(outcome, out)
+        if gate: about |= gate.about()
+        about |= {"seconds": round(progress.seconds(), 1)}
+        with explained_disk_errors(out):
+            close_files(files)
+            outcome = make_outcome(files, ask.ledger, record.states, about)
+            if out: write_manifest(outcome, out)
     return outcome
 
 # %% ../nbs/06_run.ipynb #e74adecd

@@ -6,12 +6,12 @@
 __all__ = ['Shares', 'name_for_all', 'Share', 'SharedBudget', 'connected']
 
 # %% ../nbs/28_shares.ipynb #742534cf
-import asyncio, logging, re, time
+import asyncio, logging, re
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from urllib.parse import urlsplit
-from .limits import SHORT, CallFailed, Limiter
+from .limits import CallFailed, Limiter, clock, note_refusal
 from .models import Budget
 from .store import Store, StoreError
 
@@ -32,17 +32,18 @@ class _Address(Limiter):
     def note(self, sent, refusals):
         "Take over when requests were `sent`, and which were refused: (when, seconds to wait, reason, whether as too many)"
         self.sent.extend(sent)
+        self.refusals.sent += len(sent)
         for when, seconds, reason, too_many in refusals:
             self.turned_away.append(when)
-            if too_many: self.refused(when, seconds, reason)
-            else: self.overloaded(when, seconds, reason)
-        old = time.time() - 60
+            if too_many: self.refused(clock.shown(when), seconds, reason)
+            else: self.overloaded(clock.shown(when), seconds, reason)
+        old = clock.time() - 60
         for times in (self.sent, self.turned_away):
             while times and times[0] < old: times.popleft()
 
     def places(self, worker, under_way, most):
         "How many requests `worker` may have under way: an equal part, of those that no other one holds"
-        now = time.time()
+        now = clock.time()
         self.vacant = [until for until in self.vacant if until > now]
         if worker not in self.held:
             self.held[worker] = 0
@@ -56,7 +57,7 @@ class _Address(Limiter):
 
     def leave(self, worker):
         "`worker` has ended; its part is kept a second for the one that comes after it"
-        if self.held.pop(worker, None) is not None: self.vacant.append(time.time() + 1)
+        if self.held.pop(worker, None) is not None: self.vacant.append(clock.time() + 1)
 
 # %% ../nbs/28_shares.ipynb #dd7c8a8b
 class _Spending:
@@ -106,28 +107,28 @@ class Shares:
 
     async def sync(self, worker, url, most, under_way, sent, refusals):
         "Take over what `worker` did at `url`, as ages; gives its places there, the time, and the state of the base URL"
-        address, now = _address_at(self, url), time.time()
-        if sent: self.store.counts[url, int(now)] += len(sent)
+        address, now = _address_at(self, url), clock.time()
+        if sent: self.store.counts[url, int(clock.shown(now))] += len(sent)
         refusals = [(now - age, *rest) for age, *rest in refusals]
         address.note([now - age for age in sent], refusals)
         self.store.commit()
         address.look(now)
         places = address.places(worker, under_way, min(most, self.concurrency))
-        return places, time.time(), _address_state(address)
+        return places, clock.time(), _address_state(address)
 
     async def lease(self, url):
         "The next sending times, in seconds from now; how long a limit is used up; the time, and the state of the base URL"
         address = _address_at(self, url)
         await address.lease()
-        now, times = time.time(), list(address.permits)
+        now, times = clock.time(), list(address.permits)
         address.permits.clear()
         address.note(times, [])
         ages = [when - now for when in times]
-        return ages, max(address.full - now, 0), time.time(), _address_state(address)
+        return ages, max(address.full - now, 0), clock.time(), _address_state(address)
 
     async def leave(self, worker, sent):
         "`worker` has ended, or is lost; `sent`: base URL → requests it has not reported, less the sending times it gives back"
-        now = int(time.time())
+        now = int(clock.shown(clock.time()))
         for url, n in sent.items(): self.store.counts[url, now] += n
         self.store.commit()
         for address in self.addresses.values(): address.leave(worker)
@@ -175,7 +176,7 @@ class Share(Limiter):
     def __init__(self, url, name, most, actor, worker, **limits):
         super().__init__(url, None, most, **limits)
         self.actor, self.worker, self.most, self.name = actor, worker, most, name  # the actor's `name` for the URL
-        self.sent, self.refusals = [], []  # what is still to be reported
+        self.sent, self.to_report = [], []  # the requests and the refusals that the actor does not know of yet
         self.talk, self.ahead = None, None # the task that keeps in touch; the sending times that were asked for ahead
         self.shift = 0.0                   # this clock less the actor's
 
@@ -196,15 +197,14 @@ class Share(Limiter):
 
     def count_request(self):
         "A request is sent without a sending time"
-        self.sent.append(time.time())
+        self.sent.append(clock.time())
 
     def overloaded(self, sent, seconds, reason, too_many=False):
         "As in `Limiter`; it is reported at once"
-        self.window.shrink(sent)
-        if (seconds or 0) > SHORT:
-            self.until = max(self.until or 0, time.time() + seconds)
+        if note_refusal(self, sent, seconds):
+            self.until = max(self.until or 0, clock.time() + seconds)
             self.reason = reason
-        self.refusals.append((sent, seconds, reason, too_many))
+        self.to_report.append((clock.moment(sent), seconds, reason, too_many))
         self.wake.set()
 
     def refused(self, sent, seconds, reason):
@@ -213,10 +213,10 @@ class Share(Limiter):
 
     async def lease(self):
         "Take the next sending times, which the actor gives"
-        ages, full, clock, state = await (self.ahead or self.actor.lease.remote(self.name))
+        ages, full, actor_now, state = await (self.ahead or self.actor.lease.remote(self.name))
         _take_state(self, state)
-        self.full = full and clock + full + self.shift
-        self.permits.extend(clock + age + self.shift for age in ages)
+        self.full = full and actor_now + full + self.shift
+        self.permits.extend(actor_now + age + self.shift for age in ages)
         more = ages and self.rate and not self.budgets
         self.ahead = self.actor.lease.remote(self.name) if more else None
 
@@ -241,13 +241,13 @@ async def _keep_in_touch(share):
 # %% ../nbs/28_shares.ipynb #904f314f
 async def _talk_once(share):
     "Report what was sent and refused, and take over the places and the state of the base URL"
-    now, sent, refusals = time.time(), share.sent, share.refusals
-    share.sent, share.refusals = [], []
+    now, sent, refusals = clock.time(), share.sent, share.to_report
+    share.sent, share.to_report = [], []
     sent = [now - when for when in sent]
     refusals = [(now - when, *rest) for when, *rest in refusals]
     reply = await share.actor.sync.remote(share.worker, share.name, share.most, share.window.under_way, sent, refusals)
-    places, clock, state = reply
-    share.shift = time.time() - clock
+    places, actor_now, state = reply
+    share.shift = clock.time() - actor_now
     _take_state(share, state)
     if places:  # else others still have requests under way
         share.window.resize(places)

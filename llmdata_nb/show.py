@@ -10,7 +10,7 @@ __all__ = ['COLORS', 'FOLDED', 'MOST', 'REASONS', 'short', 'text_html', 'to_read
 import re, unicodedata
 from html import escape
 from .languages import language as find_language
-from .progress import duration, money, visible
+from .progress import duration, money, one_line, visible
 
 # %% ../nbs/05b_show.ipynb #62cd54a2
 COLORS = dict(kept="#0072B2", dropped="#E69F00", failed="#D55E00", other="#999999")
@@ -285,7 +285,7 @@ def outcome_text(
         cells = sum(to_read(row, language), [])
         lines += _example_lines(short(row.get("id", ""), 40), cells[:4])
     if manifest.get("gave_up"):
-        lines.append(f"        ended before {manifest['until']:,} were kept: {visible(manifest['gave_up'])}")
+        lines.append(f"        ended before {manifest['until']:,} were kept: {one_line(manifest['gave_up'])}")
 
     took = _requests_text(calls)
     if "seconds" in manifest: took += f", {duration(manifest['seconds'])}"

@@ -18,6 +18,8 @@ import pytest
 from llmdata_nb.annotate import (Session, agreement_of, annotate, answers_to_show, fitting, krippendorff, labelled_from, new_annotation, opinion, order_for, read_annotations, render,
                                  resolve, save_annotation, worth_asking)
 from llmdata_nb.judge import Comparison, calibrate
+from llmdata_nb.people import with_people
+from llmdata_nb.run import Dropped, drop
 
 BROWSER = Path(__file__).parent / "browser"
 
@@ -252,6 +254,19 @@ def test_a_judged_pair_is_left_as_rerank_made_it():
     assert pair["chosen"] == turned["rejected"] and (pair["chosen_score"], pair["rejected_score"], pair["margin"], pair["judge_scores"]) == (5, 4, 1, [2, 5])
     by_recipe = turned | {"scores": [None, None], "outcome": "human", "chosen_score": None, "rejected_score": None, "margin": None}
     assert resolve([by_recipe], [])[0][0]["decided_by"] == "recipe"
+
+
+def test_a_reason_that_the_source_brought_drops_no_row():
+    import asyncio
+    judged = row("t", 5, 2, outcome="kept", position_consistent=True, scores_by_order=[[5, 2], [5, 2]], reason="spam")
+    async def recipe(row, ask, dropping=False):
+        if dropping: drop("tie: the same score")
+        return row
+    decided = with_people(recipe, [])
+    assert asyncio.run(decided(judged, None))["decided_by"] == "judge"
+    with pytest.raises(Dropped, match="tie: the same score"): asyncio.run(decided(judged, None, dropping=True))
+    kept, dropped = resolve([judged | {"reason": {"code": 7}}], [])
+    assert len(kept) == 1 and not dropped
 
 
 def test_two_texts_and_a_single_answer():

@@ -55,9 +55,35 @@ def answered(said, order):
     return {name: {"value": v} for name, v in values.items() if v is not None}
 
 
-@given(st.text(alphabet="<>ab/!? `\n&;script", max_size=60))
+@given(st.text(alphabet="<>ab/!? `\n&;script[]():@w.", max_size=60))
 def test_no_tag_is_left_and_nothing_is_lost(text):
     assert not re.search("<[a-zA-Z/!?]", escape_html(text)) and unescape_html(escape_html(text)) == text and escape_html(escape_html(text)) == escape_html(text)
+
+
+LINKS = ["![x](http://a.it/p)", "[a](javascript:alert(1))", "[a](<http://a.it> 'title')", "![x][b]\n\n[b]: http://a.it", "[b]\n\n[b]:\n  http://a.it", "[b][]\n\n[b]: <javascript:x>",
+         "[^1]\n\n[^1]: http://a.it", "<http://a.it>", "<me@a.it>", "http://a.it", "HTTPS://A.it/x?y", "ftp://a.it", "www.a.it", "WWW.a.it", "me@a.it", "mailto:me@a.it", "//a.it/x",
+         "<img src=http://a.it>", "<a href=javascript:x>a</a>", "[![x](http://a.it)](http://b.it)", "[a](//a.it)", "[a\\]](http://a.it)", "> - [a](data:text/html;x)", "|[a](x:y)|\n|-|\n|![b](x:y)|",
+         "`x` [a](http://a.it)", "```\n![x](http://a.it)\n```\n![x](http://a.it)", "![a](x)" * 3, "[a]  \n[a]: x:y"]
+
+
+@pytest.mark.parametrize("text", LINKS)
+def test_no_link_and_no_image_is_left(text):
+    "By a reader of Markdown that lets HTML through, and by the marks of bare addresses in another (marked, which Argilla shows with)"
+    import mistune
+    shown = escape_html(text)
+    page = mistune.create_markdown(escape=False, plugins=["url", "table", "footnotes"])(shown)
+    assert not re.search("<(a|img)\\b", page), page
+    assert not re.search(r"(?i)(ftp|https?)://|www\.|[\w.+-]@[\w-]+\.", shown)
+    assert shown.replace("\u2060", "") == text == unescape_html(shown) and escape_html(shown) == shown
+
+
+def test_code_is_read_and_copied_as_it_was():
+    "The characters that are put in have no width, and are none of those that come back"
+    code = "```js\n// see https://a.it\ncells[0](x)\n```\n`d[k]: int`, `a@b.it`, a < b, 3 / 4, list[int], x @ y"
+    assert escape_html(code).replace("\u2060", "") == code == unescape_html(escape_html(code))
+    typed = "Better: [a](http://a.it), a\u2060b, me@a.it"
+    assert unescape_html(typed) == typed  # of a person, who put nothing in
+    assert unescape_html("<\u2060b> of an earlier version") == "<b> of an earlier version"
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

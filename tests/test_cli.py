@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from scripted_server import said, serve, translator_and_judge, wrote
 
-from llmdata_nb.cli import main, parameters, pipelines
+from llmdata_nb.cli import _result, main, parameters, pipelines, summary
 
 def quick(rows=12):
     "The cells of a notebook that asks a word for each of its rows, and draws nothing"
@@ -255,3 +255,122 @@ def test_doctor_on_a_model_that_is_not_there(project, capsys, monkeypatch, model
 def test_doctor_in_a_terminal(project):
     done = subprocess.run([sys.executable, "-m", "llmdata_nb", "doctor", "http://127.0.0.1:9/v1#m"], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and max(map(len, done.stdout.split("Each model")[1].splitlines())) <= 80
+
+
+# clear the screen, set the title, write to the clipboard, a link; C1 controls, bell, backspace, carriage return, an override of direction
+STEERS = "\x1b[2J\x1b]0;title\x07\x1b]52;c;aGk=\x07\x1b]8;;x:y\x1b\\z\x9b2J\x90q\x9c\x08\rdone\u202eeno"
+OURS = re.compile(r"\r\x1b\[2K|\x1b\[\d+A\r\x1b\[J|\r(?=\n)")  # the lines of progress, and what a terminal makes of a line end
+
+
+def steering(text):
+    "The characters in `text` that a terminal obeys, but for those of ours"
+    return set(re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", OURS.sub("", text)))
+
+
+def in_terminal(*argv):
+    "The exit code of the command in a real terminal, and all that it showed"
+    pid, terminal = pty.fork()
+    if pid == 0: os.execv(sys.executable, [sys.executable, "-m", "llmdata_nb", *argv])
+    shown = b"".join(read_all(terminal))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="surrogateescape")
+
+
+HOSTILE_RECIPE = """
+from llmdata_nb.rows import load_rows
+from llmdata_nb.run import drop, run
+async def word(row, ask, language):
+    where = int(row["line"])
+    if where == 1: drop(f"{row['kind']}: no such column, there are {', '.join(row)}")
+    if where == 2: row[row["kind"]]["no such column"]
+    row["word"] = (await ask(f"{language}: {where}")).text
+    if where == 3: drop(row["word"])
+    return row
+outcome = run(load_rows(source, limit=None), word, model=model, out=out_dir, language=language, concurrency=1)
+print(outcome)
+if ends: raise ValueError(f"no such column: {outcome.dropped[0]['reason']}")
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    "A folder, a notebook and a source whose names, columns and texts steer a terminal; the paths of the two"
+    folder = tmp_path / f"a {STEERS.replace('/', '')} b"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("LLMDATA_STORE", raising=False)
+    monkeypatch.setenv("COLUMNS", "2000")  # a narrow terminal would cut the line of progress
+    head = 'language: str = "it"  # code\nmodel: str = ""\nsource: str = ""\nout_dir: str = ""\nends: bool = False'
+    cells = [new_code_cell(head, metadata={"tags": ["parameters"]}), new_code_cell(HOSTILE_RECIPE)]
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    name, source = f"words {STEERS}.ipynb", f"rows {STEERS}.jsonl"
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), name)
+    rows = [{"instruction": f"Why {STEERS}?", "response": "So.", "line": str(n), "kind": STEERS, STEERS: "x"} for n in range(6)]
+    (folder / source).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name, source
+
+
+def hostile_answer(body, n):
+    "A server that asks to wait, refuses, and answers, each in words that steer a terminal"
+    where = body["messages"][0]["content"][-1]
+    if where == "0" and not n: return 429, {"error": {"message": f"slow down {STEERS}"}}, {"Retry-After": "3"}
+    if where == "4": return 400, {"error": {"message": f"no {STEERS}"}}
+    return STEERS
+
+
+@pytest.mark.parametrize("language, ends", [("it", False), ("it", True), ("it,nl", False)])
+def test_no_text_of_others_steers_the_terminal(hostile, language, ends):
+    "Reasons, columns, answers and refusals of the server, paths, and the error that ends a notebook"
+    name, source = hostile
+    with serve(hostile_answer) as (model, bodies):
+        code, shown = in_terminal(name, "--language", language, "--parallel", "2", "-p", f"model={model}", "-p", f"source={source}", "-p", f"ends={ends}")
+    assert code == int(ends) and not steering(shown), shown
+    assert "429 slow down \\u001b[2J" in shown or language != "it"
+    if ends: assert "ValueError: no such column: " in shown and "the notebook stopped at the cell marked in " in shown
+    elif language == "it": assert "2 rows kept of 6" in shown and "\\u009b2J" in shown
+    else: assert len(table(shown)) == 2
+
+
+@pytest.mark.parametrize("argv", [["{name}", "--help"], ["{name}", "-p", "source={steers}.jsonl"], ["{name}", "-p", "{steers}=1"], ["{steers}"], ["--{steers}"], ["--language", "{steers}", "{name}"],
+                                  ["translate_and_judge", "-p", "source={steers}.jsonl"], ["magpie", "-p", "prompts={steers}.toml"], ["notebooks", "{steers}"], ["doctor", "embedded:{steers}.gguf"], ["doctor", "--language", "{steers}"]])
+def test_no_word_of_the_command_comes_back_as_it_is(hostile, capsys, argv):
+    main([word.format(name=hostile[0], steers=STEERS) for word in argv])
+    shown = capsys.readouterr()
+    assert (shown.out or shown.err) and not steering(shown.out + shown.err)
+
+
+@pytest.mark.parametrize("models", [[STEERS, f"m{STEERS}"], ["m"]])
+@pytest.mark.parametrize("answer", [lambda body, n: (400, {"error": {"message": f"no {STEERS}"}}), lambda body, n: STEERS,
+                                    lambda body, n: (500, {"detail": STEERS}), lambda body, n: wrote(STEERS) if "prompt" in body else '{"colour": "blue"}'])
+def test_doctor_shows_no_text_of_a_server_as_it_is(hostile, capsys, models, answer):
+    "What it lists, its answers, and what it refuses with"
+    with serve(answer, models=models) as (model, bodies): main(["doctor", model])
+    shown = capsys.readouterr().out
+    assert "works for: " in shown and not steering(shown), shown
+
+
+def test_a_fault_of_ours_steers_nothing_either(project, capsys, monkeypatch):
+    def fails(*_): raise RuntimeError(STEERS)
+    monkeypatch.setattr("llmdata_nb.cli.run_all", fails)
+    assert main(["compare_languages"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "RuntimeError" in err and not steering(err)
+
+
+def test_a_damaged_manifest_is_named(project, notebook, capsys):
+    "Something else wrote over it before the command could read it"
+    found = nbformat.read(notebook, 4)
+    found.cells.append(new_code_cell("from pathlib import Path\nPath(out_dir, 'manifest.json').write_text('{\"rows\": ')"))
+    nbformat.write(found, notebook)
+    with serve(lambda body, n: "word") as (model, bodies): assert main([notebook, "-p", f"model={model}"]) == 1
+    err = capsys.readouterr().err
+    assert "outputs/it/words/manifest.json is damaged" in err and "run again, no call is paid twice" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"rows": {"in": 1}, "reasons": []}', '{"rows": {"in": "x", "kept": [], "dropped": 0, "failed": 0}, "reasons": [1]}', "[" * 100_000, None])
+def test_a_manifest_that_is_none_is_an_error_of_that_language(project, text):
+    "Also a folder in its place; the summary goes on with the others"
+    if text is None: (project / "manifest.json").mkdir()
+    else: (project / "manifest.json").write_text(text)
+    result = _result(None, project, time.monotonic(), 0)
+    assert result["code"] == 1 and result["made"] is None and "manifest.json" in result["error"] and "\n" not in result["error"]
+    assert "manifest.json" in summary([result | {"language": "it"}])

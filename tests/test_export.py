@@ -249,4 +249,24 @@ def test_files_that_are_no_list_are_refused(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     for files_listed in (["data"], 5, "all", {"data/train-00000-of-00001.parquet": None}, {}):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"files": files_listed}))
-        with pytest.raises(ValueError, match="run again"): read_folder(folder)
+        with pytest.raises(ValueError, match="run again|move it away"): read_folder(folder)
+
+
+def test_a_run_that_was_stopped_while_it_wrote_is_told(tmp_path):
+    "New rows lie under the manifest of the run before, or new rows and a new manifest under its card"
+    from llmdata_nb.run import run
+    folder = tmp_path / "run"
+    async def translate_and_judge(row, ask, language): return row
+    def write(text):
+        run([make_row(i, text) for i in range(3)], translate_and_judge, model="http://127.0.0.1:9/v1#m", language="it", out=folder, store=tmp_path / "s.sqlite")
+        return {name: (folder / name).read_bytes() for name in ("data/train-00000-of-00001.parquet", "manifest.json")}
+    before = write("ciao")
+    card = write_card(folder).read_bytes()
+    assert hub_files(folder)
+    after = write("addio")
+    with pytest.raises(ValueError, match="README.md is of another run"): hub_files(folder)
+    (folder / "manifest.json").write_bytes(before["manifest.json"])
+    for read in (read_folder, hub_files, write_card):
+        with pytest.raises(ValueError, match="train-00000-of-00001.parquet is not the file that manifest.json was written with: run again"): read(folder)
+    (folder / "manifest.json").write_bytes(after["manifest.json"])
+    assert [row["messages"][0]["content"] for row in read_folder(folder).kept] == ["addio"] * 3 and write_card(folder).read_bytes() != card and hub_files(folder)

@@ -17,9 +17,9 @@ import pytest
 from aiohttp import web
 from scripted_server import said, serve
 
-from llmdata_nb import limits
+from llmdata_nb import limits, models, store
 from llmdata_nb.limits import Limiter, retry_after
-from llmdata_nb.models import CallFailed, object_schema
+from llmdata_nb.models import Ask, CallFailed, endpoint, object_schema
 from llmdata_nb.run import run
 from llmdata_nb.store import Store
 
@@ -679,3 +679,205 @@ def test_ctrl_c_while_calls_wait(tmp_path, monkeypatch, where):
         with within(20): outcome = run(rows, echo, model=model, store=store, concurrency=12)
         assert len(outcome.kept) == len(rows) and len(bodies) == count + len(rows) - (where == "sending time")
         if where == "pause": assert bodies[count].time >= refused[0] + 3 - 0.01, "the pause stands in the store"
+
+
+# In virtual time: an event loop that never sleeps, and clocks that go with it
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    "Its time is what was waited for; `wrong` is by how much the computer's clock is wrong"
+    def __init__(self):
+        self.now, self.wrong = 0.0, 0.0
+        super().__init__()
+        select = self._selector.select
+        def jump(timeout):
+            assert timeout is not None, "all wait for ever"
+            self.now += max(timeout, 0)
+            return select(0)
+        self._selector.select = jump
+
+    def time(self): return self.now
+
+
+@pytest.fixture
+def virtual(monkeypatch):
+    "The loop; the clocks of the modules are its own"
+    loop = VirtualLoop()
+    def shown(): return 1.8e9 + loop.now + loop.wrong
+    clocks = SimpleNamespace(time=shown, monotonic=lambda: 1000 + loop.now, time_ns=lambda: int(shown() * 1e9), strftime=time.strftime, localtime=time.localtime)
+    with monkeypatch.context() as patch:
+        for module in (limits, models, store): patch.setattr(module, "time", clocks, raising=False)
+        patch.setattr(limits, "monotonic", clocks.monotonic, raising=False)
+        patch.setattr(random, "uniform", random.Random(3).uniform)
+        if hasattr(limits, "clock"): limits.clock.__init__()
+        yield loop
+    if hasattr(limits, "clock"): limits.clock.__init__()
+    loop.close()
+
+
+class VirtualServer:
+    "Answers after `seconds` what the function `takes` lets through, and refuses the rest, with `wait` as Retry-After"
+    def __init__(self, loop, seconds, takes, wait=None, status=429):
+        self.loop, self.seconds, self.takes, self.wait, self.status = loop, seconds, takes, wait, status
+        self.sent, self.refused, self.last, self.under_way = [], [], 0.0, 0
+
+    async def post(self, session, server, path, body):
+        self.loop.now += 0.001  # what a call costs the client
+        await asyncio.sleep(0.0005)
+        row = name(body)
+        self.sent.append(self.loop.now)
+        if not self.takes(self):
+            self.refused.append(row)
+            raise CallFailed("rate limit", f"{self.status} slow down", status=self.status, seconds=self.wait)
+        self.under_way += 1
+        await asyncio.sleep(self.seconds)
+        self.under_way -= 1
+        self.last = self.loop.now
+        return said("fine")
+
+    def ideal(self, rows, calls, concurrency):
+        "Seconds that it takes at the best: places times work, or the row that was refused most often"
+        work = rows * calls * max(self.seconds + 0.0015, 0.001 * concurrency) / concurrency
+        often = max(map(self.refused.count, set(self.refused)), default=0)
+        return work + often * (self.wait or 1)
+
+
+async def ask_all(rows, calls, file, concurrency=64, **options):
+    "What failed of so many rows, each of so many calls one after the other"
+    ask, rest, failed = Ask({"default": endpoint("http://virtual:1/v1#m")}, Store(file), concurrency=concurrency, **options), iter(rows), []
+    ask.checked = True
+    async def work():
+        for i in rest:
+            try:
+                for call in range(calls): await ask(f"{call} of {i}")
+            except CallFailed as e: failed.append(str(e))
+    await asyncio.gather(*(work() for _ in range(concurrency)))
+    for limiter in ask.limiters.values(): limiter.close()
+    ask.store.close()
+    return failed
+
+
+def by_chance(share):
+    chance = random.Random(5)
+    return lambda server: chance.random() >= share
+
+
+def token_bucket(rate, burst):
+    level = [burst, 0.0]
+    def takes(server):
+        now = server.loop.now
+        level[:] = min(burst, level[0] + (now - level[1]) * rate(now)), now
+        if level[0] < 1: return False
+        level[0] -= 1
+        return True
+    return takes
+
+
+@pytest.mark.parametrize("share, wait, seconds", [(0.05, 1, 0.02), (0.01, 1, 0.02), (0.05, None, 0.02), (0.05, 5, 0.02), (0.01, 5, 0.02), (0.1, 1, 0.02),
+                                                  (0.05, 1, 0.2), (0.01, 1, 0.2), (0.05, 1, 6), (0.05, 5, 6)])
+@pytest.mark.parametrize("status", [429, 503])
+def test_refusals_by_chance_slow_nothing_down(virtual, monkeypatch, share, wait, seconds, status):
+    "One request in twenty is refused, whatever the pace: not more than twice the time that the refused ones must wait"
+    server = VirtualServer(virtual, seconds, by_chance(share), wait, status)
+    monkeypatch.setattr(models, "post", server.post)
+    rows = 250 if seconds > 1 else 1000
+    failed = virtual.run_until_complete(ask_all(range(rows), 4, ":memory:"))
+    ideal = server.ideal(rows, 4, 64)
+    assert not failed and len(server.sent) == 4 * rows + len(server.refused)
+    assert server.last <= 2 * ideal, f"{server.last:.1f} s instead of {ideal:.1f} s, {len(server.refused)} refused"
+
+
+@pytest.mark.parametrize("rate, burst, wait, rows, most_seconds, most_refused", [
+    (lambda now: 100, 20, 1, 900, 39, 130), (lambda now: 100, 1, 1, 900, 44, 180), (lambda now: 100, 20, 5, 900, 56, 130),
+    (lambda now: 100 if now < 15 else 40, 20, 1, 900, 74, 190), (lambda now: 2, 2, 1, 36, 80, 90)], ids=["100", "no burst", "a long wait", "drops", "2"])
+def test_a_real_limit_is_learned(virtual, monkeypatch, rate, burst, wait, rows, most_seconds, most_refused):
+    "So many requests a second: hardly slower than that, and few in vain, also when it drops in the middle"
+    server = VirtualServer(virtual, 0.02, token_bucket(rate, burst), wait)
+    monkeypatch.setattr(models, "post", server.post)
+    assert not virtual.run_until_complete(ask_all(range(rows), 4, ":memory:"))
+    assert server.last <= most_seconds, f"{server.last:.1f} s"
+    assert len(server.refused) <= most_refused, f"{len(server.refused)} refused"
+
+
+def test_processes_that_share_a_limit(virtual, monkeypatch, tmp_path):
+    "Four of them, one store: together as fast as one"
+    server = VirtualServer(virtual, 0.02, token_bucket(lambda now: 100, 20), 1)
+    monkeypatch.setattr(models, "post", server.post)
+    async def four(): return await asyncio.gather(*(ask_all(range(i * 100, i * 100 + 100), 4, tmp_path / "s.sqlite", concurrency=16) for i in range(4)))
+    assert not any(virtual.run_until_complete(four()))
+    assert server.last <= 20, f"{server.last:.1f} s for what takes 16"
+    assert len(server.refused) <= 140
+
+
+def test_a_limit_of_requests_at_a_time_is_learned(virtual, monkeypatch):
+    server = VirtualServer(virtual, 0.05, lambda server: server.under_way < 8)
+    monkeypatch.setattr(models, "post", server.post)
+    assert not virtual.run_until_complete(ask_all(range(400), 1, ":memory:"))
+    assert server.last < 4 and len(server.refused) <= 110
+
+
+# A clock that is wrong, or set in the middle of a run
+
+HOUR = 3600.0
+JUMPS = [-HOUR, HOUR, -3 * 24 * HOUR, 3 * 24 * HOUR, -20.0]
+
+
+def set_clock(loop, at, by):
+    async def later():
+        await asyncio.sleep(at)
+        loop.wrong += by
+    return later()
+
+
+@pytest.mark.parametrize("by", JUMPS)
+@pytest.mark.parametrize("at", [0.5, 2.0, 5.0])
+@pytest.mark.parametrize("case", ["pause", "pace", "dead", "budget"])
+def test_a_clock_that_is_set_in_mid_run_stops_nothing(virtual, monkeypatch, case, by, at):
+    "During a pause, a pace, the wait for a dead server, a used budget: all rows are kept, as soon as without it, or a minute later"
+    busy = {"pause": lambda server: server.loop.now >= 4, "dead": lambda server: server.loop.now >= 4, "pace": token_bucket(lambda now: 50, 10), "budget": lambda server: True}
+    server = VirtualServer(virtual, 0.1, busy[case], 3 if case == "pause" else 1, 502 if case == "dead" else 429)
+    monkeypatch.setattr(models, "post", server.post)
+    options = dict(per_minute=100) if case == "budget" else {}
+    async def both(): return (await asyncio.gather(ask_all(range(300), 1, ":memory:", **options), set_clock(virtual, at, by)))[0]
+    assert not virtual.run_until_complete(both())
+    assert server.last <= {"pause": 12, "pace": 20, "dead": 80, "budget": 200}[case], f"{server.last:.0f} s"
+    if case == "budget":
+        worst = max(sum(0 <= later - first < 60 for later in server.sent) for first in server.sent)
+        assert worst <= (200 if by > 0 else 100), f"{worst} in a minute"
+
+
+@pytest.mark.parametrize("by", JUMPS)
+@pytest.mark.parametrize("case", ["pause", "pace", "budget"])
+def test_what_a_wrong_clock_wrote_stops_no_later_run(virtual, monkeypatch, tmp_path, case, by):
+    "The first run is stopped in a pause, at a pace, with a used budget; the next one finds the clock set right"
+    takes = {"pause": lambda server: server.loop.now >= 4, "pace": token_bucket(lambda now: 50, 10), "budget": lambda server: True}[case]
+    server, file = VirtualServer(virtual, 0.1, takes, 3), tmp_path / "s.sqlite"
+    monkeypatch.setattr(models, "post", server.post)
+    options = dict(per_minute=100) if case == "budget" else {}
+    async def stopped():
+        with pytest.raises(asyncio.TimeoutError): await asyncio.wait_for(ask_all(range(300), 1, file, **options), 1.5)
+    virtual.run_until_complete(stopped())
+    virtual.wrong += by
+    limits.clock.__init__()  # as in a new process
+    before = virtual.now
+    assert not virtual.run_until_complete(ask_all(range(300), 1, file, **options))
+    assert server.last - before <= (200 if case == "budget" else 30), f"{server.last - before:.0f} s"
+
+
+def test_two_processes_agree_when_the_clock_was_set_between_their_starts(virtual, monkeypatch, tmp_path):
+    server, file = VirtualServer(virtual, 0.1, token_bucket(lambda now: 50, 10), 1), tmp_path / "s.sqlite"
+    monkeypatch.setattr(models, "post", server.post)
+    async def both():
+        first = asyncio.create_task(ask_all(range(300), 1, file))
+        await set_clock(virtual, 3.0, -HOUR)
+        return await first, await ask_all(range(300, 600), 1, file)
+    assert not any(virtual.run_until_complete(both()))
+    assert server.last <= 20 and len(server.refused) <= 130
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, HOUR])
+def test_a_date_to_wait_for_is_measured_by_the_servers_clock(ahead):
+    "Its `Date` says what it shows: ours may be wrong"
+    theirs = time.time() + ahead
+    headers = {"Retry-After": formatdate(theirs + 30, usegmt=True), "Date": formatdate(theirs, usegmt=True)}
+    assert retry_after(headers) == 30
+    assert retry_after(headers | {"Date": "nonsense"}) is None or retry_after(headers | {"Date": "nonsense"}) >= 0

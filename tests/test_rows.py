@@ -496,3 +496,17 @@ def test_whole_texts_have_a_limit_too(tmp_path, monkeypatch):
     with pytest.raises(rows_module.Unreadable, match="unpacked"): rows_module.file_text(path)
     (tmp_path / "b.txt").write_text("a\n" * 5000)
     assert len(rows_module.file_text(tmp_path / "b.txt")) == 10_000
+
+
+@pytest.mark.parametrize("length, filling, said", [(60_000_000, "a", "unpack to 60,000,"), (2_000_000, None, "values that repeat would take 2,000,"), (1000, None, None)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_one_long_value_named_by_every_row(tmp_path, length, filling, said, nested):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    text = filling * length if filling else os.urandom(length // 2).hex()
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
+    if nested: column = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), pa.StructArray.from_arrays([column], ["value"]))
+    table = pa.table({"more": column, "text": ["fine"] * 1000})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", store_schema=False, dictionary_pagesize_limit=200_000_000)
+    megabytes, lines = load_in_a_child(tmp_path / "a.parquet")
+    assert megabytes < 500 and (said in lines[0] if said else lines == ["fine"] * 1000)

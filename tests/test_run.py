@@ -53,7 +53,7 @@ def test_kill_9_in_mid_run(tmp_path):
         first.send_signal(signal.SIGKILL)
         first.wait()
         killed.set()
-        assert 110 <= len(bodies) <= 118 and not out.exists()
+        assert 110 <= len(bodies) <= 118 and not list(out.rglob("*.parquet"))
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         assert len(bodies) - len(set(paid(bodies))) <= 8  # only those in flight at the kill
         assert len(set(paid(bodies))) == 240
@@ -304,7 +304,7 @@ print(memory() - before)
     assert float(done.stdout) < 50, f"{done.stdout} MB more for 84 MB of rows"
     kept = pd.read_parquet(tmp_path / "out" / "data")
     assert list(kept["n"]) == [n for n in range(30_000) if n % 3] and kept["seen"].count() == sum(1 for n in range(25_000, 30_000) if n % 3)
-    assert sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file()) == ["dropped.parquet", "failed.parquet", "manifest.json", "train-00000-of-00001.parquet"]
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file()) == [".lock", "dropped.parquet", "failed.parquet", "manifest.json", "train-00000-of-00001.parquet"]
 
 
 def test_one_row_that_hangs_holds_up_few(tmp_path):
@@ -445,3 +445,91 @@ def test_a_kill_between_the_files_is_seen(tmp_path, step):
         assert rows_are_new and (manifest(out)["files"] == digests(out)) == (step == 4)  # the fourth is the manifest itself
         assert start(0).returncode == 0 and len(bodies) == 4
         assert manifest(out)["files"] == digests(out) and not list(out.rglob("*.new"))
+
+
+def until_asked(bodies):
+    while not bodies: time.sleep(0.01)
+
+
+def test_a_second_run_into_the_same_folder_ends_at_once(tmp_path):
+    "It makes no call, in another process and in another thread; when the first is killed, the folder is free"
+    out, go_on = tmp_path / "out", threading.Event()
+    async def held(request):
+        while not go_on.is_set(): await asyncio.sleep(0.02)
+        return web.json_response({"choices": [{"message": {"content": "hello"}}]})
+    script = """if 1:
+        import sys
+        from llmdata_nb.run import run
+        async def recipe(row, ask): return row | {"said": (await ask(f"Say {row['id']}", step="say")).text}
+        run([{"id": "a"}], recipe, model=sys.argv[1], store=sys.argv[2], out=sys.argv[3])
+        """
+    def options(name): return dict(store=tmp_path / name, out=out)
+    with serve(lambda body, n: held) as (model, bodies):
+        def start(name): return subprocess.Popen([sys.executable, "-c", script, model, tmp_path / name, out], stderr=subprocess.PIPE, text=True)
+        first = start("1.sqlite")
+        until_asked(bodies)
+        (out / "dropped.parquet.0123abcd.new").write_text("what a run that was killed has left")
+        second = start("2.sqlite")
+        said_so = second.communicate()[1].splitlines()[-1]
+        assert second.returncode == 1 and said_so.startswith(f"ValueError: {out}: another run is writing to this folder. Wait until"), said_so
+        with pytest.raises(ValueError, match="another run is writing"): run([{"id": "a"}], echo, model=model, **options("3.sqlite"))
+        assert len(bodies) == 1 and list(out.rglob("*.new"))
+        first.kill()
+        first.wait()
+        go_on.set()
+        assert len(run([{"id": "a"}], echo, model=model, **options("4.sqlite")).kept) == 1
+        assert not list(out.rglob("*.new"))
+
+        go_on.clear()
+        del bodies[:]
+        thread = threading.Thread(target=run, args=([{"id": "b"}], echo), kwargs=dict(model=model, **options("5.sqlite")))
+        thread.start()
+        until_asked(bodies)
+        with pytest.raises(ValueError, match="another run is writing"): run([{"id": "c"}], echo, model=model, **options("6.sqlite"))
+        go_on.set()
+        thread.join()
+        assert len(bodies) == 1 and list(pd.read_parquet(out / "data")["id"]) == ["b"] and manifest(out)["files"] == digests(out)
+
+
+@pytest.mark.parametrize("text", ['{"source": "rows.js', "[1, 2]", "{}", "\x00" * 40, "[" * 100_000])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with serve(lambda body, n: "hello") as (model, bodies), pytest.raises(ValueError, match=r"manifest\.json .*: move that file away and run again: no call is paid twice"):
+        run([{"id": "a"}], echo, model=model, store=tmp_path / "s.sqlite", out=tmp_path)
+    assert not bodies
+
+
+@pytest.mark.parametrize("rows", [3, 5000])  # the second one fills the disk while it runs
+def test_a_full_disk_is_explained(tmp_path, rows, monkeypatch):
+    "The answers are in the store: with room there, a second run makes no call. The earlier dataset stays whole meanwhile"
+    import pyarrow.parquet as pq
+    out, store = tmp_path / "out", tmp_path / "s.sqlite"
+    async def recipe(row, ask):
+        if row["n"] < 3: row["said"] = (await ask(f"Say {row['n']}", step="say")).text
+        return row
+    def start(): return run([{"id": str(n), "n": n} for n in range(rows)], recipe, model=model, store=store, out=out)
+    class FullDisk(pq.ParquetWriter):
+        def write_table(self, *_): raise OSError(28, "Error writing bytes to file")
+    with serve(lambda body, n: "hello") as (model, bodies):
+        run([{"id": "old", "n": 0}], recipe, model=model, store=tmp_path / "old.sqlite", out=out)
+        before = digests(out)
+        monkeypatch.setattr(pq, "ParquetWriter", FullDisk)
+        with pytest.raises(OSError, match=r"out: the rows could not be written \(No space left on device\)\. Every answer is in the store: make room"): start()
+        assert digests(out) == before == manifest(out)["files"] and not list(out.rglob("*.new")) and len(bodies) == 4
+        monkeypatch.undo()
+        assert len(start().kept) == rows and len(bodies) == 4
+
+
+def test_what_was_written_is_read_back(tmp_path, monkeypatch):
+    "A column that no reader opens is named"
+    from llmdata_nb import rowfile
+    schema = rowfile._arrow_schema
+    def too_deep(kinds):
+        import pyarrow as pa
+        found = schema(kinds)
+        return pa.schema([pa.field("deep", pa.list_(nested(pa, 80))) if field.name == "deep" else field for field in found])
+    def nested(pa, n): return pa.string() if n == 0 else pa.list_(nested(pa, n - 1))
+    monkeypatch.setattr(rowfile, "_arrow_schema", too_deep)
+    with pytest.raises(ValueError, match="rows.parquet: what was written cannot be read .column 'deep': .*: have the recipe return it as text"):
+        rowfile.write_parquet([{"id": "a", "deep": None}], tmp_path / "rows.parquet")
+    assert not (tmp_path / "rows.parquet").exists()

@@ -9,6 +9,7 @@ import pytest
 from scripted_server import serve, translator_and_judge
 
 from llmdata_nb.languages import language
+from llmdata_nb.progress import Progress, visible
 from llmdata_nb.rowfile import RowFile, Rows, reason_group
 from llmdata_nb.run import Outcome, drop, run
 from llmdata_nb.show import COLORS, funnel, short, text_html, to_read, total_money
@@ -228,3 +229,19 @@ def test_a_run_that_its_budget_ended(tmp_path):
         return row
     with serve(lambda body, n: "fine") as (model, bodies): outcome = run([{"id": str(i)} for i in range(9)], ask_once, model=model, store=tmp_path / "s.sqlite", budget="3 calls", concurrency=1)
     assert "     5  failed: say: over budget\n" in repr(outcome) and "3 of 3 calls spent" in repr(outcome) and len(outcome.failed("say: over budget")) == 5 and len(outcome.dropped("not this one")) == 1
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x9b2J", "\x1b]52;c;aGk=\x07", "a\x08b", "a\rb", "a\u202eb", "a\u2066b", "a\u2028b", "a\x85b", "\ud800", "\x7f"])
+def test_no_text_of_others_steers_what_shows_it(text, capsys, monkeypatch, tmp_path):
+    "In the outcome, in its HTML and in the line of progress, whether it goes to a log or to the file of the command"
+    outcome = outcome_of([{"id": text, "messages": [{"role": text, "content": text}]}], [{"id": text, text: text, "reason": text}], language=text, model=text)
+    monkeypatch.setenv("LLMDATA_PROGRESS", str(tmp_path / "line"))
+    Progress().show(f"waiting until 12:00: 429 {text}\nkept", last=True)
+    line = (tmp_path / "line").read_text()
+    logged = capsys.readouterr().err
+    assert "\n" not in line and logged == line + "\n"
+    for shown in (str(outcome), repr(outcome), outcome._repr_html_(), line, logged): assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800]", shown)
+
+
+@pytest.mark.parametrize("text", ["مرحبا 👋🏽", "می‌خواهم", "क्‍ष", "ภาษา\u200bไทย", "a\tb\nc", "a\u200fb", "👨‍👩‍👧", "œ ß 漢字"])
+def test_what_scripts_need_is_shown_as_it_is(text): assert visible(text) == text
