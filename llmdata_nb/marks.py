@@ -121,6 +121,11 @@ _HEADINGS = (("instruction", "heading"), ("response", "instruction_heading"), ("
              ("fidelity", "source_heading"), ("fidelity", "translation_heading"))
 
 # %% ../nbs/06c_marks.ipynb #6c0a0027
+_NEEDED_SIGNS = {  # what is in all of a kind: much quicker to find than the whole pattern
+    "headings": re.compile(r"^#", re.M),
+    "verdicts": re.compile(r'[:：][\s*_"]*[1-5\[]'),
+    "marks": re.compile(r"-[0-9a-f]{8}>", re.I)}
+
 def suspicious_texts(
     rows: list, # with `messages`, or `prompt`, `chosen` and `rejected`
 ) -> dict: # kind → number of rows: headings, verdicts, marks; without the kinds that no row has
@@ -128,5 +133,7 @@ def suspicious_texts(
     counts = dict.fromkeys(_suspicious_patterns(), 0)
     for row in rows:
         texts = "\n".join(text for column in _COLUMNS for text in _texts_in(row.get(column)))
-        for kind, pattern in _suspicious_patterns().items(): counts[kind] += bool(pattern.search(texts))
+        for kind, pattern in _suspicious_patterns().items():
+            possible = _NEEDED_SIGNS[kind].search(texts)
+            counts[kind] += bool(possible and pattern.search(texts))
     return {kind: n for kind, n in counts.items() if n}
