@@ -38,6 +38,7 @@ from collections import Counter
 from pathlib import Path
 
 CONCURRENCY = 64
+PAUSE = 10  # seconds that a server asks for where it pauses
 ASKED, GIVEN = ("Please tell me something about the number", "Here is what I can tell you about the number")
 ASKED_IN_ITALIAN = "Raccontami per favore qualcosa sul numero"
 GIVEN_IN_ITALIAN = "Ecco quello che posso raccontarti sul numero"
@@ -125,9 +126,9 @@ class Server:
         return self.in_second > self.fault.get("per_second", float("inf"))
 
     def is_in_pause(self):
-        "Whether the server pauses, as it does once, for 3 seconds, after so many requests"
+        "Whether the server pauses, as it does once, after so many requests"
         if self.came.total() < self.fault.get("pause_after", float("inf")): return False
-        if not self.pause_until: self.pause_until = time.monotonic() + 3
+        if not self.pause_until: self.pause_until = time.monotonic() + PAUSE
         return time.monotonic() < self.pause_until
 
     def fault_of(self, key, body):
@@ -159,7 +160,7 @@ async def spoiled_response(server, kind, request, body):
     if kind == "reset": request.transport.abort()
     if kind == "hang": await asyncio.sleep(60)
     if kind in ("too fast", "busy"): return refusal(429, kind, **{"Retry-After": "1"})
-    if kind == "pause": return refusal(429, kind, **{"Retry-After": "3"})
+    if kind == "pause": return refusal(429, kind, **{"Retry-After": str(PAUSE)})
     if kind == "refused": return refusal(400, "The text was stopped by the content filter")
     if kind == "malformed": return completion("Il testo è")
     return refusal(500, "internal error")  # after a reset or a hang nobody hears it
@@ -209,9 +210,10 @@ def serve(fault, seconds):
 # A run, as a process
 
 def set_clock_back(model, seconds):
-    "Set this process's clock back as soon as the server pauses"
+    "Set this process's clock back while the server pauses"
     real_time = time.time
     while not counts_of(model)["paused"]: time.sleep(0.02)
+    time.sleep(PAUSE / 4)  # by now the run knows of the pause
     time.time = lambda: real_time() - seconds
 
 

@@ -270,24 +270,52 @@ def authorization(endpoint: Endpoint) -> dict:
     return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
 
 # %% ../nbs/04_models.ipynb #2b040031
-@asynccontextmanager
-async def awake_timeout(
-    seconds: float | None, # None: no limit
-):
-    "TimeoutError when the block takes longer; a time in which the event loop was held up does not count"
-    loop, handle = asyncio.get_running_loop(), None
-    async with asyncio.timeout(None) as limit:
-        left = seconds or 0.0
-        step = min(left / 4, 1.0)
-        def count_step():  # however late it comes
-            nonlocal left, handle
-            left -= step
-            if left > 0: handle = loop.call_later(step, count_step)
-            else: limit.reschedule(loop.time())
-        if seconds: handle = loop.call_later(step, count_step)
-        try: yield
-        finally:
-            if handle: handle.cancel()
+_STEP = 0.1  # seconds
+
+class _AwakeClock:
+    "Counts the time in which an event loop was awake, in steps, and ends the blocks whose time is over"
+    def __init__(self): self.seconds, self.blocks, self.runs = 0.0, set(), False
+
+    def add(self, block):
+        self.blocks.add(block)
+        if not self.runs: self._wait_step()
+
+    def _wait_step(self):
+        self.runs = True
+        asyncio.get_running_loop().call_later(_STEP, self._count_step)
+
+    def _count_step(self):
+        self.seconds += _STEP  # however late it comes
+        for block in list(self.blocks):
+            if block.ends <= self.seconds: block.end()
+        if self.blocks: self._wait_step()
+        else: self.runs = False
+
+_clocks = WeakKeyDictionary()  # event loop → its clock
+
+# %% ../nbs/04_models.ipynb #2b040038
+class awake_timeout:
+    "TimeoutError when the block takes longer than so many `seconds` (None: no limit); time in which the event loop was held up does not count"
+    def __init__(self, seconds: float | None): self.seconds, self.over = seconds, False
+
+    def __enter__(self):
+        if self.seconds is None: return
+        self.task = asyncio.current_task()
+        self.before = self.task.cancelling()
+        self.clock = _clocks.setdefault(asyncio.get_running_loop(), _AwakeClock())
+        self.ends = self.clock.seconds + self.seconds
+        self.clock.add(self)
+
+    def __exit__(self, kind, *_):
+        if self.seconds is None: return
+        self.clock.blocks.discard(self)
+        if self.over and self.task.uncancel() <= self.before and kind is asyncio.CancelledError: raise TimeoutError from None
+
+    def end(self) -> None:
+        "The time is over"
+        self.clock.blocks.discard(self)
+        self.over = True
+        self.task.cancel()
 
 # %% ../nbs/04_models.ipynb #2b040034
 _LONG_BODY, _LONGEST_BODY = 1_000_000, 10_000_000  # bytes, unpacked
@@ -335,8 +363,9 @@ async def post(
     options = dict(data=json.dumps(body).encode(), headers=headers, allow_redirects=False)
     only_connect = aiohttp.ClientTimeout(sock_connect=session.timeout.sock_connect)
     try:
-        async with awake_timeout(session.timeout.total), session.post(url, timeout=only_connect, **options) as response:
-            return await _read_response(session, response, endpoint)
+        with awake_timeout(session.timeout.total):
+            async with session.post(url, timeout=only_connect, **options) as response:
+                return await _read_response(session, response, endpoint)
     except TimeoutError: raise CallFailed("timeout", f"{endpoint.url} did not answer in time") from None
     except aiohttp.ClientPayloadError: raise CallFailed("server", f"{endpoint.url}: the answer was cut off") from None
     except (aiohttp.ClientError, OSError) as e:
@@ -350,7 +379,7 @@ async def _read_response(session, response, endpoint):
         if not answer: raise _failed_answer(response.status, response.headers, data, endpoint.key)
         return answer
     if response.content.is_eof(): return await _take_body(session, response, take)
-    async with awake_timeout(60): return await _take_body(session, response, take)
+    with awake_timeout(60): return await _take_body(session, response, take)
 
 # %% ../nbs/04_models.ipynb #09b22f0a
 def _as_completion(data):
@@ -516,8 +545,9 @@ async def check_endpoint(session, endpoint: Endpoint) -> list:
     import aiohttp
     options = dict(headers=authorization(endpoint), allow_redirects=False, timeout=aiohttp.ClientTimeout())
     try:
-        async with awake_timeout(20), session.get(endpoint.url + "/models", **options) as response:
-            listed = await _take_body(session, response, _listed_models)
+        with awake_timeout(20):
+            async with session.get(endpoint.url + "/models", **options) as response:
+                listed = await _take_body(session, response, _listed_models)
     except CallFailed as e: raise EndpointError(f"model {endpoint.name!r}: {endpoint.url}/models: {e.message}") from e
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
         raise EndpointError(f"model {endpoint.name!r}: {endpoint.url} cannot be reached ({type(e).__name__}); is the server running, and the address right?") from e

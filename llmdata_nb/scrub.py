@@ -46,14 +46,17 @@ def _base64_forms(data):
         forms |= {whole, whole.replace("+", "-").replace("/", "_")}
     return forms
 
-def _blocks(text, size): return {text[i:i + size] for i in range(0, len(text) - size + 1, size)}
+def _blocks(text, size):
+    "`text` in blocks of `size`, or half of that where it is short"
+    if len(text) < 2 * size: size = size // 2
+    return {text[i:i + size] for i in range(0, len(text) - size + 1, size)}
 
 # %% ../nbs/02b_scrub.ipynb #2b00000f
 class _Known:
     "The keys of this process, and what is looked for"
     keys = set()
-    parts = {}                        # length → the parts of that length
-    plain, encoded = (), ()           # blocks, of the key and its hexadecimal form, and of its base64
+    parts = {}               # length → the parts of that length
+    plain, encoded = (), ()  # blocks, of the keys and their hexadecimal form, and of their base64
 
 def know_key(
     key: str | None, # None where there is none
@@ -66,8 +69,8 @@ def know_key(
     if not parts: return
     for part in parts: _Known.parts.setdefault(len(part), set()).add(part)
     plain = _blocks(key.lower(), 6) if len(parts) > 1 else {key.lower()}
-    encoded = set().union(*[_blocks(form, 8) for form in _base64_forms(data)])
-    _Known.plain = (*_Known.plain, *plain, *_blocks(data.hex(), 12))
+    encoded = set().union(*[_blocks(form, 13) for form in _base64_forms(data)])
+    _Known.plain = (*_Known.plain, *plain, *_blocks(data.hex(), 24))
     _Known.encoded = (*_Known.encoded, *encoded)
 
 # %% ../nbs/02b_scrub.ipynb #2b000011
@@ -81,7 +84,7 @@ def know_environment() -> None:
 know_environment()
 
 # %% ../nbs/02b_scrub.ipynb #2b000013
-_ESCAPES = "\\%&\u200b\u200c\u200d\u2060\ufeff\u00ad"  # the first three begin one; the others have no width
+_NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 _ESCAPE = re.compile(r"[\\%&\s\u200b\u200c\u200d\u2060\ufeff\u00ad](?:(?<=\\)u\{?([0-9a-fA-F]{2,4})\}?|(?<=\\)x([0-9a-fA-F]{2})"
                      r"|(?<=%)([0-9a-fA-F]{2})|(?<=&)#?\w{1,12};|(?<=\\)(.)|(?<![\\%&]))")
 
@@ -97,21 +100,21 @@ def _spelled_out(match):
 # %% ../nbs/02b_scrub.ipynb #2b000015
 _ROUNDS = 5  # so many times a text may be escaped
 
-def _holds_block(plain, with_base64=True):
+def _holds_block(plain):
     "Whether a block of a key stands in a text that was made plain"
     small = plain.lower()
     for block in _Known.plain:
         if block in small: return True
-    if not with_base64: return False
-    return any(block in plain for block in _Known.encoded)
+    for block in _Known.encoded:
+        if block in plain: return True
+    return False
 
 def _may_hold_key(text):
-    words = text.split()
-    long_words = max(map(len, words), default=0) > 14  # the base64 of a part has no space in it
-    plain = "".join(words)
-    if _holds_block(plain, long_words): return True
-    if "\\" in plain: plain = plain.replace('\\"', '"').replace("\\n", "")  # the usual ones, quickly
-    if not any(mark in plain for mark in _ESCAPES): return False
+    plain = text.replace(" ", "").replace("\n", "")
+    if "\t" in plain or "\r" in plain or not plain.isascii(): plain = "".join(plain.split())
+    if _holds_block(plain): return True
+    escaped = "\\" in plain or "%" in plain or "&" in plain
+    if not escaped and (plain.isascii() or not any(mark in plain for mark in _NO_WIDTH)): return False
     for _ in range(_ROUNDS):
         before, plain = plain, _ESCAPE.sub(_spelled_out, plain)
         if before == plain: return False
@@ -150,7 +153,7 @@ def _all_spans(plain):
     "Where parts of keys stand in `plain`, in hexadecimal and base64 digits too"
     yield from _plain_spans(plain)
     for begins, per_byte, text in _decoded_runs(plain):
-        if not _holds_block(text, with_base64=False): continue
+        if not _holds_block(text): continue
         for start, end in _plain_spans(text):
             yield begins + int(start * per_byte), begins + -int(-end * per_byte // 1)
 

@@ -180,6 +180,17 @@ and (select count(*) from attempts where key = ?1 and run is not ?12) <= ?14"""
 _ATTEMPT = "insert or replace into attempts values (?,?,?,?,?,?,?,?,?,?,?,?,1)"
 _LEAVE = "delete from runs where run=?"
 
+# %% ../nbs/03_store.ipynb #0c5a3e22
+def _open_database(store, alone):
+    "The open file, made where it is missing, and how many seconds to wait for another program that holds it"
+    if store.path != ":memory:": Path(store.path).parent.mkdir(parents=True, exist_ok=True)
+    db = store._open_file()
+    if alone: db.execute("pragma locking_mode=exclusive")
+    _prepare_file(db)
+    (milliseconds,) = db.execute("pragma busy_timeout").fetchone()
+    db.execute(f"pragma busy_timeout={min(200, milliseconds)}")  # of one try; there are many
+    return db, milliseconds / 1000
+
 # %% ../nbs/03_store.ipynb #cbaefee7
 class Database:
     "The store's SQLite file: opened, read, and written in group commits"
@@ -191,13 +202,7 @@ class Database:
         self.locked = 0.0                     # since when another program holds the file, by the monotonic clock
         self.run = None                       # number of the run; a `Store` has one
         self.version, self.shared = None, True  # of the data; whether others have written since the run began
-        try:
-            if self.path != ":memory:": Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self.db = self._open_file()
-            if alone: self.db.execute("pragma locking_mode=exclusive")
-            _prepare_file(self.db)
-            self.patience = self.db.execute("pragma busy_timeout").fetchone()[0] / 1000  # seconds
-            self.db.execute(f"pragma busy_timeout={min(200, int(self.patience * 1000))}")
+        try: self.db, self.patience = _open_database(self, alone)
         except (sqlite3.Error, OSError) as e: raise _store_error(self.path, e) from e
 
     def _open_file(self): return sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)

@@ -147,7 +147,7 @@ def test_an_answer_that_came_while_the_loop_was_held_up_is_not_lost(tmp_path):
 
 def test_a_server_that_is_silent_still_ends_the_request():
     async def wait(seconds):
-        async with awake_timeout(seconds): await asyncio.sleep(30)
+        with awake_timeout(seconds): await asyncio.sleep(30)
     started = time.monotonic()
     with pytest.raises(TimeoutError): asyncio.run(wait(0.2))
     assert time.monotonic() - started < 10
@@ -155,7 +155,7 @@ def test_a_server_that_is_silent_still_ends_the_request():
 
 def test_no_time_is_counted_while_the_loop_is_held_up():
     async def block():
-        async with awake_timeout(1.0):
+        with awake_timeout(1.0):
             for _ in range(3):
                 time.sleep(0.9)
                 await asyncio.sleep(0)
@@ -166,7 +166,7 @@ def test_no_time_is_counted_while_the_loop_is_held_up():
 def test_an_end_of_the_run_is_no_timeout():
     async def stop():
         async def block():
-            async with awake_timeout(60): await asyncio.sleep(30)
+            with awake_timeout(60): await asyncio.sleep(30)
         task = asyncio.create_task(block())
         await asyncio.sleep(0)
         task.cancel()

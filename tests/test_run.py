@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from scripted_server import said, serve, translator_and_judge
 
+from llmdata_nb.rowfile import write_parquet
 from llmdata_nb.run import drop, estimate, run
 from llmdata_nb.translate import translate_and_judge
 
@@ -533,3 +534,118 @@ def test_what_was_written_is_read_back(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="rows.parquet: what was written cannot be read .column 'deep': .*: have the recipe return it as text"):
         rowfile.write_parquet([{"id": "a", "deep": None}], tmp_path / "rows.parquet")
     assert not (tmp_path / "rows.parquet").exists()
+
+
+def nested(levels, kind):
+    value = "text"
+    for _ in range(levels): value = [value] if kind is list else {"in": value}
+    return value
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+@pytest.mark.parametrize("levels", [19, 20, 60, 120, 400])
+def test_what_is_nested_deep_can_be_read_by_all(tmp_path, kind, levels):
+    "From twenty levels on it is JSON text"
+    import pyarrow.parquet as pq
+    from datasets import load_dataset
+    rows = [{"id": "a", "deep": nested(levels, kind), "n": 1}, {"id": "b", "deep": None, "n": 2}]
+    path = tmp_path / "rows.parquet"
+    write_parquet(rows, path)
+    loaded = load_dataset("parquet", data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
+    deep = pq.read_table(path)["deep"].to_pylist()[0]
+    assert pd.read_parquet(path)["n"].tolist() == [1, 2] == loaded["n"] and loaded[0]["deep"] == deep
+    assert (deep if levels == 19 else json.loads(deep)) == rows[0]["deep"]
+
+
+def test_an_object_whose_names_are_ids_gives_no_column_for_each(tmp_path):
+    import pyarrow.parquet as pq
+    rows = [{"id": str(n), "scores": {f"of {n}": n}} for n in range(3000)]
+    write_parquet(rows, tmp_path / "rows.parquet")
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert str(table.schema.field("scores").type) == "string" and json.loads(table["scores"][2999].as_py()) == {"of 2999": 2999}
+
+
+class Mute:
+    def __str__(self): raise RuntimeError("no text")
+    __repr__ = __str__
+
+
+class Undecided:
+    def __eq__(self, other): raise TypeError("cannot be compared")
+    __hash__ = None
+
+
+def itself():
+    row = {"n": 1}
+    row["itself"] = [row]
+    return row
+
+
+ODD = {
+    "a row in itself": itself,
+    "half a character": lambda: {"half \ud83d": 1},
+    "half a character deep in it": lambda: {"deep": [{"half \ud83d": 1}]},
+    "a NUL": lambda: {"a\0b": 1},
+    "the same as text": lambda: {1: "x", "1": "y"},
+    "the same as text, deep": lambda: {"deep": {1: "x", "1": "y"}},
+    "pairs": lambda: {("a", "b"): 1},
+    "pairs, deep": lambda: {"messages": [{("a", "b"): 1}]},
+    "true and null": lambda: {"deep": {True: 1, None: 2}},
+    "without a text": lambda: {"mute": Mute()},
+    "without a text, deep": lambda: {"deep": [Mute()]},
+    "deep": lambda: {"deep": nested(10_000, list)},
+    "many digits": lambda: {"digits": 10**5000},
+}
+
+
+@pytest.mark.parametrize("of", ["recipe", "list", "generator"])
+def test_one_odd_row_fails_alone(tmp_path, of):
+    "It is failed, with a reason that names the column; all other rows are written, and the counts agree"
+    out, names = tmp_path / "out", list(ODD)
+    async def recipe(row, ask):
+        row["said"] = (await ask(f"Say {row['id']}", step="say")).text
+        if of == "recipe" and row["id"] in ODD: row |= ODD[row["id"]]()
+        return row
+    def given(id): return {"id": id} | (ODD[id]() if of != "recipe" and id in ODD else {})
+    rows = [given(id) for id in ["first", *names, "last"]]
+    with serve(lambda body, n: "hello") as (model, bodies):
+        outcome = run(iter(rows) if of == "generator" else rows, recipe, model=model, store=tmp_path / "s.sqlite", out=out)
+    failed = pd.read_parquet(out / "failed.parquet").set_index("id")["reason"]
+    assert list(pd.read_parquet(out / "data")["id"]) == ["first", "last"] and list(failed.index) == names
+    assert all(reason.startswith("writing: column ") and "cannot be written (" in reason for reason in failed), failed.tolist()
+    assert "column 'deep' cannot be written (nested more than 500 deep, or in itself)" in failed["deep"]
+    assert len(bodies) == (2 if of != "recipe" else 2 + len(ODD))  # what cannot be written is found before it is paid for
+    counts = manifest(out)
+    assert counts["rows"] == {"in": 2 + len(ODD), "kept": 2, "dropped": 0, "failed": len(ODD)} and sum(r["rows"] for r in counts["reasons"]) == len(ODD)
+    by_state = {state: sum(line["calls"] for line in lines) for state, lines in counts["calls_by_state"].items()}
+    assert by_state.get("kept") == 2 and by_state.get("failed", 0) == len(bodies) - 2 and counts["files"] == digests(out)
+
+
+def test_odd_results_and_errors_fail_their_row(tmp_path):
+    class Silent(Exception):
+        def __str__(self): raise RuntimeError("no text")
+    async def recipe(row, ask):
+        if row["id"] == "a": raise Silent()
+        if row["id"] == "b": return Mute()
+        if row["id"] == "c": return row | {"id": Undecided()}
+        if row["id"] == "d": return nested(10_000, list)
+        if row["id"] == "e": drop(Mute())
+        return row
+    outcome = run([{"id": id} for id in "abcdef"], recipe, model="http://127.0.0.1:9/v1#m", store=tmp_path / "s.sqlite", out=tmp_path / "out")
+    assert [row["id"] for row in outcome.kept] == ["f"] and len(outcome.failed) + len(outcome.dropped) == 5
+
+
+def test_what_is_no_row_in_a_stream_fails_alone(tmp_path):
+    async def recipe(row, ask): return row
+    options = dict(model="http://127.0.0.1:9/v1#m", store=tmp_path / "s.sqlite")
+    outcome = run(iter([{"id": "a"}, 7, {"id": "b"}]), recipe, **options)
+    assert [row["id"] for row in outcome.kept] == ["a", "b"] and outcome.failed[0]["reason"].startswith("row 1 is int, expected a dict")
+    with pytest.raises(ValueError, match="row 1 is int"): run([{"id": "a"}, 7], recipe, **options)
+
+
+def test_rows_of_much_text_are_written_a_few_at_a_time(tmp_path):
+    "Arrow reads 2 GB at once at most"
+    import pyarrow.parquet as pq
+    write_parquet([{"id": str(n), "text": f"{n:>20000000}"} for n in range(8)], tmp_path / "rows.parquet")
+    file = pq.ParquetFile(tmp_path / "rows.parquet")
+    assert file.num_row_groups == 2 and file.read(["id"]).num_rows == 8

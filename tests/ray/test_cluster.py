@@ -17,6 +17,7 @@ from scripted_server import said, serve
 
 from llmdata_nb import cluster
 from llmdata_nb.dedup import mark_duplicates, near_duplicates
+from llmdata_nb.engine import hold_folder
 from llmdata_nb.models import Budget
 from llmdata_nb.run import run
 from recipes import deadly, impatient, two_calls
@@ -208,9 +209,12 @@ def test_what_is_wrong_is_said_before_anything_is_paid(nodes, monkeypatch):
         with pytest.raises(ValueError, match="machine .* set OPENAI_API_KEY"): cluster.run(rows(10), two_calls, model="openai:gpt-4.1-mini", out="out")
         with pytest.raises(ValueError, match="more than one row"): cluster.run(rows(10) * 2, two_calls, model=model, out="out")
         with pytest.raises(ValueError, match="shards -1"): cluster.run(rows(10), two_calls, model=model, out="out", shards=-1)
+        for held, out, shared in (("out", "out", None), ("shared/run/out", "run/out", "shared")):  # by another run: the dataset, the parts
+            with hold_folder(held), pytest.raises(ValueError, match="another run is writing to this folder"):
+                cluster.run(rows(10), two_calls, model=model, out=out, shared=shared)
         monkeypatch.setattr(cluster, "__version__", "9.9")
         with pytest.raises(ValueError, match="llmdata_nb is .* here, and 9.9 where the run was begun"): cluster.run(rows(10), two_calls, model=model, out="out")
-    assert not bodies and not Path("out").exists()
+    assert not bodies and not list(Path("out").rglob("*.parquet"))
 
 
 def test_rows_of_a_file_by_a_model_of_two_servers(nodes):
