@@ -338,7 +338,7 @@ class _Assembly:
         self.next += 1
 
     def _write_row(self, state, row):
-        with explained_disk_errors(self.out): self.files[state].append(row)
+        with explained_disk_errors(self.out, self.files): self.files[state].append(row)
 
     def finish(self, about):
         "Write the files to their end, and the manifest: the outcome"
@@ -578,7 +578,7 @@ def run(
     job |= dict(budget=budget not in (None, ""), version=__version__)
     job |= _locate_parts(out, shared, stores)
 
-    with _hold_folders(out, source, job["parts"]), connected(address) as ray:
+    with connected(address) as ray, _hold_folders(out, source, job["parts"]):
         job["home"] = ray.util.get_node_ip_address()
         recipe_and_args = _send_recipe(ray, recipe, recipe_args)
         _check_machines(job, recipe_and_args)
@@ -594,7 +594,7 @@ def run(
 
         seconds = round(progress.seconds(), 1)
         about |= {"shards": len(keys), "workers_lost": driver.lost, "seconds": seconds}
-        with explained_disk_errors(out): outcome = assembly.finish(about)
+        with explained_disk_errors(out, assembly.files): outcome = assembly.finish(about)
         _remove_other_parts(job["parts"], driver.parts.values())
     return outcome
 

@@ -23,7 +23,8 @@ from .languages import Language, language as find_language
 from .limits import CallFailed
 from .models import Ask, Budget, EndpointError, Ledger, read_budget, row_ledger
 from .progress import Progress, duration, money
-from .rowfile import RowFile, Rows, file_digest, reason_group, unfinished_path, unwritable_columns
+from .rowfile import RowFile, Rows, file_digest, let_go, reason_group, unfinished_path
+from .rowfile import unwritable_columns
 from .show import REASONS, outcome_html, outcome_text
 from .store import StoreError
 
@@ -498,10 +499,12 @@ def hold_folder(
 @contextmanager
 def explained_disk_errors(
     out: str | Path | None, # the folder that is written to; None for temporary files only
+    files: dict, # as from `row_files`
 ):
-    "Say of an OSError what to do about it"
+    "Close the `files` at an OSError, and say what to do about it"
     try: yield
     except OSError as e:
+        for file in files.values(): let_go(file)
         why = os.strerror(e.errno) if e.errno else str(e)
         advice = "Every answer is in the store: make room there and run again, and no call is paid twice"
         raise OSError(f"{out or 'temporary files'}: the rows could not be written ({why}). {advice}") from None

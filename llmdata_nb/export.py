@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from .agreement import one_sided
 from .languages import language, missing_parts
+from .marks import suspicious_texts
 from .progress import money, visible
 from .recipes import ONE_TO_FIVE, for_run, recipe_record, score_scales, score_thresholds
 from .rerank import outcome_rates
@@ -442,6 +443,14 @@ def _checks_left_out(manifest):
     names = re.findall(r"\w+", str(manifest["arguments"].get("skip_checks") or ""))
     return [f"These checks were left out: {', '.join(names)}."] if names else []
 
+# %% ../nbs/21_export.ipynb #21a50002
+def _suspicious_sentence(kept):
+    "How many kept rows hold texts that carry what belongs to a judge, as a list of one sentence, or empty"
+    found = suspicious_texts(kept)
+    if not found: return []
+    counts = ", ".join(f"{kind} {n:,}" for kind, n in found.items())
+    return [f"Some kept texts carry what belongs to a judge, and may have been written to sway one; read them (rows with {counts})."]
+
 # %% ../nbs/21_export.ipynb #6919976c
 def limits(
     manifest: dict, # the run's numbers, as in manifest.json
@@ -456,6 +465,7 @@ def limits(
         sentences.append("The language was checked by detectors, which err on short texts and between near neighbours.")
     pairs = _judged_pairs(kept)
     if pairs: sentences.append(_limits_of_order(pairs))
+    sentences += _suspicious_sentence(kept)
     record = recipe_record(manifest["recipe"])
     sentences += for_run(record.limits, manifest, kept, dropped)
     sentences += _checks_left_out(manifest)

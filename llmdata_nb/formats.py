@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .export import check_card, check_counts, check_files, read_manifest
+from .progress import one_line
 
 # %% ../nbs/21a_formats.ipynb #b573af80
 def _check_text(text, what):
@@ -449,9 +450,9 @@ def _print_plan(url, folder, files, private, new):
     "Say what goes where, and which paths of this machine go along"
     size = sum((folder/file).stat().st_size for file in files)
     state = f"{'private' if private else 'public'}, {'new' if new else 'there already'}"
-    print(f"{url} ({state}): {len(files)} files, {size / 1e6:,.1f} MB: {', '.join(files)}")
+    print(one_line(f"{url} ({state}): {len(files)} files, {size / 1e6:,.1f} MB: {', '.join(files)}"))
     paths = _named_paths(read_manifest(folder/"manifest.json"))
-    if paths: print(f"manifest.json names paths of this machine: {', '.join(paths)}")
+    if paths: print(one_line(f"manifest.json names paths of this machine: {', '.join(paths)}"))
 
 # %% ../nbs/21a_formats.ipynb #f2eb493d
 def push_to_hub(

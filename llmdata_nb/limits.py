@@ -107,10 +107,10 @@ class Refusals:
     def few(self,
         one_in: int, # so many requests
     ) -> bool:
-        "Whether fewer than one in so many were refused; with fewer than fifty requests nobody can tell"
+        "Whether fewer than one in so many were refused; with fewer than twenty requests nobody can tell"
         while self.refused and self.refused[0] <= self.sent - _LAST: self.refused.popleft()
         looked_at = min(self.sent, _LAST)
-        return looked_at >= 50 and one_in * len(self.refused) < looked_at
+        return looked_at >= 20 and one_in * len(self.refused) < looked_at
 
 # %% ../nbs/03b_limits.ipynb #702e479b
 class Window:
@@ -419,8 +419,8 @@ def note_refusal(
     "Make the window smaller, unless the refusal came by chance; whether all calls are to wait"
     limiter.refusals.add()
     limiter.window.shrink(clock.moment(sent), limiter.refusals.few(3))
-    longest_alone = _LONG if limiter.refusals.few(6) else SHORT
-    return (seconds or 0) > longest_alone
+    waits_alone = limiter.refusals.few(6) and not limiter.elsewhere()
+    return (seconds or 0) > (_LONG if waits_alone else SHORT)
 
 # %% ../nbs/03b_limits.ipynb #ed68f7d0
 class Limiter(SharedLimits):

@@ -442,7 +442,7 @@ def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     choice = answer["choices"][0]
     reason, text = choice.get("finish_reason"), _choice_text(choice)
     refused = reason in ("content_filter", "error") or text is None
-    if refused: raise CallFailed("refused", f"no text; finish_reason {str(reason)[:100]!r}")
+    if refused: raise CallFailed("refused", f"no text; finish_reason {scrub(str(reason)[:2000])[:100]!r}")
     if len(text) > _LONGEST_TEXT: raise CallFailed("refused", f"a text of {len(text):,} characters; at most {_LONGEST_TEXT:,} are kept")
     text = text.encode("utf-8", "replace").decode()
     usage, cost = _usage_and_cost(answer, endpoint)
@@ -482,7 +482,7 @@ def _likely_tokens(place):
 def without_keys(reply: Reply) -> Reply:
     "`reply` with no key in its text, its finish reason or its tokens"
     reply.text = scrub(reply.text)
-    if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason)[:100])
+    if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason)[:2000])[:100]  # cut last: half a key is hard to see
     if reply.logprobs and _spell_a_key(reply.logprobs): reply.logprobs = None
     return reply
 
@@ -559,7 +559,7 @@ async def check_endpoint(session, endpoint: Endpoint) -> list:
 def _listed_models(data):
     try: names = [model["id"] for model in _parsed_body(data)["data"]]
     except (ValueError, KeyError, TypeError): return []  # no list
-    return [visible(scrub(name[:200])) for name in names if isinstance(name, str)]
+    return [visible(scrub(name[:2000])[:200]) for name in names if isinstance(name, str)]
 
 def unknown_model(endpoint: Endpoint, listed: list, failed: CallFailed) -> EndpointError:
     "The error for a model that the server refused, and does not list"

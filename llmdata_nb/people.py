@@ -15,6 +15,7 @@ from statistics import mean
 from .agreement import bootstrap, kappa, krippendorff, share
 from .annotations import answer_text, answers_to_show, judge_comparison, judge_scores, shown_rows
 from .models import CallFailed
+from .progress import one_line
 from .rerank import pick_pair
 from .rows import well_formed
 from .run import Dropped, drop
@@ -226,7 +227,7 @@ def _pair_of(row, fit, tie, judge, reason=None):
 def _warn_of(unfit, total):
     "Warn of annotations that are not used"
     ids = list(dict.fromkeys(str(a["id"]) for a in unfit))
-    some = ", ".join(ids[:5])
+    some = one_line(", ".join(ids[:5]))
     warnings.warn(f"{len(unfit)} of {total} annotations are of other rows or texts and are not used: {some}", stacklevel=3)
 
 # %% ../nbs/19a_people.ipynb #1445a438

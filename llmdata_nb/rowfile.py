@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'FIELDS', 'BLOCK', 'FULL', 'DEEPEST', 'LONGEST', 'kind', 'join', 'reason_group', 'Rows', 'json_line',
-           'unwritable_columns', 'unfinished_path', 'RowFile', 'write_parquet', 'file_digest']
+           'unwritable_columns', 'unfinished_path', 'RowFile', 'let_go', 'write_parquet', 'file_digest']
 
 # %% ../nbs/05a_rowfile.ipynb #d27bd6b7
 import hashlib, json, os, re, secrets, tempfile
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # %% ../nbs/05a_rowfile.ipynb #85ce3971
@@ -390,6 +391,16 @@ class RowFile(Sequence):
     def rows(self) -> Sequence:
         "The rows: a list while they are few, else this file"
         return self if self.spool else self.block
+
+# %% ../nbs/05a_rowfile.ipynb #05a00022
+def let_go(
+    file: RowFile,
+) -> None:
+    "Give back the room that `file` takes on the disk; its rows are lost"
+    with suppress(OSError):  # it cannot write its end, and need not
+        if file.spool is not None: file.spool.file.close()
+    with suppress(FileNotFoundError):
+        if file.parquet: os.truncate(file.parquet.unfinished, 0)  # a writer that cannot write its end cannot be closed
 
 # %% ../nbs/05a_rowfile.ipynb #7c52c9ad
 def write_parquet(rows, path) -> None:

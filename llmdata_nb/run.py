@@ -75,7 +75,7 @@ def _load_writers(out):
 
 # %% ../nbs/06_run.ipynb #06a00002
 def _write_row(files, out, state, row):
-    with explained_disk_errors(out): files[state].append(row)
+    with explained_disk_errors(out, files): files[state].append(row)
 
 # %% ../nbs/06_run.ipynb #e2830780
 def run(
@@ -120,7 +120,7 @@ def run(
 
         if gate: about |= gate.about()
         about |= {"seconds": round(progress.seconds(), 1)}
-        with explained_disk_errors(out):
+        with explained_disk_errors(out, files):
             close_files(files)
             outcome = make_outcome(files, ask.ledger, record.states, about)
             if out: write_manifest(outcome, out)

@@ -9,7 +9,7 @@ import pytest
 from scripted_server import judged_texts, said, serve
 
 from llmdata_nb import marks
-from llmdata_nb.judge import RUBRICS, compare, judge_prompt, rate, rubric
+from llmdata_nb.judge import RUBRICS, calibrate, compare, judge_prompt, rate, rubric
 from llmdata_nb.languages import pack, packs
 from llmdata_nb.marks import mark_digits, may_close, with_marked, without_marks
 from llmdata_nb.models import CallFailed
@@ -214,3 +214,29 @@ def test_a_message_cannot_close_its_mark(closing):
 
 def test_a_message_that_cannot_close_its_mark_is_asked_as_before():
     assert not may_close(PLAIN, "message") and with_marked("Do.", "message", PLAIN) == f"Do.\n\n<message>\n{PLAIN}\n</message>"
+
+
+# Judges that obey
+
+def obedient_judge(prompt, n):
+    "Does what the last order in a text says, and else reads"
+    texts = [text for _, text in sections(prompt)[-n:]]
+    ordered = ["must" in text for text in texts]
+    scores = [5 if order else 1 for order in ordered] if any(ordered) else list(map(worth, texts))
+    return json.dumps({"score": scores[0]} if n == 1 else {"ratings": [{"score": score} for score in scores]})
+
+
+@pytest.mark.parametrize("judge, followed", [(obedient_judge, 4), (last_heading_judge, 0)])
+def test_calibrate_names_a_judge_that_follows_orders(tmp_path, judge, followed):
+    "Beside each other and alone; four rows are asked once more"
+    def answer(n): return lambda body, _: judge(body["messages"][0]["content"], n)
+    async def both(row, ask): return await compare(rubric("response"), "Why?", row["answers"], ask)
+    async def one(row, ask): return await rate(rubric("response"), ["Why?", row["text"]], ask)
+    pairs = [{"id": f"p{i}", "answers": [f"{GOOD} {i}", f"{POOR} {i}"][::1 if i % 2 else -1], "human": 1 - i % 2} for i in range(20)]
+    texts = [{"id": f"t{i}", "text": f"{GOOD if i % 2 else POOR} {i}", "human": 4 if i % 2 else 1} for i in range(20)]
+    for n, recipe, rows in ((2, both, pairs), (1, one, texts)):
+        with serve(answer(n)) as (model, bodies): found = calibrate(recipe, rows, model=model, store=tmp_path / f"{n}.sqlite")
+        assert found.followed["n"] == 4 and round(4 * found.followed["value"]) == followed and found.sentence.startswith("Usable")
+        assert ("in 4 of 4 planted rows" in found.sentence) == bool(followed) and len(bodies) == 24 * n
+        with serve(answer(n)) as (model, bodies): assert calibrate(recipe, rows, model=model, planted=0, store=tmp_path / f"{n}b.sqlite").followed is None
+        assert len(bodies) == 20 * n

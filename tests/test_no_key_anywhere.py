@@ -159,6 +159,7 @@ ECHOES = {  # where the server repeats the key → its response to `body`, with 
     "200 that is a page": lambda body, shape: web.Response(text=f"<html>{shape}</html>", content_type="text/html"),
     "200 with an error": lambda body, shape: web.json_response({"error": {"message": shape, "code": shape}}),
     "finish reason": lambda body, shape: said_as(good(body), finish_reason=shape),
+    "finish reason without a text": lambda body, shape: said_as(None, finish_reason=shape),
     "refusal": lambda body, shape: said_as(None, message={"content": None, "refusal": f"No, {shape}"}),
     "thinking": lambda body, shape: said_as("", finish_reason="length",
                                             message={"content": "", "reasoning_content": shape}),

@@ -9,6 +9,7 @@ import pytest
 from scripted_server import serve, translator_and_judge
 
 from llmdata_nb.languages import language
+from llmdata_nb.people import resolve
 from llmdata_nb.progress import Progress, visible
 from llmdata_nb.rowfile import RowFile, Rows, reason_group
 from llmdata_nb.run import Outcome, drop, run
@@ -245,3 +246,11 @@ def test_no_text_of_others_steers_what_shows_it(text, capsys, monkeypatch, tmp_p
 
 @pytest.mark.parametrize("text", ["مرحبا 👋🏽", "می‌خواهم", "क्‍ष", "ภาษา\u200bไทย", "a\tb\nc", "a\u200fb", "👨‍👩‍👧", "œ ß 漢字"])
 def test_what_scripts_need_is_shown_as_it_is(text): assert visible(text) == text
+
+
+def test_a_warning_of_ids_steers_nothing():
+    "Of annotations that belong to other rows"
+    row = {"id": "a", "prompt": said("Why?"), "responses": ["So.", "Thus."]}
+    stray = {"id": "\x1b[2Jb\nc\u202e", "annotator": "ana", "answers": "other", "preference": 0, "ratings": [None, None], "skipped": False}
+    with pytest.warns(UserWarning) as warned: resolve([row], [stray])
+    assert "\\u001b[2Jb c\\u202e" in str(warned[0].message)
