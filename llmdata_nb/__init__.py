@@ -1,6 +1,6 @@
 "Instruction and preference datasets for any language: start with `load_rows`, `run.run` and a recipe."
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name):

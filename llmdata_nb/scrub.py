@@ -113,6 +113,9 @@ def _may_hold_key(text):
     plain = text.replace(" ", "").replace("\n", "")
     if "\t" in plain or "\r" in plain or not plain.isascii(): plain = "".join(plain.split())
     if _holds_block(plain): return True
+    if "\\" in plain:
+        plain = plain.replace('\\"', '"').replace("\\n", "")  # as in most JSON: quicker than looking for all escapes
+        if _holds_block(plain): return True
     escaped = "\\" in plain or "%" in plain or "&" in plain
     if not escaped and (plain.isascii() or not any(mark in plain for mark in _NO_WIDTH)): return False
     for _ in range(_ROUNDS):
@@ -174,7 +177,7 @@ def scrub(
     text: str,
 ) -> str:
     "`text` with `…` in place of every key that this process knows, or twelve characters of one, in whatever spelling"
-    if not text or not _may_hold_key(text): return text
+    if not text or not _Known.parts or not _may_hold_key(text): return text
     spans, plain, places = [], text, array("q", range(len(text) + 1))
     for _ in range(_ROUNDS + 1):
         before = plain
