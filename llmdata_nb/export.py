@@ -218,12 +218,12 @@ def front_matter(
 ) -> str:
     "The YAML block that opens the card"
     from huggingface_hub import DatasetCardData
-    recipe = manifest["recipe"]
+    recipe, name = manifest["recipe"], title(manifest)
     pairs = recipe_record(recipe).makes_pairs or manifest["arguments"].get("answers", 1) > 1
     data = DatasetCardData(
         language=[manifest["language"]],
         license=license,
-        pretty_name=visible(f"{title(manifest)}, by {recipe}"),
+        pretty_name=visible(f"{name}, by {recipe}"),
         task_categories=["text-generation"],
         size_categories=[size_category(manifest["rows"]["kept"])],
         tags=["synthetic", *(["preference", "dpo"] if pairs else []), "llmdata_nb", recipe])

@@ -215,6 +215,7 @@ class Breaker:
 _SLOW_START, _STEADY, _DOUBT, _CHANCE = range(4)  # `steady`: what is known of the refusals
 _SLOWER = 0.97    # of what was taken: the pace after a refusal
 FORGET = 120.0    # seconds without a refusal, after which there is no pace any more
+_STORE_PATIENCE = 5  # times that of the store: a lock must not end the run
 _ROW = ("rate", "steady", "since", "next", "until", "reason")
 _READ = f"select {','.join(_ROW)} from limits where url=?"
 _WRITE = "insert or replace into limits values (?,?,?,?,?,?,?)"
@@ -246,7 +247,7 @@ class SharedLimits:
     @contextmanager
     def shared(self):
         "Read what all processes know of the server, and write what the block made of it"
-        with self.store.transaction() as db:
+        with self.store.transaction(_STORE_PATIENCE * self.store.patience) as db:
             _read_row(self, db)
             yield db
             _write_row(self, db)

@@ -841,10 +841,11 @@ async def _answer_call(ask, call):
     "The reply to `call`, from the store or paid for; one call with the same key at a time"
     key = call.key()
     while key in ask.flying: await asyncio.wait([ask.flying[key]])
-    reply = _replay_stored(ask, call, key)
-    if reply: return reply
     flight = ask.flying[key] = asyncio.get_running_loop().create_future()
-    try: return await _pay_or_wait(ask, call, key, _pay_for)
+    try:
+        reply = await _replay_stored(ask, call, key)
+        if reply: return reply
+        return await _pay_or_wait(ask, call, key, _pay_for)
     except CallFailed as e: raise CallFailed(e.kind, e.message, call.step, status=e.status, seconds=e.seconds) from e
     finally:
         del ask.flying[key]
@@ -859,7 +860,7 @@ async def _pay_or_wait(ask, call, key, pay):
             except UnderWay: await ask.store.unclaimed(key)  # without a place at the server or in the budget
             ask.attempted.setdefault(key, set())
             _book_earlier(ask, call, key)
-            reply = _replay_stored(ask, call, key)
+            reply = await _replay_stored(ask, call, key)
             if reply: return reply
     finally: ask.store.release(key)
 
@@ -884,7 +885,7 @@ async def _pay_for(ask, call, key):
     again_key = again.key()
     if key in ask.attempted:
         ask.attempted.setdefault(again_key, set())
-        reply = _replay_stored(ask, again, again_key)
+        reply = await _replay_stored(ask, again, again_key)
         if reply: return reply
     try: return await _pay_once(ask, call, key, last=False)
     except CallFailed as e:
@@ -910,7 +911,7 @@ async def _ask_for_a_word(ask, endpoint, listed):
     body = dict(messages=[{"role": "user", "content": "Hi"}], temperature=0.0, max_tokens=1, seed=0)
     call = Call(endpoint, "/chat/completions", body, step="check")
     key = call.key()
-    if _replay_stored(ask, call, key): return
+    if await _replay_stored(ask, call, key): return
     try: await _pay_or_wait(ask, call, key, _pay_last)
     except CallFailed as e:
         if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
@@ -921,7 +922,7 @@ def _book_request(ask, call, *args, **counts):
     for ledger in (ask.ledger, row_ledger.get()):
         if ledger is not None: ledger.add(call.step, call.endpoint.name, *args, **counts)
 
-def _replay_stored(ask, call, key):
+async def _replay_stored(ask, call, key):
     "The stored reply to `call`, or None"
     if not ask.attempted.get(key, True): _book_earlier(ask, call, key)
     stored = ask.store.get(key)
@@ -929,7 +930,7 @@ def _replay_stored(ask, call, key):
     usage = {name: stored[name] for name in _USAGE}
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
     reply = without_keys(reply)  # an older version may have stored one
-    try: reply.parsed = call.read(reply)
+    try: reply.parsed = await _read_in_turn(call, reply)
     except ValueError:
         ask.unreadable[key] = stored["id"]
         return None
@@ -999,7 +1000,7 @@ def _ledger_column(failed, last):
 # %% ../nbs/04_models.ipynb #9103869f
 _ODD_ANSWER = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 _IN_BRIEF = reprlib.Repr()
-_IN_BRIEF.maxstring = 200
+_IN_BRIEF.maxstring = 1000  # more than is shown, so that a key is whole when it is looked for
 
 def _read_answer(answer, endpoint):
     "The `Reply` in `answer` and None; or an empty one, with what it cost where that is known, and why"
