@@ -459,7 +459,7 @@ class Limiter(SharedLimits):
 
     def overloaded(self, sent: float, seconds: float | None, reason: str) -> None:
         "The server had too much for the request sent at `sent`; it asked to wait `seconds`"
-        if not note_refusal(self, sent, seconds): return
+        if not note_refusal(self, sent, seconds) or seconds is None: return
         with self.shared(): self.until, self.reason = max(self.until or 0, clock.time() + seconds), reason
 
     def refused(self, sent: float, seconds: float | None, reason: str) -> None:

@@ -9,7 +9,7 @@ __all__ = ['ROLES', 'NESTED', 'SHAPES', 'OUR_COLUMNS', 'ID_COLUMNS', 'MOST', 'DE
 
 # %% ../nbs/02a_rows.ipynb #c52bf8c5
 import bz2, csv, glob, gzip, hashlib, io, json, lzma, re, reprlib, zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -276,7 +276,7 @@ def _all_in(value, fits):
     return isinstance(value, (list, tuple)) and all(each is None or fits(each) for each in value)
 
 # %% ../nbs/02a_rows.ipynb #b4c0de09
-_FITS = {
+_FITS: dict[str, Callable] = {
     "anything": lambda value: True,
     "text": lambda value: isinstance(value, str),
     "number": is_number,
