@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
-from .limits import CallFailed, Elsewhere, Limiter, retry_after
+from .limits import CallFailed, Elsewhere, Limiter
 from .progress import visible
 from .rows import load_rows
 from .scrub import know_environment, know_key, scrub
 from .store import StoreError, UnderWay, call_key
+from .waiting import account_empty, asked_wait
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
 _all_ = ["load_rows", "CallFailed"]
@@ -252,17 +253,31 @@ def _error_message(text):
     if isinstance(error, list) and error: error = error[0]
     if not isinstance(error, dict) or "error" not in error: return text
     error = error["error"]
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+    if not isinstance(error, dict): return str(error)
+    told = error.get("metadata")
+    raw = told.get("raw") if isinstance(told, dict) else None  # the words of the provider behind a router
+    message = str(error.get("message", error))
+    return f"{message}: {raw}" if isinstance(raw, str) else message
 
 # %% ../nbs/04_models.ipynb #f78abc89
+def _error_status(status, answer):
+    "The HTTP status of an error; of one that came with 200, the `code` that it names"
+    if status != 200: return status
+    try: code = int(json.loads(answer)["error"]["code"])
+    except (ValueError, LookupError, TypeError, RecursionError): return status
+    return code if 400 <= code < 600 else status
+
 def _failed_answer(status, headers, data, key):
     "The CallFailed for an answer that is none; in one line, and without the key where the server repeats that"
-    text = _error_message(data[:100_000].decode(errors="replace"))
+    answer = data[:100_000].decode(errors="replace")
+    text = _error_message(answer)
     if key: text = text.replace(key, "…")
     text = visible(" ".join(scrub(text).split()))[:300]
+    status, seconds = _error_status(status, answer), asked_wait(headers, answer)
     message = f"200 without an answer in it: {text}" if status == 200 else f"{status} {text}"
     kind = _KINDS.get(status) or ("refused" if 300 <= status < 500 else "server")
-    return CallFailed(kind, message, status=status, seconds=retry_after(headers))
+    if account_empty(status, answer, seconds): kind = "out of money"
+    return CallFailed(kind, message, status=status, seconds=seconds)
 
 # %% ../nbs/04_models.ipynb #7628f3ca
 def authorization(endpoint: Endpoint) -> dict:
@@ -1134,15 +1149,11 @@ def _others_may_take(endpoint, failed, failed_at):
     asked = {server.url for server in failed_at}
     return failed.status in (401, 402, 403, 404) and len(asked) < len(endpoint.servers)
 
-def _account_empty(failed):
-    quota = re.search("insufficient_quota|exceeded your current quota|billing", failed.message)
-    return failed.status == 402 or failed.status == 429 and quota
-
 # %% ../nbs/04_models.ipynb #cf20fb0f
 def _report_failure(limiter, failed, sent):
     "Tell the limiter how the request went"
     status, seconds = failed.status, failed.seconds
-    if _account_empty(failed):
+    if failed.kind == "out of money":
         limiter.shut = failed.message  # the other calls would only be refused as well
         return
     if status == 429: limiter.refused(sent[1], seconds, failed.message)
@@ -1155,8 +1166,9 @@ def _report_failure(limiter, failed, sent):
 def _retry_pause(failed, tries, all_wait=False):
     "Seconds after which a request is sent again, or None"
     too_much = failed.status in _TOO_MUCH
-    if failed.kind == "refused" or _account_empty(failed): return None
+    if failed.kind in ("refused", "out of money"): return None
     if tries == (12 if too_much else 6): return None
-    if failed.seconds is None: return random.uniform(0, min(2 ** (tries - 2), 60))
+    by_chance = random.uniform(0, min(2 ** (tries - 2), 60))
+    if failed.seconds is None: return by_chance
     if too_much and all_wait: return 0  # the limiter sees to it
-    return min(failed.seconds, 600)
+    return min(max(failed.seconds, min(by_chance, 1)), 600)  # "in 20 ms", say some to all who wait

@@ -18,10 +18,11 @@ from aiohttp import web
 from scripted_server import said, serve
 
 from llmdata_nb import limits, models, store
-from llmdata_nb.limits import Limiter, retry_after
+from llmdata_nb.limits import Limiter
 from llmdata_nb.models import Ask, CallFailed, endpoint, object_schema
 from llmdata_nb.run import run
 from llmdata_nb.store import Store
+from llmdata_nb.waiting import asked_wait
 
 
 async def echo(row, ask):
@@ -95,7 +96,7 @@ def test_a_wait_that_is_nonsense_breaks_nothing(text):
     "The reason is still that of a refusal"
     for header in ("Retry-After", "retry-after-ms"):
         limiter = Limiter("http://odd/v1", Store(":memory:"))
-        seconds = retry_after({header: text})
+        seconds = asked_wait({header: text})
         assert seconds is None or seconds >= 0, f"{header}: {text} is {seconds}"
         limiter.refused(time.time(), seconds, "429 slow down")
         limiter.status()
@@ -879,5 +880,5 @@ def test_a_date_to_wait_for_is_measured_by_the_servers_clock(ahead):
     "Its `Date` says what it shows: ours may be wrong"
     theirs = time.time() + ahead
     headers = {"Retry-After": formatdate(theirs + 30, usegmt=True), "Date": formatdate(theirs, usegmt=True)}
-    assert retry_after(headers) == 30
-    assert retry_after(headers | {"Date": "nonsense"}) is None or retry_after(headers | {"Date": "nonsense"}) >= 0
+    assert asked_wait(headers) == 30
+    assert asked_wait(headers | {"Date": "nonsense"}) is None or asked_wait(headers | {"Date": "nonsense"}) >= 0
