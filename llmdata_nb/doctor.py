@@ -9,6 +9,7 @@ __all__ = ['has_weights', 'keys', 'machine', 'examine', 'doctor']
 import asyncio, os, platform, shutil, textwrap
 from importlib.metadata import version
 from . import __version__
+from .dialect import dialect_text
 from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect
 from .models import PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
 from .languages import missing_parts
@@ -202,6 +203,8 @@ async def examine(
         async for name, good, text in _try_all(ask, model, seconds):
             trials[name] = good
             yield good, text
+        learned = dialect_text(ask.dialects.get(model.identity) or {})
+        if learned: yield True, f"parameters: {learned}, learned from what it refuses; a run does so too, and remembers it"
         yield trials.get("chat", False), _works_for(ask, trials)
 
 # %% ../nbs/35_doctor.ipynb #ad417ecb

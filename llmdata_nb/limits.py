@@ -27,12 +27,13 @@ class CallFailed(Exception):
         step: str = "",   # of the recipe; `Ask` fills it in
         *, status: int | None = None, # HTTP status; None where no answer came
         seconds: float | None = None, # the server asks to wait; None where it does not say
+        answer: str = "", # the body of a server's error, as it came
     ):
         message = visible(scrub(message))
         what = f"{kind} ({message})"
         super().__init__(f"{step}: {what}" if step else what)
         self.kind, self.message, self.step = kind, message, step
-        self.status, self.seconds = status, seconds
+        self.status, self.seconds, self.answer = status, seconds, answer
 
 # %% ../nbs/03b_limits.ipynb #c10c0002
 class Clock:
@@ -420,7 +421,7 @@ class Limiter(SharedLimits):
         super().__init__(url, store, models, budgets)
         self.window, self.breaker, self.wait = Window(concurrency), Breaker(), wait
         self.line = asyncio.Lock()  # those who wait for a sending time
-        self.shut = ""              # why nothing more is sent to it in this run; `models` sets it
+        self.shut, self.shut_kind = "", "refused" # why nothing more is sent to it in this run, and the kind of failure; `models` sets them
         self.replicas = []          # limiters of the other servers of the model; `models` sets it for a fleet
 
     async def __aenter__(self):
@@ -515,7 +516,7 @@ async def _wait_to_send(limiter):
     else: limiter.count_request()
     await _sleep_while(_revival_seconds, limiter)
     if limiter.shut and limiter.elsewhere(): raise Elsewhere
-    if limiter.shut: raise CallFailed("refused", limiter.shut)
+    if limiter.shut: raise CallFailed(limiter.shut_kind, limiter.shut)
     limiter.refusals.sent += 1
 
 # %% ../nbs/03b_limits.ipynb #74a4c289

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
+from .dialect import in_dialect, learn
 from .limits import CallFailed, Elsewhere, Limiter
 from .progress import visible
 from .rows import load_rows
@@ -277,7 +278,8 @@ def _failed_answer(status, headers, data, key):
     message = f"200 without an answer in it: {text}" if status == 200 else f"{status} {text}"
     kind = _KINDS.get(status) or ("refused" if 300 <= status < 500 else "server")
     if account_empty(status, answer, seconds): kind = "out of money"
-    return CallFailed(kind, message, status=status, seconds=seconds)
+    if status == 400 and re.search("json_validate_failed|failed_generation", answer): kind = "unparseable"  # one failed try
+    return CallFailed(kind, message, status=status, seconds=seconds, answer=answer[:20_000])
 
 # %% ../nbs/04_models.ipynb #7628f3ca
 def authorization(endpoint: Endpoint) -> dict:
@@ -790,6 +792,7 @@ class Calls:
         self.attempted = {key: set() for key in store.attempts()}  # key of a call that failed → when; what is booked
         self.unreadable = {}           # key of a call → id of its stored answer, which `parse` cannot read any more
         self.forms = store.forms()     # identity of an endpoint → the structured output it takes
+        self.dialects = store.dialects() # identity of an endpoint → the parameters it does not take as they are
         self.without_logprobs = set()  # identities of the endpoints that refuse to give log-probabilities
         self.checked = False           # whether all endpoints were checked
         self.checking, self.negotiating = asyncio.Lock(), asyncio.Lock()
@@ -929,7 +932,8 @@ async def _ask_for_a_word(ask, endpoint, listed):
     if await _replay_stored(ask, call, key): return
     try: await _pay_or_wait(ask, call, key, _pay_last)
     except CallFailed as e:
-        if e.kind == "refused" and re.search("model", e.message, re.I): raise unknown_model(endpoint, listed, e) from e
+        about_model = re.search("model", e.message, re.I) and not re.search("max_tokens|output limit|parameter", e.message, re.I)
+        if e.kind == "refused" and about_model: raise unknown_model(endpoint, listed, e) from e
 
 # %% ../nbs/04_models.ipynb #ccd9c1cb
 def _book_request(ask, call, *args, **counts):
@@ -1126,9 +1130,9 @@ async def _send_until_answered(ask, call, key, body):
             except UnderWay:
                 ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
                 raise
-            started = time.monotonic()
+            started, spoken = time.monotonic(), in_dialect(body, _known_dialect(ask, call))
             try:
-                answer = await post(ask.session, server, call.path, body)
+                answer = await post(ask.session, server, call.path, spoken)
                 limiter.answered()
                 return answer, sent, time.monotonic() - started
             except CallFailed as e: failed = e
@@ -1137,11 +1141,28 @@ async def _send_until_answered(ask, call, key, body):
         all_wait = failed.seconds is not None and limiter.all_wait(failed.seconds)
         pause = _retry_pause(failed, tries, all_wait)
         if pause is None and _others_may_take(call.endpoint, failed, failed_at): pause = 0
+        if pause is None and _learn_dialect(ask, call, failed, body, spoken): pause = 0
         ask.store.fail(sent, kind=failed.kind, message=failed.message, **about)
         _book_request(ask, call, **{"failed" if pause is None else "retries": 1})
         ask.store.soon()
         if pause is None: raise failed
         await asyncio.sleep(pause)
+
+# %% ../nbs/04_models.ipynb #18d00002
+_MAY_NAME_PARAMETER = (400, 404, 422, 501)
+
+def _known_dialect(ask, call): return ask.dialects.get(call.endpoint.identity) or {}
+
+def _learn_dialect(ask, call, failed, body, spoken):
+    "Whether a request, refused as it was `spoken`, is to be sent again in what is known of the endpoint's dialect by now"
+    if failed.status not in _MAY_NAME_PARAMETER: return False
+    dialect = _known_dialect(ask, call)
+    if in_dialect(body, dialect) != spoken: return True
+    learned = learn(dialect, failed.answer, spoken)
+    if not learned: return False
+    ask.dialects[call.endpoint.identity] = learned
+    ask.store.speaks(call.endpoint.identity, learned)
+    return True
 
 # %% ../nbs/04_models.ipynb #754bda67
 def _others_may_take(endpoint, failed, failed_at):
@@ -1154,7 +1175,7 @@ def _report_failure(limiter, failed, sent):
     "Tell the limiter how the request went"
     status, seconds = failed.status, failed.seconds
     if failed.kind == "out of money":
-        limiter.shut = failed.message  # the other calls would only be refused as well
+        limiter.shut, limiter.shut_kind = failed.message, failed.kind  # the other calls would only be refused as well
         return
     if status == 429: limiter.refused(sent[1], seconds, failed.message)
     elif status in _TOO_MUCH: limiter.overloaded(sent[1], seconds, failed.message)
@@ -1166,7 +1187,7 @@ def _report_failure(limiter, failed, sent):
 def _retry_pause(failed, tries, all_wait=False):
     "Seconds after which a request is sent again, or None"
     too_much = failed.status in _TOO_MUCH
-    if failed.kind in ("refused", "out of money"): return None
+    if failed.kind in ("refused", "out of money", "unparseable"): return None
     if tries == (12 if too_much else 6): return None
     by_chance = random.uniform(0, min(2 ** (tries - 2), 60))
     if failed.seconds is None: return by_chance

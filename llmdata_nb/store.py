@@ -32,7 +32,8 @@ create table attempts (key blob, created real, step text, model text, kind text,
 create table runs (run integer primary key, host text, pid integer, started text, beat integer);
 create table requests (url text, second integer, sent integer, primary key (url, second)) without rowid;
 create table limits (url text primary key, rate real, steady integer, since real, next real, until real, reason text) without rowid;
-create table forms (endpoint text primary key, form text) without rowid"""
+create table forms (endpoint text primary key, form text) without rowid;
+create table dialects (endpoint text primary key, dialect text) without rowid"""
 
 _FROM_1 = """
 alter table calls rename to old_calls;
@@ -50,7 +51,8 @@ _FROM_2 = "alter table calls add column logprobs blob"
 _FROM_3 = """
 alter table attempts add column run integer;
 alter table attempts add column under_way integer;
-create table runs (run integer primary key, host text, pid integer, started text, beat integer)"""
+create table runs (run integer primary key, host text, pid integer, started text, beat integer);
+create table dialects (endpoint text primary key, dialect text) without rowid"""
 
 _VERSION = 4
 _MIGRATIONS = {  # layout of a file → what brings it up to date
@@ -561,6 +563,14 @@ class Store(Database):
     def takes(self, endpoint: str, form: str) -> None:
         "Remember the `form` of structured output that `endpoint` takes"
         self.queue.append(("insert or replace into forms values (?,?)", (endpoint, form)))
+
+    def dialects(self) -> dict:
+        "What each endpoint does not take as it is, as far as it is known: its dialect, as in `dialect`"
+        with self.errors() as db: return {name: json.loads(text) for name, text in db.execute("select endpoint, dialect from dialects")}
+
+    def speaks(self, endpoint: str, dialect: dict) -> None:
+        "Remember the `dialect` of `endpoint`"
+        self.queue.append(("insert or replace into dialects values (?,?)", (endpoint, json.dumps(dialect))))
 
     def stats(self) -> dict:
         "What it holds, as the function `stats` gives it"
