@@ -476,7 +476,8 @@ def test_a_store_of_layout_3_is_kept_and_replayed(tmp_path):
     with serve(strictly) as (model, bodies):
         first = run(numbered(40), strict, model=model, store=path, concurrency=8)
         db = sqlite3.connect(path, isolation_level=None)
-        for change in ("alter table attempts drop column run", "alter table attempts drop column under_way", "drop table runs", "pragma user_version=3"):
+        for change in ("alter table attempts drop column run", "alter table attempts drop column under_way", "drop table runs", "drop table dialects",
+                       "pragma user_version=3"):
             db.execute(change)
         db.close()
         calls, attempts, sent = calls_of(path), attempts_of(path), len(bodies)
