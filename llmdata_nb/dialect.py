@@ -75,7 +75,7 @@ def _refuses_parameter(words):
     return bool(one_value) or not _NUMBER_REFUSED.search(words)
 
 # %% ../nbs/03c_dialect.ipynb #3c000017
-_ALLOWED_LIST = re.compile(r"expected|allowed (?:parameters|fields|values|keys)|one of|instead|\buse\b|valid (?:parameters|fields)|supported (?:parameters|fields)", re.I)
+_ALLOWED_LIST = re.compile(r"\bexpected|allowed (?:parameters|fields|values|keys)|one of|instead|\buse\b|valid (?:parameters|fields)|supported (?:parameters|fields)", re.I)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\\n|;\s")
 
 def _name_pattern(name):
