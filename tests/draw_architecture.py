@@ -16,7 +16,7 @@ FLOORS = [  # from the top: name, what it is for, color, modules
     ("Judging", "what a judge said, and whether it can be trusted", "#e9e3f3", "verdict agreement marks judge tags"),
     ("Runs", "many rows at once, each kept, dropped or failed", "#dbe9f6", "rowfile show engine run"),
     ("Calls", "ask: paid once, at the pace the endpoint takes", "#f6e6ea", "store progress limits dialect models sandbox templates embedded"),
-    ("Texts", "what can be told without a model", "#f4f1de", "languages checks dedup rows scrub waiting")]
+    ("Texts", "what can be told without a model", "#f4f1de", "languages checks files dedup rows scrub waiting")]
 ROWS, CALLS, RECIPE, KEPT = "#f4f1de", "#f6e6ea", "#dbe9f6", "#e8f1e4"
 
 
