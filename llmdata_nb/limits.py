@@ -8,7 +8,7 @@ __all__ = ['clock', 'FORGET', 'SHORT', 'PATIENCE', 'Elsewhere', 'CallFailed', 'C
 
 # %% ../nbs/03b_limits.ipynb #b892cc17
 import asyncio, time
-from collections import deque
+from collections import Counter, deque
 from contextlib import contextmanager
 from time import monotonic
 from .progress import duration, visible
@@ -422,6 +422,7 @@ class Limiter(SharedLimits):
         self.window, self.breaker, self.wait = Window(concurrency), Breaker(), wait
         self.line = asyncio.Lock()  # those who wait for a sending time
         self.shut, self.shut_kind = "", "refused" # why nothing more is sent to it in this run, and the kind of failure; `models` sets them
+        self.refused_alike = Counter() # what refusals since the last answer were about, and how many there were; `models` counts them
         self.replicas = []          # limiters of the other servers of the model; `models` sets it for a fleet
 
     async def __aenter__(self):
@@ -438,6 +439,7 @@ class Limiter(SharedLimits):
         "A request was answered"
         self.window.grow()
         self.breaker.heard()
+        self.refused_alike.clear()
 
     def overloaded(self, sent: float, seconds: float | None, reason: str) -> None:
         "The server had too much for the request sent at `sent`; it asked to wait `seconds`"

@@ -44,11 +44,11 @@ async def _fetch_list(session, endpoint, url, seconds):
     "The models that are listed below `url`; EndpointError when it cannot be reached, CallFailed when it gives no list"
     import aiohttp
     def take(data):
-        refused = response.status >= 300 and response.status != 405  # which says that lists are not for it
-        text = data[:20_000].decode(errors="replace")
+        names = _listed_models(data) if response.status == 200 else []
+        if names or response.status == 405: return names  # 405: it has no list, and never had one
         problem = failed_answer(response.status, response.headers, data, endpoint.key)
-        if refused or is_web_page(text) or problem.status != response.status: raise problem
-        return _listed_models(data)
+        if problem.status == 200 and not is_web_page(problem.answer): return []  # a list without models, or in another form
+        raise problem
     try:
         options = dict(headers=request_headers(endpoint), allow_redirects=False, proxy=session_proxy(session, endpoint.url))
         with awake_timeout(seconds):
@@ -178,13 +178,13 @@ def _same_for_all(failed):
     return None
 
 def count_refusal(
-    limiter, # Limiter of the server; its `turned_away` is emptied by each answer
+    limiter, # Limiter of the server; its `refused_alike` is emptied by each answer
     failed: CallFailed,
 ) -> None:
     "Count a call that ended in `failed`; where enough in a row were refused alike, nothing more is sent to the server"
     same = _same_for_all(failed)
     if not same or limiter.shut: return
     about, enough = same
-    limiter.turned_away[about] += 1
-    if limiter.turned_away[about] < enough: return
+    limiter.refused_alike[about] += 1
+    if limiter.refused_alike[about] < enough: return
     limiter.shut = f"{failed.message}; {enough} calls in a row were refused so, nothing more is sent in this run"
