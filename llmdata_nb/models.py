@@ -16,14 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 from .address import PROVIDERS, Endpoint, authorization, endpoint
-from .dialect import in_dialect, learn
+from .answers import choice_reasoning, choice_text, finish_reason, read_usage, refusal_words, reported_cost
+from .dialect import in_dialect, learn, learn_less_room
 from .limits import CallFailed, Elsewhere, Limiter
 from .progress import visible
 from .rows import load_rows
+from .room import cut_reason, learned_room, sent_cap, thinking_tokens, with_room
 from .scrub import scrub
 from .spending import USAGE, Budget, Ledger, price, read_budget, row_ledger
 from .store import UnderWay, call_key
-from .structured import FORMS, after_thinking, json_objects, object_schema, read_json, with_form
+from .structured import FORMS, after_thinking, json_objects, object_schema, read_json, unclosed_json, with_form
 from .transport import TOO_MUCH, awake_timeout, parsed_body, post, take_body
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
@@ -36,11 +38,12 @@ class Reply:
     "What a model answered"
     text: str
     parsed: Any = None         # the value read out of `text`, when a `schema` or `parse` was given
-    usage: dict = field(default_factory=dict)  # `prompt_tokens`, `cached_tokens` (of these), `completion_tokens`; or None
+    usage: dict = field(default_factory=dict)  # as from `read_usage`
     cost: float | None = None  # US dollars; None when the price is unknown
     finish_reason: str | None = None  # "stop", or "length" when `max_tokens` cut it off
     cached: bool = False       # it came from the store
     logprobs: list | None = None # for each token `[token, {likely token: log-probability}]`, where asked for and given
+    reasoning: str = ""        # what it thought first, where the endpoint shows that apart from the text
 
 # %% ../nbs/04_models.ipynb #9eff9bb9
 _LONGEST_TEXT = 1_000_000  # characters
@@ -48,31 +51,29 @@ _LONGEST_TEXT = 1_000_000  # characters
 def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     "The `Reply` in a decoded chat or completion answer; half surrogates, which no file can hold, become `?`; CallFailed when it holds no text"
     choice = answer["choices"][0]
-    reason, text = choice.get("finish_reason"), _choice_text(choice)
-    refused = reason in ("content_filter", "error") or text is None
-    if refused: raise CallFailed("refused", f"no text; finish_reason {scrub(str(reason)[:2000])[:100]!r}")
-    if len(text) > _LONGEST_TEXT: raise CallFailed("refused", f"a text of {len(text):,} characters; at most {_LONGEST_TEXT:,} are kept")
-    text = text.encode("utf-8", "replace").decode()
+    reason, text, reasoning = finish_reason(choice.get("finish_reason")), choice_text(choice), choice_reasoning(choice)
+    _check_answered(choice, reason, text, reasoning)
+    kept = (text or "").encode("utf-8", "replace").decode()
     usage, cost = _usage_and_cost(answer, endpoint)
-    return without_keys(Reply(text, None, usage, cost, reason, logprobs=_read_logprobs(choice)))
+    thought = reasoning[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
+    return without_keys(Reply(kept, None, usage, cost, reason, logprobs=_read_logprobs(choice), reasoning=thought))
 
-def _choice_text(choice):
-    text = (choice["message"] or {}).get("content") if "message" in choice else choice.get("text")
-    if isinstance(text, list): text = "".join(part.get("text", "") for part in text)
-    return text
+def _check_answered(choice, reason, text, reasoning):
+    "CallFailed when a choice is a refusal, an error, nothing at all, or too long"
+    words = refusal_words(choice)
+    refused = words and not text or reason in ("content_filter", "error")
+    empty = text is None and not reasoning and reason != "length"
+    if refused or empty:
+        said = f": {visible(scrub(words)[:300])}" if words else ""
+        raise CallFailed("refused", f"no text; finish_reason {scrub(str(choice.get('finish_reason'))[:2000])[:100]!r}{said}")
+    if text and len(text) > _LONGEST_TEXT:
+        raise CallFailed("refused", f"a text of {len(text):,} characters; at most {_LONGEST_TEXT:,} are kept")
 
 # %% ../nbs/04_models.ipynb #089b6bab
 def _usage_and_cost(answer, endpoint):
     "The tokens of an answer, None where they are not reported, and what they cost"
-    reported = answer.get("usage") or {}
-    details = reported.get("prompt_tokens_details") or {}
-    tokens = dict(
-        prompt_tokens=reported.get("prompt_tokens"),
-        completion_tokens=reported.get("completion_tokens"),
-        cached_tokens=details.get("cached_tokens"))
-    usage = {name: None if n is None else int(n) for name, n in tokens.items()}
-    cost = reported.get("cost")
-    return usage, price(endpoint, usage | {"usd": cost if isinstance(cost, (int, float)) else None})
+    usage = read_usage(answer.get("usage"))
+    return usage, price(endpoint, usage | {"usd": reported_cost(answer.get("usage"))})
 
 def _read_logprobs(choice):
     "The likely tokens at each place of the answer, or None where the endpoint does not give them in the form of chat completions"
@@ -89,7 +90,7 @@ def _likely_tokens(place):
 # %% ../nbs/04_models.ipynb #2b040002
 def without_keys(reply: Reply) -> Reply:
     "`reply` with no key in its text, its finish reason or its tokens"
-    reply.text = scrub(reply.text)
+    reply.text, reply.reasoning = scrub(reply.text), scrub(reply.reasoning)
     if reply.finish_reason: reply.finish_reason = scrub(str(reply.finish_reason)[:2000])[:100]  # cut last: half a key is hard to see
     if reply.logprobs and _spell_a_key(reply.logprobs): reply.logprobs = None
     return reply
@@ -156,6 +157,8 @@ class Call:
     sample: int = 0    # another number, another answer to the same question
     step: str = "ask"  # the line in the ledger
     parse: Callable | None = None # text → value, or ValueError
+    whole: bool = False  # whether an answer that was cut off is none
+    more: int = 0        # tokens that its answer may have beyond those in `body`, at a second try
 
     def key(self) -> bytes:
         "Its key in the store"
@@ -165,6 +168,10 @@ class Call:
         "The same question, warmer and with another seed: at temperature 0 a model would say the same again"
         temperature, seed = max(self.body["temperature"], 0.7), self.body["seed"] + 1_000_003
         return replace(self, body=self.body | {"temperature": temperature, "seed": seed})
+
+    def with_more(self):
+        "The same call, with room for an answer twice as long"
+        return replace(self, more=self.body["max_tokens"])
 
     def read(self, reply: Reply):
         "The value in `reply`; ValueError when it cannot be read"
@@ -215,6 +222,7 @@ class Calls:
         self.unreadable = {}           # key of a call → id of its stored answer, which `parse` cannot read any more
         self.forms = store.forms()     # identity of an endpoint → the structured output it takes
         self.dialects = store.dialects() # identity of an endpoint → the parameters it does not take as they are
+        self.heard = set()             # identities of the endpoints that have answered in this run
         self.without_logprobs = set()  # identities of the endpoints that refuse to give log-probabilities
         self.checked = False           # whether all endpoints were checked
         self.checking, self.negotiating = asyncio.Lock(), asyncio.Lock()
@@ -251,8 +259,10 @@ class Ask(Calls):
         "Ask a chat model"
         if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
         seed = (self.seed if seed is None else seed) + sample
+        endpoint = self.endpoint(role)
         body = dict(messages=messages, temperature=temperature, max_tokens=max_tokens, seed=seed)
-        call = Call(self.endpoint(role), "/chat/completions", body, schema, sample, step, parse)
+        body |= endpoint.options.parameters
+        call = Call(endpoint, "/chat/completions", body, schema, sample, step, parse, whole=True)
         return await _answer_with_logprobs(self, call, logprobs) if logprobs else await _answer_call(self, call)
 
     async def complete(self,
@@ -263,9 +273,11 @@ class Ask(Calls):
     ) -> Reply:
         "Let a model complete raw text; parameters as in `ask`"
         seed = (self.seed if seed is None else seed) + sample
+        endpoint = self.endpoint(role)
         body = dict(prompt=prompt, temperature=temperature, max_tokens=max_tokens, seed=seed)
         if stop: body["stop"] = stop
-        call = Call(self.endpoint(role), "/completions", body | sampling, None, sample, step, parse)
+        body |= sampling | _raw_parameters(endpoint.options.parameters)
+        call = Call(endpoint, "/completions", body, None, sample, step, parse)
         return await _answer_call(self, call)
 
     async def embed(self,
@@ -275,6 +287,11 @@ class Ask(Calls):
         "The vector of `text`, from a model for embeddings"
         reply = await _answer_call(self, Call(self.models[role], "/embeddings", dict(input=text), step=step))
         return json.loads(reply.text)
+
+# %% ../nbs/04_models.ipynb #04c00006
+def _raw_parameters(parameters):
+    "Those `parameters` of the server that can be meant for raw text"
+    return {name: value for name, value in parameters.items() if not re.search("chat|think|reason", name)}
 
 # %% ../nbs/04_models.ipynb #3d1c383b
 async def _answer_call(ask, call):
@@ -320,18 +337,27 @@ async def _answer_with_logprobs(ask, call, logprobs):
 async def _pay_for(ask, call, key):
     "The reply to a call that is not stored: paid for, once more where the first answer cannot be read"
     await ask.check()
-    if not (call.parse or call.schema): return await _pay_last(ask, call, key)
+    if not (call.parse or call.schema): return await _pay_whole(ask, call, key)
     again = call.again()
     again_key = again.key()
     if key in ask.attempted:
         ask.attempted.setdefault(again_key, set())
         reply = await _replay_stored(ask, again, again_key)
         if reply: return reply
-    try: return await _pay_once(ask, call, key, last=False)
+    try: return await _pay_whole(ask, call, key, tried_again=("unparseable",))
     except CallFailed as e:
         if e.kind != "unparseable": raise
     ask.attempted.setdefault(key, set())
-    return await _pay_or_wait(ask, again, again_key, _pay_last)
+    return await _pay_or_wait(ask, again, again_key, _pay_whole)
+
+# %% ../nbs/04_models.ipynb #04c00004
+async def _pay_whole(ask, call, key, tried_again=()):
+    "As `_pay_once`, once more with more room where the answer is cut off; `tried_again` are kinds of failure that end no call"
+    if not call.whole: return await _pay_once(ask, call, key, tried_again)
+    try: return await _pay_once(ask, call, key, ("cut off", *tried_again))
+    except CallFailed as e:
+        if e.kind != "cut off": raise
+    return await _pay_once(ask, call.with_more(), key, tried_again)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
 async def _check_endpoints(ask):
@@ -352,7 +378,7 @@ async def _ask_for_a_word(ask, endpoint, listed):
     call = Call(endpoint, "/chat/completions", body, step="check")
     key = call.key()
     if await _replay_stored(ask, call, key): return
-    try: await _pay_or_wait(ask, call, key, _pay_last)
+    try: await _pay_or_wait(ask, call, key, _pay_whole)
     except CallFailed as e:
         about_model = re.search("model", e.message, re.I) and not re.search("max_tokens|output limit|parameter", e.message, re.I)
         if e.kind == "refused" and about_model: raise unknown_model(endpoint, listed, e) from e
@@ -370,13 +396,20 @@ async def _replay_stored(ask, call, key):
     if not stored: return None
     usage = {name: stored[name] for name in USAGE}
     reply = Reply(stored["text"], None, usage, stored["usd"], stored["finish_reason"], True, stored["logprobs"])
+    reply.reasoning = stored["reasoning"] or ""
     reply = without_keys(reply)  # an older version may have stored one
-    try: reply.parsed = await _read_in_turn(call, reply)
+    try:
+        _check_given_room(call, reply)
+        reply.parsed = await _read_in_turn(call, reply)
     except ValueError:
         ask.unreadable[key] = stored["id"]
         return None
     if ask.store.use(stored): _book_request(ask, call, usage, reply.cost, stored["seconds"] or 0, replayed=1)
     return reply
+def _check_given_room(call, reply):
+    "ValueError for a stored answer that was cut off, where the user has given the model room since then"
+    given = call.whole and call.endpoint.options.room
+    if given and reply.finish_reason == "length": raise ValueError("cut off")
 
 # %% ../nbs/04_models.ipynb #906921fd
 def _book_earlier(ask, call, key):
@@ -386,30 +419,68 @@ def _book_earlier(ask, call, key):
         if attempt["created"] in booked: continue
         booked.add(attempt["created"])
         usage = {name: attempt[name] for name in USAGE}
-        answered = attempt["kind"] == "unparseable"
+        answered = attempt["kind"] in ("unparseable", "cut off")
         usd = attempt["usd"] if answered else 0.0  # it is not known whether the others cost anything
         column = "lost" if attempt["kind"] == "lost" else "retries"
         _book_request(ask, call, usage, usd, attempt["seconds"] or 0, **{column: 1})
 
 # %% ../nbs/04_models.ipynb #41c2e2c5
-async def _pay_once(ask, call, key, last):
+async def _pay_once(ask, call, key, tried_again):
     "Send `call`, read its answer, store and book it; CallFailed when there is none that can be read, UnderWay when another run asks"
     if ask.store.under_way(key): raise UnderWay(key)
     async with ask.budget as book_spending:
-        answer, sent, seconds = await _send_call(ask, call, key)
+        answer, sent, seconds, cap = await _send_call(ask, call, key)
         reply, failed = _read_answer(answer, call.endpoint)
         book_spending(reply)
-    bug = None
+    _note_answer(ask, call, answer, reply, cap)
+    failed, bug = failed or _cut_failure(call, reply, cap), None
     if not failed: failed, bug = await _read_value(call, reply)
-    _book_request(ask, call, reply.usage, reply.cost, seconds, **{_ledger_column(failed, last): 1})
+    _book_request(ask, call, reply.usage, reply.cost, seconds, **{_ledger_column(failed, tried_again): 1})
     about = dict(step=call.step, model=call.endpoint.name, seconds=seconds, usd=reply.cost, **reply.usage)
     if failed: ask.store.fail(sent, kind=failed.kind, message=reply.text or failed.message, **about)
-    else: ask.store.put(sent, text=reply.text, finish_reason=reply.finish_reason, logprobs=reply.logprobs, **about)
+    else: ask.store.put(sent, **about, **{name: getattr(reply, name) for name in _KEPT})
     ask.store.soon()
     if failed or bug: raise failed or bug
     return reply
 
-def _pay_last(ask, call, key): return _pay_once(ask, call, key, last=True)
+_KEPT = ("text", "finish_reason", "logprobs", "reasoning")  # of a reply, in the store
+
+# %% ../nbs/04_models.ipynb #04c00009
+def _cut_failure(call, reply, cap):
+    "The CallFailed for an answer that was cut off where it must be whole; else None, and `finish_reason` says that it was"
+    if call.path == "/embeddings": return None
+    unclosed = bool(call.schema) and unclosed_json(reply.text)
+    reason = cut_reason(reply, cap, unclosed)
+    if reason and call.whole: return CallFailed("cut off", reason)
+    if reason: reply.finish_reason = "length"
+    return None
+
+def _note_answer(ask, call, answer, reply, cap):
+    "Note the model that answered, and the room for thinking that it needs"
+    identity = call.endpoint.identity
+    if identity not in ask.heard: _note_model(ask, identity, answer.get("model"))
+    if not call.whole or call.endpoint.options.room is not None: return
+    thinking = thinking_tokens(reply.usage, reply.reasoning, reply.text)
+    lost = not after_thinking(reply.text).strip() and bool(cut_reason(reply, cap, False))
+    dialect = _known_dialect(ask, call)
+    known = dialect.get("room", 0)
+    room = min(learned_room(known, thinking, cap, lost), dialect.get("most_room", 1_000_000))
+    if room > known: _remember_dialect(ask, identity, dialect | {"room": room})
+
+def _note_model(ask, identity, model):
+    "Give up what was learned of an endpoint when another model than before answers there"
+    ask.heard.add(identity)
+    if not isinstance(model, str): return
+    name = scrub(model[:2000])[:200]
+    dialect = ask.dialects.get(identity) or {}
+    if dialect.get("answers_as") == name: return
+    if "answers_as" not in dialect: return _remember_dialect(ask, identity, dialect | {"answers_as": name})
+    _remember_dialect(ask, identity, {"answers_as": name})
+    if ask.forms.pop(identity, None): ask.store.takes(identity, FORMS[0])
+
+def _remember_dialect(ask, identity, dialect):
+    ask.dialects[identity] = dialect
+    ask.store.speaks(identity, dialect)
 
 # %% ../nbs/04_models.ipynb #2b040021
 _READER = ThreadPoolExecutor(1, "llmdata-reader")
@@ -434,9 +505,9 @@ async def _read_value(call, reply):
     except Exception as e: return None, e
     return None, None
 
-def _ledger_column(failed, last):
+def _ledger_column(failed, tried_again):
     if not failed: return "calls"
-    return "retries" if failed.kind == "unparseable" and not last else "failed"
+    return "retries" if failed.kind in tried_again else "failed"
 
 # %% ../nbs/04_models.ipynb #9103869f
 _ODD_ANSWER = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
@@ -451,18 +522,24 @@ def _read_answer(answer, endpoint):
     return _empty_reply(answer, endpoint), CallFailed("server", problem)
 
 def _empty_reply(answer, endpoint):
-    "A reply without text, with what it cost where that is known"
-    usage, cost = dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), 0), 0.0
-    if isinstance(answer.get("usage"), dict):
-        with suppress(*_ODD_ANSWER): usage, cost = _usage_and_cost(answer, endpoint)
+    "A reply without text, with what it cost where that is known; where no usage is reported it cost nothing, for there is no answer"
+    if not isinstance(answer.get("usage"), dict): return Reply("", usage=dict.fromkeys(USAGE, 0), cost=0.0)
+    usage, cost = _usage_and_cost(answer, endpoint)
     return Reply("", usage=usage, cost=cost)
 
 # %% ../nbs/04_models.ipynb #4ad0a005
 _FORM_REFUSED = re.compile("response_format|schema|json|grammar|structured", re.I)
 
-async def _send_call(ask, call, key):
-    "The decoded answer, the number of its request, and the seconds it took"
+def _sent_body(call):
+    "What is sent for `call`, before the endpoint's dialect"
+    options = call.endpoint.options
     body = {"model": call.endpoint.model} | call.body
+    if call.more: body = with_room(body, call.more) | {"seed": call.body["seed"] + 2_000_003}
+    return {name: value for name, value in body.items() if name not in options.without}
+
+async def _send_call(ask, call, key):
+    "The decoded answer, the number of its request, the seconds it took, and the tokens that it could take"
+    body = _sent_body(call)
     if not call.schema: return await _send_until_answered(ask, call, key, body)
     if call.endpoint.identity not in ask.forms:
         async with ask.negotiating:
@@ -543,7 +620,7 @@ async def _a_server(ask, endpoint, failed_at):
 
 # %% ../nbs/04_models.ipynb #443365c8
 async def _send_until_answered(ask, call, key, body):
-    "The decoded answer, the number of its request, and the seconds it took"
+    "As `_send_call`, in the dialect of the endpoint"
     about, failed_at = dict(step=call.step, model=call.endpoint.name), []
     seen, known = ask.unreadable.get(key, 0), len(ask.attempted.get(key, ()))
     for tries in itertools.count(1):
@@ -552,11 +629,11 @@ async def _send_until_answered(ask, call, key, body):
             except UnderWay:
                 ask.store.counts[limiter.url, int(time.time())] -= 1  # the limiter has counted it, and it is not sent
                 raise
-            started, spoken = time.monotonic(), in_dialect(body, _known_dialect(ask, call))
+            started, spoken = time.monotonic(), _spoken_body(ask, call, body)
             try:
                 answer = await post(ask.session, server, call.path, spoken)
                 limiter.answered()
-                return answer, sent, time.monotonic() - started
+                return answer, sent, time.monotonic() - started, sent_cap(spoken)
             except CallFailed as e: failed = e
         failed_at.append(server)
         _report_failure(limiter, failed, sent)
@@ -575,15 +652,21 @@ _MAY_NAME_PARAMETER = (400, 404, 422, 501)
 
 def _known_dialect(ask, call): return ask.dialects.get(call.endpoint.identity) or {}
 
+def _spoken_body(ask, call, body):
+    "`body` as the endpoint takes it, with room for thinking"
+    dialect, given = _known_dialect(ask, call), call.endpoint.options.room
+    room = dialect.get("room", 0) if given is None else given
+    return in_dialect(with_room(body, room) if call.whole else body, dialect)
+
 def _learn_dialect(ask, call, failed, body, spoken):
     "Whether a request, refused as it was `spoken`, is to be sent again in what is known of the endpoint's dialect by now"
     if failed.status not in _MAY_NAME_PARAMETER: return False
+    if _spoken_body(ask, call, body) != spoken: return True
     dialect = _known_dialect(ask, call)
-    if in_dialect(body, dialect) != spoken: return True
     learned = learn(dialect, failed.answer, spoken)
+    if not learned and call.endpoint.options.room is None: learned = learn_less_room(dialect, failed.answer)
     if not learned: return False
-    ask.dialects[call.endpoint.identity] = learned
-    ask.store.speaks(call.endpoint.identity, learned)
+    _remember_dialect(ask, call.endpoint.identity, learned)
     return True
 
 # %% ../nbs/04_models.ipynb #754bda67
