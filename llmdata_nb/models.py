@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Reply', 'read_reply', 'without_keys', 'EndpointError', 'check_endpoint', 'unknown_model', 'CutOff', 'answer_text',
-           'Call', 'Calls', 'Ask', 'load_rows', 'CallFailed', 'PROVIDERS', 'Endpoint', 'authorization', 'endpoint',
-           'Budget', 'Ledger', 'price', 'read_budget', 'row_ledger', 'after_thinking', 'json_objects', 'object_schema',
-           'read_json', 'awake_timeout', 'post']
+           'Call', 'Calls', 'Ask', 'unless_cut', 'load_rows', 'CallFailed', 'PROVIDERS', 'Endpoint', 'authorization',
+           'endpoint', 'Budget', 'Ledger', 'price', 'read_budget', 'row_ledger', 'after_thinking', 'json_objects',
+           'object_schema', 'read_json', 'awake_timeout', 'post']
 
 # %% ../nbs/04_models.ipynb #acbaa144
 import asyncio, difflib, itertools, json, random, re, reprlib, time
@@ -292,6 +292,16 @@ class Ask(Calls):
 def _raw_parameters(parameters):
     "Those `parameters` of the server that can be meant for raw text"
     return {name: value for name, value in parameters.items() if not re.search("chat|think|reason", name)}
+
+# %% ../nbs/04_models.ipynb #04c00010
+async def unless_cut(
+    answer, # what `ask` gives, to be awaited
+):
+    "What `answer` gives; the CallFailed when it was cut off, for a recipe that can do with the others"
+    try: return await answer
+    except CallFailed as e:
+        if e.kind != "cut off": raise
+        return e
 
 # %% ../nbs/04_models.ipynb #3d1c383b
 async def _answer_call(ask, call):

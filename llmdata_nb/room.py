@@ -77,7 +77,7 @@ def cut_reason(
     lost = not after_thinking(reply.text).strip() and (at_end or thinking > 0)
     if not (lost or at_end or unclosed): return ""
     written = reply.usage["completion_tokens"] or (cap if at_end else None) or thinking
-    of_cap = f"{written:,} of {cap:,}" if cap and written else f"all {cap or 'its'}"
+    of_cap = f"{written} of {cap}" if cap and written else f"all {cap or 'its'}"
     if lost: return f"thinking used up {of_cap} tokens: give it more room"
-    if not at_end: return "cut off: its JSON is not closed"
-    return f"cut off after {of_cap} tokens: give it more room"
+    if not at_end: return "its JSON is not closed"
+    return f"it took {of_cap} tokens: give it more room"
