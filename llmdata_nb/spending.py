@@ -30,7 +30,7 @@ def price(endpoint: Endpoint, usage: dict) -> float | None:
 
 # %% ../nbs/03j_spending.ipynb #789266a8
 _REQUESTS = ("calls", "replayed", "retries", "failed", "lost")
-USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens")
+USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "thinking_tokens")
 
 class Ledger:
     "Counts requests, tokens, seconds and money by step and model"

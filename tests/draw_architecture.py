@@ -16,7 +16,7 @@ FLOORS = [  # from the top: name, what it is for, color, modules
     ("Judging", "what a judge said, and whether it can be trusted", "#e9e3f3", "verdict agreement marks judge tags"),
     ("Runs", "many rows at once, each kept, dropped or failed", "#dbe9f6", "rowfile show engine run"),
     ("Calls", "ask: paid once, at the pace the endpoint takes", "#f6e6ea",
-     "spending models sandbox templates embedded"),
+     "spending room models sandbox templates embedded"),
     ("One request", "where it goes, how it is said, what comes back", "#f6e6ea",
      "options address transport dialect answers structured reach"),
     ("Memory and pace", "what was paid for, and how fast to ask", "#f6e6ea", "store progress limits"),
