@@ -572,7 +572,7 @@ async def _check_servers(ask, endpoint):
         if isinstance(result, EndpointError): limiter.breaker.trip()
         elif isinstance(result, BaseException): raise result
         elif have_it and result.others: limiter.shut = f"{server.url} does not list {server.model!r}, and other servers do"
-    return [] if have_it else reached[0]
+    return [] if have_it else reached
 
 # %% ../nbs/04_models.ipynb #7931e11a
 def _choose_server(ask, endpoint, failed_at):
