@@ -178,13 +178,13 @@ def _same_for_all(failed):
     return None
 
 def count_refusal(
-    limiter, # Limiter of the server; its `refused_alike` is emptied by each answer
+    limiter, # Limiter of the server; what its breaker counts is emptied by each answer
     failed: CallFailed,
 ) -> None:
     "Count a call that ended in `failed`; where enough in a row were refused alike, nothing more is sent to the server"
     same = _same_for_all(failed)
     if not same or limiter.shut: return
     about, enough = same
-    limiter.refused_alike[about] += 1
-    if limiter.refused_alike[about] < enough: return
+    limiter.breaker.refused_alike[about] += 1
+    if limiter.breaker.refused_alike[about] < enough: return
     limiter.shut = f"{failed.message}; {enough} calls in a row were refused so, nothing more is sent in this run"
