@@ -51,18 +51,34 @@ def _short_address(match):
     short = str(ipaddress.IPv6Address(address))
     return f"[{short}]" if not zone else f"[{short}.zone.{zone}]"
 
+# %% ../nbs/03g_address.ipynb #3a000011
+_NO_WIDTH = "\u200b\u2060\ufeff"
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’"}
+
+def _clean_key(variable):
+    "The key in an environment variable, without what a paste leaves around it; None where there is none, ValueError where it cannot be one"
+    key = os.environ.get(variable, "")
+    for _ in range(3):
+        key = key.strip().strip(_NO_WIDTH)
+        key = re.sub(r"^(?:authorization:\s*)?bearer(?:\s+|$)", "", key, flags=re.I)
+        if len(key) > 1 and _QUOTES.get(key[0]) == key[-1]: key = key[1:-1]
+    strange = re.search(r"[^!-~]|[\"'`<>]", key)
+    if not strange: return key or None
+    what = "a space or a line end" if strange[0].isspace() else "a character that no key has"
+    raise ValueError(f"{variable}: {what} stands in the key, after {strange.start()} characters; expected the key alone: set it again")
+
 # %% ../nbs/03g_address.ipynb #2b040011
 def _key_for_url(parsed_url):
     "The key of its own variable; HF_TOKEN only for a dedicated endpoint of Hugging Face, and only over https"
     variable = _key_name(parsed_url.netloc)
-    own_key = os.environ.get(variable)
+    own_key = _clean_key(variable)
     if own_key: return own_key
     older = "LLMDATA_API_KEY_" + re.sub(r"\W", "_", parsed_url.netloc).upper()
     if older in os.environ and variable not in os.environ:
         raise ValueError(f"the key of {parsed_url.netloc}: set {variable} to it, or to nothing where it needs none; "
                          f"{older} could be that of another host, and is not sent")
     dedicated = parsed_url.scheme == "https" and parsed_url.hostname.endswith(".endpoints.huggingface.cloud")
-    return os.environ.get("HF_TOKEN") if dedicated else None
+    return _clean_key("HF_TOKEN") if dedicated else None
 
 # %% ../nbs/03g_address.ipynb #3e727bd6
 _LABEL = "[A-Za-z0-9]+(?:(?:-+|_)[A-Za-z0-9]+)*"  # of a name, between two dots
@@ -81,7 +97,8 @@ def _parsed_url(url):
     strange = re.search(r"[?\\;@\s]", url)
     if strange:
         shown = url[:strange.start()].rpartition("/")[0]
-        raise ValueError(f"model {shown + '…'!r}: {strange[0]!r} in an address; expected only a scheme, a host and a path, such as {shown}")
+        hint = "; a query stands behind the model, as in #NAME?query.api-version=2024-10-21" if strange[0] == "?" else ""
+        raise ValueError(f"model {shown + '…'!r}: {strange[0]!r} in an address; expected only a scheme, a host and a path, such as {shown}{hint}")
     parsed = urlsplit(url)
     if parsed.scheme not in ("http", "https") or not _HOST.fullmatch(parsed.netloc):
         raise ValueError(f"{url!r} in the reference of a model: expected an address such as http://host:8000/v1 (a host in ASCII letters)")
@@ -98,8 +115,14 @@ def _refuse_key(reference, name):
                      f"(LLMDATA_API_KEY_HOST_8000 for http://host:8000/v1), and leave it out here")
 
 # %% ../nbs/03g_address.ipynb #08bf5787
+_WHOLE_PATH = re.compile("(/chat/completions|(?<=/v1)/(?:completions|embeddings|models|responses|messages))$")
+
 def _at_url(reference, url, model):
-    return Endpoint(reference, url.rstrip("/"), model, _key_for_url(_parsed_url(url)))
+    url = url.rstrip("/")
+    key = _key_for_url(_parsed_url(url))
+    whole = _WHOLE_PATH.search(url)
+    if whole: raise ValueError(f"model {reference!r}: expected a base URL, to which {whole[1]} is added; did you mean {url[:whole.start()]}#{model}?")
+    return Endpoint(reference, url, model, key)
 
 def _at_urls(reference):
     "The endpoint at a base URL, or at several with commas between them"
@@ -117,7 +140,7 @@ def _ollama_url(text):
     if not m: raise ValueError(f"OLLAMA_HOST {text.rpartition('@')[2]!r}: expected an address such as http://host:11434, without a password")
     host = "localhost" if m[1] in ("", "0.0.0.0", "[::]") else m[1]
     port = m[2] or ("" if scheme else ":11434")
-    path = (m[3] or "").rstrip("/")
+    path = (m[3] or "").rstrip("/").removesuffix("/v1")
     url = f"{scheme or 'http'}://{host}{port}{path}/v1"
     _refuse_key(url, "OLLAMA_HOST")
     try: _parsed_url(url)
@@ -135,7 +158,7 @@ def _named_endpoint(reference):
     url, variable = PROVIDERS[provider]
     own_url = os.environ.get("OLLAMA_HOST") if provider == "ollama" else None
     if own_url: url = _ollama_url(own_url)
-    key = os.environ.get(variable) if variable else None
+    key = _clean_key(variable) if variable else None
     if variable and not key: raise ValueError(f"model {reference!r}: set {variable} in the environment to your key")
     return Endpoint(reference, url, model, key, free=provider == "ollama", provider=provider)
 
@@ -158,6 +181,12 @@ def endpoint(
     return with_options(_named_endpoint(plain), options, name)
 
 # %% ../nbs/03g_address.ipynb #7628f3ca
+_KEY_HEADERS = {"authorization", "api-key", "x-api-key", "x-goog-api-key"}
+
 def authorization(endpoint: Endpoint) -> dict:
-    "The header with the key of `endpoint`, where it has one; a key goes nowhere else"
-    return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    "The headers that the options of `endpoint` name, and the one with its key where they have none for it; a key goes nowhere else"
+    headers = endpoint.options.headers
+    own = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    if not headers: return own
+    named = {name.lower() for name in headers}
+    return dict(headers) if named & _KEY_HEADERS else own | headers

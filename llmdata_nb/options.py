@@ -60,7 +60,7 @@ def _checked_texts(where, name, table):
         if not texts[key].startswith("$"): continue
         variable = texts[key][1:]
         if not os.environ.get(variable): raise ValueError(f"model {where!r}: {name} {key}: set {variable} in the environment")
-        texts[key] = os.environ[variable]
+        texts[key] = os.environ[variable].strip()
     return texts
 
 # %% ../nbs/03e_options.ipynb #3f000010

@@ -73,9 +73,11 @@ class Reached:
         "Whether only a chat can tell that the endpoint can be used"
         return bool(self.others or self.problem)
 
+_LIST_SECONDS = 20
+
 async def check_endpoint(session, endpoint: Endpoint) -> Reached:
     "What the list of models at `endpoint` tells; EndpointError, in one line, when it cannot be reached"
-    try: listed = await _fetch_list(session, endpoint, endpoint.url, 20)
+    try: listed = await _fetch_list(session, endpoint, endpoint.url, _LIST_SECONDS)
     except CallFailed as e:
         if "an answer of more than" in e.message: raise EndpointError(f"model {endpoint.name!r}: {endpoint.url}/models: {e.message}") from e
         return Reached(problem=e)
