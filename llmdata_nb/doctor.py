@@ -227,7 +227,7 @@ async def examine(
             trials[name] = good
             yield good, text
         learned = dialect_text(ask.dialects.get(model.identity) or {})
-        if learned: yield True, f"parameters: {learned}, learned from what it refuses; a run does so too, and remembers it"
+        if learned: yield True, f"parameters: {learned}, learned by asking; a run does so too, and remembers it"
         yield trials.get("chat", False), _works_for(ask, trials)
 
 # %% ../nbs/35_doctor.ipynb #ad417ecb
