@@ -19,6 +19,7 @@ from .progress import money, one_line
 from .run import Dropped, check_folder
 from .store import Store, StoreError, outputs_folder, store_path
 from .templates import find_template
+from .transport import open_session
 from .translate import translate
 
 # %% ../nbs/35_doctor.ipynb #0cba2917
@@ -98,10 +99,11 @@ def _chat_line(ask):
 # %% ../nbs/35_doctor.ipynb #5b100009
 async def _try_reach(ask, model):
     "Say where the model answers; raises where it does not"
-    listed = await check_endpoint(ask.session, model)
+    reached = await check_endpoint(ask.session, model)
     await ask.check()
     text = f"reachable, at {model.url}"
-    return f"{text}; the model is not among the {len(listed)} it lists, and yet it answers" if listed else text
+    if reached.problem: return f"{text}; it gives no list of its models ({reached.problem.message}), and yet it answers"
+    return f"{text}; the model is not among the {len(reached.others)} it lists, and yet it answers" if reached.others else text
 
 # %% ../nbs/35_doctor.ipynb #5b10000a
 async def _try_chat(ask, model):
@@ -214,14 +216,13 @@ async def examine(
     reference: str, # a model, as in `connect`
 ):  # `(good, text)` of each finding as it comes; nothing is stored
     "Try what the recipes need of a model. The last finding says which recipes work: it is good when the model answers"
-    import aiohttp
     try: model = await asyncio.to_thread(connect, reference)
     except (ValueError, OSError, RuntimeError) as e:
         yield False, str(e).removeprefix(f"model {reference!r}: ")
         yield False, "works for: no recipe"
         return
     seconds = None if reference.startswith("embedded") else _PATIENCE
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session:
+    async with open_session(seconds) as session:
         ask, trials = Ask({"default": model}, Store(":memory:"), session, concurrency=1), {}
         async for name, good, text in _try_all(ask, model, seconds):
             trials[name] = good

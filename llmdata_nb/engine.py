@@ -27,6 +27,7 @@ from .rowfile import RowFile, Rows, file_digest, let_go, reason_group, unfinishe
 from .rowfile import unwritable_columns
 from .show import REASONS, outcome_html, outcome_text
 from .store import StoreError
+from .transport import open_session
 
 # %% ../nbs/05c_engine.ipynb #f9138be4
 STATES = ("kept", "dropped", "failed")
@@ -173,9 +174,7 @@ async def send_all(
     gate=None,
 ) -> None:
     "As `send_rows`, with a session for the calls of `ask`; at the end, `ask` is finished with"
-    import aiohttp
-    seconds = aiohttp.ClientTimeout(total=timeout, sock_connect=20)
-    async with aiohttp.ClientSession(timeout=seconds, connector=aiohttp.TCPConnector(limit=0)) as ask.session:
+    async with open_session(timeout) as ask.session:
         try: await send_rows(rows, ask, recipe, record, concurrency, gate)
         finally: await _finish_with(ask)
 

@@ -8,7 +8,7 @@ __all__ = ['clock', 'FORGET', 'SHORT', 'PATIENCE', 'Elsewhere', 'CallFailed', 'C
 
 # %% ../nbs/03b_limits.ipynb #b892cc17
 import asyncio, time
-from collections import deque
+from collections import Counter, deque
 from contextlib import contextmanager
 from time import monotonic
 from .progress import duration, visible
@@ -154,12 +154,19 @@ _FEW = 4  # so many calls must fail, and nothing be answered, before a server co
 
 class Breaker:
     "Holds calls back from a server that seems dead, `since` when (None while it lives)"
-    def __init__(self): self._reset()
+    def __init__(self):
+        self.refused_alike = Counter() # what refusals since the last answer were about, and how many there were; `reach` counts them
+        self._reset()
 
     def _reset(self):
         self.failing, self.failures = set(), 0     # calls that failed since the last answer; how many requests
         self.since, self.probe = None, 0.0         # when it was found dead, and when the next call may try: `monotonic()`
         self.pauses = 0                            # how many tries there were: each next pause is twice as long
+
+    def answered(self) -> None:
+        "The server answered a request"
+        self.refused_alike.clear()
+        self.heard()
 
     def heard(self) -> None:
         "The server said something: it is alive"
@@ -437,7 +444,7 @@ class Limiter(SharedLimits):
     def answered(self) -> None:
         "A request was answered"
         self.window.grow()
-        self.breaker.heard()
+        self.breaker.answered()
 
     def overloaded(self, sent: float, seconds: float | None, reason: str) -> None:
         "The server had too much for the request sent at `sent`; it asked to wait `seconds`"

@@ -18,7 +18,7 @@ FLOORS = [  # from the top: name, what it is for, color, modules
     ("Calls", "ask: paid once, at the pace the endpoint takes", "#f6e6ea",
      "spending room models sandbox templates embedded"),
     ("One request", "where it goes, how it is said, what comes back", "#f6e6ea",
-     "options address transport dialect answers structured"),
+     "options address transport dialect answers structured reach"),
     ("Memory and pace", "what was paid for, and how fast to ask", "#f6e6ea", "store progress limits"),
     ("Texts", "what can be told without a model", "#f4f1de", "languages checks files dedup rows scrub waiting")]
 ROWS, CALLS, RECIPE, KEPT = "#f4f1de", "#f6e6ea", "#dbe9f6", "#e8f1e4"

@@ -232,7 +232,7 @@ def wraps(body, n=0):
 
 
 @pytest.mark.parametrize("answer, models, reason", [
-    (lambda body, n: "Blue.", 401, "refuses the key (401)"),
+    (lambda body, n: (401, {"error": {"message": "no"}}), 401, "refuses the key (401)"),
     (lambda body, n: (401, {"error": {"message": "Incorrect API key provided"}}), ["m"], "chat: 401 Incorrect API key provided"),
     (lambda body, n: (404, {"error": {"message": "the model 'm' does not exist"}}), ["m-large"], "has no 'm' (404 the model 'm' does not exist); It lists m-large"),
     (lambda body, n: said(""), ["m"], "chat: no text within 100 tokens"),

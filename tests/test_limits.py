@@ -642,10 +642,10 @@ def test_what_is_in_the_store_needs_no_server(tmp_path):
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_key_that_is_refused_is_one_line(tmp_path, monkeypatch, status):
-    with serve(lambda body, n: "fine", models=status) as (model, bodies):
+    with serve(lambda body, n: error(status), models=status) as (model, bodies):
         monkeypatch.setenv(f"LLMDATA_API_KEY_127_0_0_1_{port(model)}", "sk-very-secret")
         with pytest.raises(ValueError, match=rf"refuses the key \({status}\)") as e: run(ids(20), echo, model=model, store=tmp_path / "s.sqlite")
-    assert not bodies and "\n" not in str(e.value) and "secret" not in str(e.value)
+    assert len(bodies) == 1 and "\n" not in str(e.value) and "secret" not in str(e.value)
 
 
 # Ctrl-C
