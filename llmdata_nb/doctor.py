@@ -15,7 +15,7 @@ from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect
 from .models import PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
 from .judge import rate, rubric
 from .languages import missing_parts
-from .progress import money, one_line
+from .progress import money, one_line, tokens_text
 from .run import Dropped, check_folder
 from .store import Store, StoreError, outputs_folder, store_path
 from .templates import find_template
@@ -207,9 +207,10 @@ def _works_for(ask, good):
     "What the model is good for, and what it cost to find out; `good` has the trials"
     works = _WORKS[good.get("structured output", False), good.get("raw text", False)]
     requests = _ledger_sum(ask, "calls", "retries", "failed")
-    tokens = _ledger_sum(ask, "prompt_tokens", "completion_tokens")
+    sums = [ask.ledger.total("prompt_tokens"), ask.ledger.total("completion_tokens")]
+    tokens = tokens_text(None if None in sums else sum(sums))
     plural = "" if requests == 1 else "s"
-    return f"works for: {works} ({requests} request{plural}, {tokens} tokens, {money(ask.ledger.total('usd'))})"
+    return f"works for: {works} ({requests} request{plural}, {tokens}, {money(ask.ledger.total('usd'))})"
 
 # %% ../nbs/35_doctor.ipynb #5b100013
 async def examine(

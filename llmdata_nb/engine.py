@@ -22,7 +22,7 @@ from . import __version__
 from .languages import Language, language as find_language
 from .limits import CallFailed
 from .models import Ask, Budget, EndpointError, Ledger, read_budget, row_ledger
-from .progress import Progress, duration, money
+from .progress import Progress, duration, money, tokens_text
 from .rowfile import RowFile, Rows, file_digest, let_go, reason_group, unfinished_path
 from .rowfile import unwritable_columns
 from .show import REASONS, outcome_html, outcome_text
@@ -283,8 +283,9 @@ def progress_line(
     if left is not None: clock += f", about {duration(left)} left"
 
     states = [f"{tally[state]:,} {state}" for state in STATES if tally[state]]
-    tokens = ledger.total("prompt_tokens") + ledger.total("completion_tokens")
-    taken = [calls_text(ledger), f"{tokens:,} tokens", money(ledger.total("usd"))]
+    sums = [ledger.total("prompt_tokens"), ledger.total("completion_tokens")]
+    tokens = None if None in sums else sum(sums)
+    taken = [calls_text(ledger), tokens_text(tokens), money(ledger.total("usd"))]
     return " · ".join([f"{name}  {rows}", clock, *waiting, *states, *taken])
 
 # %% ../nbs/05c_engine.ipynb #5c000023

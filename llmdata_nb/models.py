@@ -423,7 +423,7 @@ def _book_earlier(ask, call, key):
         answered = attempt["kind"] in ("unparseable", "cut off")
         usd = attempt["usd"] if answered else 0.0  # it is not known whether the others cost anything
         column = "lost" if attempt["kind"] == "lost" else "retries"
-        _book_request(ask, call, usage, usd, attempt["seconds"] or 0, **{column: 1})
+        _book_request(ask, call, usage if answered else {}, usd, attempt["seconds"] or 0, **{column: 1})
 
 # %% ../nbs/04_models.ipynb #41c2e2c5
 async def _pay_once(ask, call, key, tried_again):

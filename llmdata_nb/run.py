@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from .embedded import connect
-from .engine import AHEAD, Dropped, Outcome, drop, check_folder, write_manifest
+from .engine import AHEAD, STATES, Dropped, Outcome, drop, check_folder, write_manifest
 from .engine import Record, RunProgress, about_run, check_options, check_recipe, close_files, evenly_spaced
 from .engine import explained_disk_errors, hold_folder, in_thread, make_outcome, models_by_role, recipe_name
 from .engine import row_files, send_all, waiting_for, with_ids
 from .models import Ask, Budget, row_ledger
-from .progress import duration, money
+from .progress import duration, money, tokens_text
 from .rowfile import reason_group
 from .store import Store, store_path
 
@@ -150,17 +150,23 @@ class Estimate:
     "What a run would take; each figure is a dict of `mean`, `low` and `high`"
     rows: int
     calls: dict
-    tokens: dict
+    tokens: dict | None # None when an endpoint does not report them
     usd: dict | None  # US dollars; None when the price is not known
     minutes: dict
     outcome: Outcome  # of the rows that were run for it
+    thinking: dict | None = None  # tokens, of `tokens`
 
     def __repr__(self):
-        tried = len(self.outcome.kept) + len(self.outcome.dropped) + len(self.outcome.failed)
+        tried, failed = sum(self.outcome.manifest()["rows"][state] for state in STATES), len(self.outcome.failed)
+        head = f"{self.rows:,} rows, judged by {tried} of them"
+        if failed: head += f", of which {failed} failed"
+        reasons = [f"  {each['rows']} {each['state']}: {each['reason']}" for each in self.outcome.reasons() if each["state"] == "failed"]
+        if failed == tried: return "\n".join([f"{head}: what the others would take cannot be told", *reasons])
+        thinking = f", {_range_text(self.thinking, _whole_number)} of them thinking" if self.thinking and self.thinking["mean"] else ""
         return "\n".join([
-            f"{self.rows:,} rows, judged by {tried} of them:",
+            f"{head}:", *reasons,
             f"  {_range_text(self.calls, _whole_number)} calls",
-            f"  {_range_text(self.tokens, _whole_number)} tokens",
+            f"  {_range_text(self.tokens, _whole_number)} tokens{thinking}" if self.tokens else f"  {tokens_text(None)}",
             f"  {_range_text(self.usd, money)}",
             f"  {_range_text(self.minutes, lambda minutes: duration(60 * minutes))}"])
 
@@ -215,9 +221,10 @@ def estimate(
 
     calls = _estimate_total(_sums(ledgers, "calls", "replayed", "retries", "failed"), n)
     tokens = _estimate_total(_sums(ledgers, "prompt_tokens", "completion_tokens"), n)
+    thinking = _estimate_total(_sums(ledgers, "thinking_tokens"), n)
     usd = _estimate_total(_sums(ledgers, "usd"), n)
     at_once = min(concurrency, _fewest_slots(model))
     minutes = _estimate_total([seconds / 60 / at_once for seconds in _sums(ledgers, "seconds")], n)
     for span, most in ((1, options.get("per_minute")), (1440, options.get("per_day"))):
         if most: minutes = {figure: max(value, calls[figure] * span / most) for figure, value in minutes.items()}
-    return Estimate(n, calls, tokens, usd, minutes, outcome)
+    return Estimate(n, calls, tokens, usd, minutes, outcome, thinking)

@@ -276,7 +276,10 @@ def every_request(state):
         await rate(rubric("response", "it"), ["Perché?", "Perché sì."], ask, expected=True)
         await tag("Scrivi una poesia.", ask, "it")
         return row
-    def answer(body, n): return state(body) or ("Sì, e domani di nuovo." if "translat" not in str(body) else translator_and_judge(body))
+    def answer(body, n):
+        fields = str(body.get("response_format", ""))
+        known = any(name in fields for name in ("translation", "score", "label"))
+        return state(body) or (translator_and_judge(body) if known else '{"n": 3, "instruction": "Come macinava il mulino sul fiume?"}')
     with serve(answer) as (model, bodies):
         texts = [{"id": "t", "text": "Il mulino sta sul fiume e macina il grano di tutta la valle da tre secoli. " * 5}]
         pairs = [{"id": "p", "messages": [{"role": "user", "content": "Perché il cielo è blu?"}]}]
