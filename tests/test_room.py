@@ -6,20 +6,17 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from scripted_server import said, serve, translator_and_judge, wrote
+from scripted_server import said, serve, translator_and_judge
 from test_dialect import like_gpt5, like_mistral
 from test_run import conversations
 
 from llmdata_nb.backinstruct import back_instruct
 from llmdata_nb.doctor import examine
 from llmdata_nb.judge import rate, rubric
-from llmdata_nb.magpie import magpie
-from llmdata_nb.models import CallFailed, endpoint
-from llmdata_nb.options import model_and_options
+from llmdata_nb.models import endpoint, object_schema
 from llmdata_nb.rerank import on_policy
 from llmdata_nb.run import run
 from llmdata_nb.structured import unclosed_json
-from llmdata_nb.tags import tag
 from llmdata_nb.translate import translate_and_judge
 
 SHAPES = Path(__file__).parents[2] / "shared" / "data" / "openapi"
@@ -272,9 +269,8 @@ def every_request(state):
     "All that recipes send in a state of what was learned, without doctor's own"
     async def asks(row, ask):
         await ask("Ciao?")
-        with pytest.raises(CallFailed): await ask("Ciao?", logprobs=5, max_tokens=9, step="logprobs", schema={"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False})
+        await ask("Ciao?", logprobs=5, step="logprobs", schema=object_schema(n={"type": "integer"}))
         await rate(rubric("response", "it"), ["Perché?", "Perché sì."], ask, expected=True)
-        await tag("Scrivi una poesia.", ask, "it")
         return row
     def answer(body, n):
         fields = str(body.get("response_format", ""))
@@ -283,7 +279,8 @@ def every_request(state):
     with serve(answer) as (model, bodies):
         texts = [{"id": "t", "text": "Il mulino sta sul fiume e macina il grano di tutta la valle da tre secoli. " * 5}]
         pairs = [{"id": "p", "messages": [{"role": "user", "content": "Perché il cielo è blu?"}]}]
-        run([{"id": "a"}], asks, model=f"{model}?top_p=0.9", store=":memory:")
+        asked = run([{"id": "a"}], asks, model=f"{model}?top_p=0.9", store=":memory:")
+        assert len(asked.kept) == 1, asked.failed
         run(conversations(2), translate_and_judge, model=model, store=":memory:", language="it")
         run(texts, back_instruct, model=model, store=":memory:", language="it", direct=True)
         run(pairs, on_policy, model=model, store=":memory:", language="it")
