@@ -503,6 +503,9 @@ def _how_made(manifest, kept, dropped, prompts):
              fenced(arguments, "json"),
              "The models, by role (`default` is used where a role has none of its own):",
              markdown_table(["role", "model"], models, words=2)]
+    dialects = [(escaped(role), escaped(text)) for role, text in manifest.get("dialects", {}).items()]
+    if dialects: lines += ["What the models' endpoints did not take as it is asked for, and the room for thinking beside each answer:",
+                           markdown_table(["role", "sent"], dialects, words=2)]
     if prompts: lines += ["The prompts:", prompts_table(prompts)]
     return lines
 
