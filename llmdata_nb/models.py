@@ -26,7 +26,8 @@ from .room import cut_reason, learned_room, sent_cap, thinking_tokens, with_room
 from .scrub import scrub
 from .spending import USAGE, Budget, Ledger, price, read_budget, row_ledger
 from .store import UnderWay, call_key
-from .structured import FORMS, after_thinking, json_objects, object_schema, read_json, unclosed_json, with_form
+from .structured import FORMS, after_thinking, is_one_object, json_objects, object_schema, read_json
+from .structured import unclosed_json, with_form
 from .transport import TOO_MUCH, awake_timeout, post
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
@@ -55,14 +56,14 @@ def read_reply(answer: dict, endpoint: Endpoint) -> Reply:
     choice = answer["choices"][0]
     reason, text, reasoning = finish_reason(choice.get("finish_reason")), choice_text(choice), choice_reasoning(choice)
     _check_answered(choice, reason, text, reasoning)
-    kept = (text or "").encode("utf-8", "replace").decode()
+    kept = (text or "").replace("\0", "").encode("utf-8", "replace").decode()
     usage, cost = _usage_and_cost(answer, endpoint)
     thought = reasoning[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
     return without_keys(Reply(kept, None, usage, cost, reason, logprobs=_read_logprobs(choice), reasoning=thought))
 
 def _check_answered(choice, reason, text, reasoning):
     "CallFailed when a choice is a refusal, an error, nothing at all, or too long"
-    words = refusal_words(choice)
+    words = refusal_words(choice) or (text or "" if reason == "content_filter" else "")
     refused = words and not text or reason in ("content_filter", "error")
     empty = text is None and not reasoning and reason != "length"
     if refused or empty:
@@ -127,6 +128,7 @@ class Call:
     parse: Callable | None = None # text → value, or ValueError
     whole: bool = False  # whether an answer that was cut off is none
     more: int = 0        # tokens that its answer may have beyond those in `body`, at a second try
+    plain: bool = False  # whether no form of structured output is asked for, at that try
 
     def key(self) -> bytes:
         "Its key in the store"
@@ -137,9 +139,10 @@ class Call:
         temperature, seed = max(self.body["temperature"], 0.7), self.body["seed"] + 1_000_003
         return replace(self, body=self.body | {"temperature": temperature, "seed": seed})
 
-    def with_more(self):
-        "The same call, with room for an answer twice as long"
-        return replace(self, more=self.body["max_tokens"])
+    def with_more(self, cut: str):
+        "The same call, with room for an answer twice as long as the one that was `cut` off; as plain text where that ended in spaces"
+        spaces = len(cut) - len(cut.rstrip())
+        return replace(self, more=self.body["max_tokens"], plain=spaces > 20)
 
     def read(self, reply: Reply):
         "The value in `reply`; ValueError when it cannot be read"
@@ -335,7 +338,8 @@ async def _pay_whole(ask, call, key, tried_again=()):
     try: return await _pay_once(ask, call, key, ("cut off", *tried_again))
     except CallFailed as e:
         if e.kind != "cut off": raise
-    return await _pay_once(ask, call.with_more(), key, tried_again)
+        call = call.with_more(e.answer)
+    return await _pay_once(ask, call, key, tried_again)
 
 # %% ../nbs/04_models.ipynb #fcfde0fc
 async def _check_endpoints(ask):
@@ -419,7 +423,7 @@ def _book_earlier(ask, call, key):
         answered = attempt["kind"] in ("unparseable", "cut off")
         usd = attempt["usd"] if answered else 0.0  # it is not known whether the others cost anything
         column = "lost" if attempt["kind"] == "lost" else "retries"
-        _book_request(ask, call, usage, usd, attempt["seconds"] or 0, **{column: 1})
+        _book_request(ask, call, usage if answered else {}, usd, attempt["seconds"] or 0, **{column: 1})
 
 # %% ../nbs/04_models.ipynb #41c2e2c5
 async def _pay_once(ask, call, key, tried_again):
@@ -448,7 +452,10 @@ def _cut_failure(call, reply, cap):
     if call.path == "/embeddings": return None
     unclosed = bool(call.schema) and unclosed_json(reply.text)
     reason = cut_reason(reply, cap, unclosed)
-    if reason and call.whole: return CallFailed("cut off", reason)
+    if reason and call.schema and is_one_object(reply.text):
+        reply.finish_reason = "stop"  # some go on with spaces until the tokens are used up
+        return None
+    if reason and call.whole: return CallFailed("cut off", reason, answer=reply.text)
     if reason: reply.finish_reason = "length"
     return None
 
@@ -537,7 +544,7 @@ def _sent_body(call):
 async def _send_call(ask, call, key):
     "The decoded answer, the number of its request, the seconds it took, and the tokens that it could take"
     body = _sent_body(call)
-    if not call.schema: return await _send_until_answered(ask, call, key, body)
+    if call.plain or not call.schema: return await _send_until_answered(ask, call, key, body)
     if call.endpoint.identity not in ask.forms:
         async with ask.negotiating:
             if call.endpoint.identity not in ask.forms: return await _send_in_form(ask, call, key, body)

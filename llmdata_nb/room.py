@@ -41,7 +41,7 @@ def thinking_tokens(
     return (len(reasoning) + inside) // 3
 
 # %% ../nbs/03l_room.ipynb #3c200012
-_FIRST_ROOM, _MOST_ROOM, _STEP = 4096, 32_768, 1024  # tokens
+_FIRST_ROOM, _MOST_ROOM, _STEP = 4096, 16_384, 1024  # tokens
 
 def learned_room(
     known: int,      # room so far, in tokens

@@ -9,28 +9,58 @@ __all__ = ['USAGE', 'row_ledger', 'price', 'Ledger', 'read_budget', 'Budget']
 import asyncio, os, re, sqlite3
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from .address import Endpoint
 from .limits import CallFailed
 from .store import StoreError
 
+# %% ../nbs/03j_spending.ipynb #32000006
+def _price_by_hand(price, usage):
+    "US dollars for `usage` at the prices that the user gave, per million tokens"
+    cached = usage["cached_tokens"] or 0
+    fresh = usage["prompt_tokens"] - cached
+    millionths = fresh * price["prompt"] + cached * price.get("cached", price["prompt"])
+    return (millionths + usage["completion_tokens"] * price["completion"]) / 1e6
+
+@lru_cache(1000)
+def _price_list(provider, url, model):
+    "The provider and the model in the price list of genai-prices; None where it does not have them"
+    from genai_prices.data_snapshot import get_snapshot
+    host = re.search(r":(cerebras|fireworks-ai|groq|hyperbolic|nebius|novita|nscale|ovhcloud|sambanova|together)$", model)
+    if provider == "hf" and host: provider, model = f"huggingface_{host[1]}", model[:host.start()]
+    for where in ({"provider_id": provider or None}, {"provider_api_url": url}):
+        if not any(where.values()): continue
+        try: return get_snapshot().find_provider_model(model, None, where.get("provider_id"), where.get("provider_api_url"))
+        except LookupError: continue
+    return None
+
 # %% ../nbs/03j_spending.ipynb #27d4406c
-def price(endpoint: Endpoint, usage: dict) -> float | None:
-    "US dollars for `usage` at `endpoint`, or None when the price is not known"
-    if endpoint.free: return 0.0
-    if usage.get("usd") is not None: return usage["usd"]
-    provider, _, model = endpoint.name.partition(":")
-    if provider not in ("openai", "openrouter"): return None
+def _listed_price(endpoint, usage):
+    "US dollars for `usage` by the price list; None where it does not have the model"
+    found = _price_list(endpoint.provider, endpoint.url, endpoint.model)
+    if not found: return None
     from genai_prices import Usage, calc_price
+    provider, model = found
     counted = Usage(
-        input_tokens=usage["prompt_tokens"] or 0,
-        output_tokens=usage["completion_tokens"] or 0,
-        cache_read_tokens=usage["cached_tokens"] or 0)
-    try: return float(calc_price(counted, model, provider_id=provider).total_price)
-    except LookupError: return None
+        input_tokens=usage["prompt_tokens"],
+        output_tokens=usage["completion_tokens"],
+        cache_read_tokens=min(usage["cached_tokens"] or 0, usage["prompt_tokens"]))
+    try: return float(calc_price(counted, model.id, provider_id=provider.id).total_price)
+    except (LookupError, ValueError): return None  # counts that no price is for
+
+def price(endpoint: Endpoint, usage: dict) -> float | None:
+    "US dollars for `usage` at `endpoint`: by hand, as reported (`usd`), or by genai-prices; None when it is not known"
+    told = None not in (usage["prompt_tokens"], usage["completion_tokens"])
+    if endpoint.options.price and told: return _price_by_hand(endpoint.options.price, usage)
+    if endpoint.free or endpoint.provider == "openrouter" and endpoint.model.endswith(":free"): return 0.0
+    if usage.get("usd") is not None: return usage["usd"]
+    return _listed_price(endpoint, usage) if told else None
 
 # %% ../nbs/03j_spending.ipynb #789266a8
 _REQUESTS = ("calls", "replayed", "retries", "failed", "lost")
 USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "thinking_tokens")
+
+_REPORTED = ("prompt_tokens", "completion_tokens")  # by nearly all endpoints
 
 class Ledger:
     "Counts requests, tokens, seconds and money by step and model"
@@ -49,7 +79,8 @@ class Ledger:
         if not line: line = self.lines[step, model] = _empty_line(step, model)
         for counted in (counts, usage):
             for column, n in counted.items():
-                if n: line[column] += n
+                if n: line[column] = None if line[column] is None else line[column] + n
+                elif n is None and column in _REPORTED: line[column] = None  # unknown, and so is the sum
         line["seconds"] += seconds
         unknown = usd is None or line["usd"] is None
         line["usd"] = None if unknown else line["usd"] + usd

@@ -220,7 +220,7 @@ def chat_only(body, n=0):
 
 def test_doctor_tells_what_a_chat_service_is_good_for(project, capsys):
     with serve(chat_only) as (model, bodies): code, found = doctor(capsys, model)
-    assert code == 0 and found[-1].startswith("ok  works for: all recipes but magpie, for which it can answer and judge (responder_model, judge_model) (7 requests, ") and len(bodies) == 7
+    assert code == 0 and found[-1].startswith("ok  works for: all recipes but magpie, for which it can answer and judge (responder_model, judge_model) (6 requests, ") and len(bodies) == 6
     told = "\n".join(found)
     assert "ok  structured output: none; JSON is read out of plain text" in told and "no  raw text: its server refuses raw text (404 unknown path). Magpie needs" in told
     assert "no  log-probabilities: not reported" in told and "no  price: not known" in told and 'budget="300 calls"' in told
