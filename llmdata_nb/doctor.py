@@ -129,7 +129,7 @@ _FORMS = {
 async def _try_json(ask, model):
     "Say in which form the model gives JSON"
     prompt, schema = "Name one colour. Reply as JSON: {\"colour\": …}", object_schema(colour={"type": "string"})
-    reply = await ask(prompt, schema=schema, max_tokens=_MOST_TOKENS, step="JSON")
+    await ask(prompt, schema=schema, max_tokens=_MOST_TOKENS, step="JSON")
     return "structured output: " + _FORMS[ask.forms[model.identity]]
 
 # %% ../nbs/35_doctor.ipynb #5b100021

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from .address import PROVIDERS, Endpoint, authorization, endpoint
 from .answers import choice_reasoning, choice_text, finish_reason, read_usage, refusal_words, reported_cost
@@ -29,6 +30,7 @@ from .store import UnderWay, call_key
 from .structured import FORMS, after_thinking, is_one_object, json_objects, object_schema, read_json
 from .structured import unclosed_json, with_form
 from .transport import TOO_MUCH, awake_timeout, post
+from .waiting import token_limit
 
 # %% ../nbs/04_models.ipynb #f78b7f4c
 _all_ = ["load_rows", "CallFailed", "PROVIDERS", "Endpoint", "authorization", "endpoint", "Budget", "Ledger", "price",
@@ -636,8 +638,9 @@ async def _send_until_answered(ask, call, key, body):
                 raise
             started, spoken = time.monotonic(), _spoken_body(ask, call, body)
             try:
-                answer = await post(ask.session, server, call.path, spoken)
+                answer = await post(ask.session, server, call.path, spoken, partial(_note_token_limit, limiter))
                 limiter.answered()
+                _note_tokens(limiter, answer)
                 return answer, sent, time.monotonic() - started, sent_cap(spoken)
             except CallFailed as e: failed = e
         failed_at.append(server)
@@ -652,6 +655,17 @@ async def _send_until_answered(ask, call, key, body):
         ask.store.soon()
         if pause is None: raise failed
         await asyncio.sleep(pause)
+
+# %% ../nbs/04_models.ipynb #04c00012
+def _note_token_limit(limiter, headers):
+    limit = token_limit(headers)
+    if limit: limiter.tokens.told(limit, time.monotonic(), limiter.window.under_way)
+
+def _note_tokens(limiter, answer):
+    "Tell the limiter how many tokens an answer took, where it needs to know"
+    if not limiter.tokens.per_second: return
+    usage = read_usage(answer.get("usage"))
+    limiter.tokens.took((usage["prompt_tokens"] or 0) + (usage["completion_tokens"] or 0))
 
 # %% ../nbs/04_models.ipynb #18d00002
 _MAY_NAME_PARAMETER = (400, 404, 422, 501)

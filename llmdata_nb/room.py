@@ -6,7 +6,6 @@
 __all__ = ['sent_cap', 'with_room', 'thinking_tokens', 'learned_room', 'took_all_tokens', 'cut_reason']
 
 # %% ../nbs/03l_room.ipynb #3c200004
-import re
 from .structured import after_thinking
 
 # %% ../nbs/03l_room.ipynb #3c200006

@@ -14,9 +14,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from .models import Endpoint
 from .sandbox import TODAY, render_apart
+from .transport import proxy_for, request_headers, url_at
 
 _all_ = ["TODAY"]
-from .transport import proxy_for, request_headers, url_at
 
 # %% ../nbs/04a_templates.ipynb #9fa50faf
 def render(

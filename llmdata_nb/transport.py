@@ -8,6 +8,7 @@ __all__ = ['TOO_MUCH', 'awake_timeout', 'take_body', 'parsed_body', 'is_web_page
 
 # %% ../nbs/03h_transport.ipynb #3b000004
 import asyncio, html, ipaddress, json, os, re, ssl
+from collections.abc import Callable
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies_environment
 from weakref import WeakKeyDictionary
@@ -322,6 +323,7 @@ async def post(
     endpoint: Endpoint,
     path: str,          # `/chat/completions`, `/completions` or `/embeddings`
     body: dict,
+    seen: Callable | None = None, # gets the headers of the response
 ) -> dict:
     "Send `body` to `endpoint` once, and give the decoded answer; CallFailed has the HTTP status, and the seconds the server asks to wait"
     import aiohttp
@@ -333,6 +335,7 @@ async def post(
         proxy = session_proxy(session, endpoint.url)
         with awake_timeout(session.timeout.total):
             async with session.post(url, timeout=only_connect, proxy=proxy, **options) as response:
+                if seen: seen(response.headers)
                 return await _read_response(session, response, endpoint)
     except TimeoutError: raise CallFailed("timeout", f"{endpoint.url} did not answer in time") from None
     except aiohttp.ClientPayloadError: raise CallFailed("server", f"{endpoint.url}: the answer was cut off") from None

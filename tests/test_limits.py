@@ -882,3 +882,22 @@ def test_a_date_to_wait_for_is_measured_by_the_servers_clock(ahead):
     headers = {"Retry-After": formatdate(theirs + 30, usegmt=True), "Date": formatdate(theirs, usegmt=True)}
     assert asked_wait(headers) == 30
     assert asked_wait(headers | {"Date": "nonsense"}) is None or asked_wait(headers | {"Date": "nonsense"}) >= 0
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_tokens_per_minute_are_kept_where_the_server_tells_them(tmp_path, tells):
+    "A bucket of 1,000 tokens that fills at 1,000 a second; a call takes 100"
+    bucket = {"left": 1000.0, "at": time.monotonic(), "refused": 0}
+    def answer(body, n):
+        now = time.monotonic()
+        bucket["left"], bucket["at"] = min(bucket["left"] + 1000 * (now - bucket["at"]), 1000), now
+        taken = bucket["left"] >= 100
+        bucket["left" if taken else "refused"] += -100 if taken else 1
+        reset = (1000 - bucket["left"]) / 1000
+        headers = {"x-ratelimit-limit-tokens": "60000", "x-ratelimit-remaining-tokens": str(int(bucket["left"])), "x-ratelimit-reset-tokens": f"{reset * 1000:.0f}ms"} if tells else {}
+        if tells: headers["x-ratelimit-limit-tokens"] = "1000"
+        if not taken: return 429, {"error": {"message": "Rate limit reached on tokens per min (TPM)"}}, headers
+        return 200, said("fine") | {"usage": {"prompt_tokens": 80, "completion_tokens": 20}}, headers
+    with serve(answer) as (model, bodies): outcome = run(ids(40), echo, model=model, store=tmp_path / "s.sqlite", concurrency=4)
+    assert len(outcome.kept) == 40
+    if tells: assert bucket["refused"] <= 4, "the calls in flight, at most"
