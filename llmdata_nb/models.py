@@ -534,7 +534,7 @@ def _empty_reply(answer, endpoint):
     return Reply("", usage=usage, cost=cost)
 
 # %% ../nbs/04_models.ipynb #4ad0a005
-_FORM_REFUSED = re.compile("response_format|schema|json|grammar|structured", re.I)
+_FORM_REFUSED = re.compile("response_format|schema|json|grammar|structured|constrained|guided|requested parameters", re.I)
 
 def _sent_body(call):
     "What is sent for `call`, before the endpoint's dialect"

@@ -216,7 +216,9 @@ def failed_answer(status, headers, data, key):
     text = visible(" ".join(scrub(text).split()))[:300]
     message = f"{status} without an answer in it: {text}" if 200 <= status < 300 else f"{status} {text}"
     seconds = asked_wait(headers, answer)
-    kind = _KINDS.get(status) or ("refused" if 300 <= status < 500 else "server")
+    busy = status == 400 and re.search("overloaded|at capacity|temporarily unavailable", text, re.I)
+    refused = (300 <= status < 500 or status == 501) and not busy  # it would be refused again
+    kind = _KINDS.get(status) or ("refused" if refused else "server")
     if account_empty(status, answer, seconds): kind = "out of money"
     if status == 400 and re.search("json_validate_failed|failed_generation", answer): kind = "unparseable"  # one failed try
     return CallFailed(kind, message, status=status, seconds=seconds, answer=answer[:20_000])

@@ -14,7 +14,7 @@ from scripted_server import said, serve
 
 from llmdata_nb import __version__, reach, transport
 from llmdata_nb.doctor import examine
-from llmdata_nb.models import EndpointError, endpoint
+from llmdata_nb.models import EndpointError, endpoint, object_schema
 from llmdata_nb.run import run
 from llmdata_nb.templates import fetch
 from llmdata_nb.transport import failed_answer, open_session, proxy_for
@@ -424,3 +424,15 @@ def test_a_connection_is_not_kept_as_long_as_servers_keep_theirs():
     async def kept():
         async with open_session() as session: return session.connector._keepalive_timeout
     assert asyncio.run(kept()) < 5
+
+
+@pytest.mark.parametrize("words", ["The model is currently overloaded with other requests. You can retry your request", "Temporarily unavailable"])
+def test_a_400_that_means_busy_is_asked_again(words):
+    with serve(lambda body, n: (400, {"error": {"message": words}}) if n < 1 else "Ciao") as (model, _): assert len(run(ids(1), say, model=model, store=":memory:").kept) == 1
+
+
+@pytest.mark.parametrize("status, words", [(404, "No endpoints found that can handle the requested parameters."), (400, "Constrained decoding is disabled for this deployment"), (501, "json_schema is not implemented")])
+def test_a_refused_form_leads_to_the_next_one(status, words):
+    async def colour(row, ask): return row | (await ask("A colour, as JSON", schema=object_schema(colour={"type": "string"}))).parsed
+    def answer(body, n): return (status, {"error": {"message": words}}) if "json_schema" in str(body) else '{"colour": "red"}'
+    with serve(answer) as (model, bodies): assert len(run(ids(1), colour, model=model, store=":memory:").kept) == 1 and len(bodies) == 2
