@@ -676,7 +676,13 @@ def _spoken_body(ask, call, body):
     "`body` as the endpoint takes it, with room for thinking"
     dialect, given = _known_dialect(ask, call), call.endpoint.options.room
     room = dialect.get("room", 0) if given is None else given
+    if room and call.endpoint.options.context: room = min(room, _room_in_context(call, body))
     return in_dialect(with_room(body, room) if call.whole else body, dialect)
+
+def _room_in_context(call, body):
+    "The tokens that a context of the given length has left beside the prompt, of three characters each, and the answer"
+    prompt = sum(len(str(message.get("content"))) for message in body["messages"]) // 3
+    return max(call.endpoint.options.context - prompt - sent_cap(body), 0)
 
 def _learn_dialect(ask, call, failed, body, spoken):
     "Whether a request, refused as it was `spoken`, is to be sent again in what is known of the endpoint's dialect by now"

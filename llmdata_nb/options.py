@@ -19,7 +19,7 @@ class Options:
     "What a user wants of a model besides its name"
     parameters: dict = field(default_factory=dict) # of the server, sent with each call
     room: int | None = None    # tokens for thinking, on top of what a recipe allows for the answer; None: learned
-    context: int | None = None # tokens that prompt and answer may have together
+    context: int | None = None # tokens that prompt and answer may have together: where they would be more, the room is less
     price: dict | None = None  # US dollars per million tokens: `prompt`, `completion` and, of the prompt, `cached`
     without: tuple = ()        # parameters that are not sent
     headers: dict = field(default_factory=dict, repr=False) # sent with each request, and with none to another host

@@ -308,3 +308,11 @@ def test_every_request_has_the_published_form(state, file, name):
     bodies = every_request(state)
     taken = [body for body in bodies if not state(body)]
     assert len(taken) > 10 and schema_errors(file, name, taken) == []
+
+
+def test_a_given_context_makes_the_room_smaller_and_leaves_the_answer_its_own():
+    with serve(lambda body, n: "Ciao") as (model, bodies):
+        async def echo(row, ask): return row | {"answer": (await ask("x" * 3000, max_tokens=500)).text}
+        run([{"id": "a"}], echo, model=f"{model}?room=4000&context=2000", store=":memory:")
+        run([{"id": "a"}], echo, model=f"{model}?room=4000&context=1000", store=":memory:")
+    assert [body["max_tokens"] for body in bodies] == [1000, 500]
