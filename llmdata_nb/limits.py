@@ -459,8 +459,7 @@ class Limiter(SharedLimits):
     ):
         budgets = [(span, n) for span, n in ((60, per_minute), (86_400, per_day)) if n]
         super().__init__(url, store, models, budgets)
-        self.window, self.breaker, self.wait = Window(concurrency), Breaker(), wait
-        self.tokens = TokenPace()
+        self.window, self.breaker, self.tokens, self.wait = Window(concurrency), Breaker(), TokenPace(), wait
         self.line = asyncio.Lock()  # those who wait for a sending time
         self.shut, self.shut_kind = "", "refused" # why nothing more is sent to it in this run, and the kind of failure; `models` sets them
         self.replicas = []          # limiters of the other servers of the model; `models` sets it for a fleet

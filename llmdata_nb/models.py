@@ -452,11 +452,11 @@ _KEPT = ("text", "finish_reason", "logprobs", "reasoning")  # of a reply, in the
 def _cut_failure(call, reply, cap):
     "The CallFailed for an answer that was cut off where it must be whole; else None, and `finish_reason` says that it was"
     if call.path == "/embeddings": return None
+    if call.schema and is_one_object(reply.text):
+        if reply.finish_reason == "length": reply.finish_reason = "stop"  # it went on with spaces
+        return None
     unclosed = bool(call.schema) and unclosed_json(reply.text)
     reason = cut_reason(reply, cap, unclosed)
-    if reason and call.schema and is_one_object(reply.text):
-        reply.finish_reason = "stop"  # some go on with spaces until the tokens are used up
-        return None
     if reason and call.whole: return CallFailed("cut off", reason, answer=reply.text)
     if reason: reply.finish_reason = "length"
     return None

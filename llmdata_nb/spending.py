@@ -10,6 +10,7 @@ import asyncio, os, re, sqlite3
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from urllib.parse import urlsplit
 from .address import Endpoint
 from .limits import CallFailed
 from .store import StoreError
@@ -25,6 +26,9 @@ def _price_by_hand(price, usage):
 @lru_cache(1000)
 def _price_list(provider, url, model):
     "The provider and the model in the price list of genai-prices; None where it does not have them"
+    host_name = urlsplit(url).hostname or ""
+    has_domain = re.search(r"\.[a-z]{2,}$", host_name)  # else nobody sells anything there
+    if not provider and not has_domain: return None
     from genai_prices.data_snapshot import get_snapshot
     host = re.search(r":(cerebras|fireworks-ai|groq|hyperbolic|nebius|novita|nscale|ovhcloud|sambanova|together)$", model)
     if provider == "hf" and host: provider, model = f"huggingface_{host[1]}", model[:host.start()]
