@@ -22,6 +22,7 @@ def finish_reason(
 ) -> str | None:
     "Why an answer ended: stop, length, content_filter or error; None where it is not told"
     if not isinstance(said, str) or not said: return None
+    if said in ("stop", "length"): return said
     word = re.sub(r"^finish_?reason_?", "", said.lower())
     for ours, beginnings in _ENDINGS.items():
         if word.startswith(beginnings): return ours
@@ -115,11 +116,27 @@ def _all_prompt_tokens(usage, cached):
     if prompt is None or not outside: return prompt
     return prompt + (cached or 0) + (_as_count(usage.get("cache_creation_input_tokens")) or 0)
 
+_PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+def _is_plain(usage):
+    "Whether `usage` has the counts that most endpoints give, and nothing else"
+    if not usage.keys() <= _PLAIN or len(usage) < 2: return False
+    counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens", 0)
+    return all(type(count) is int and count >= 0 for count in counts)
+
+def _plain_usage(usage):
+    "As `read_usage`, quickly"
+    prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
+    outside = max(usage.get("total_tokens", 0) - prompt - completion, 0)
+    written = completion + outside
+    return dict(prompt_tokens=prompt, cached_tokens=None, completion_tokens=written, thinking_tokens=outside or None)
+
 def read_usage(
     usage, # as an answer has it
 ) -> dict: # prompt_tokens, cached_tokens (of these), completion_tokens, thinking_tokens (of these); None where not told
     "The tokens that a call took"
     usage = usage if isinstance(usage, dict) else {}
+    if _is_plain(usage): return _plain_usage(usage)
     details = [table for name, table in usage.items() if name.endswith("_details") and isinstance(table, dict)]
     cached, thinking = _first_count([*details, usage], _CACHED), _first_count([*details, usage], _THINKING)
     prompt, completion = _all_prompt_tokens(usage, cached), _first_count([usage], _COMPLETION)

@@ -466,12 +466,18 @@ def _note_answer(ask, call, answer, reply, cap):
     identity = call.endpoint.identity
     if identity not in ask.heard: _note_model(ask, identity, answer.get("model"))
     if not call.whole or call.endpoint.options.room is not None: return
+    if not _may_think(reply): return
     thinking = thinking_tokens(reply.usage, reply.reasoning, reply.text)
     lost = not after_thinking(reply.text).strip() and bool(cut_reason(reply, cap, False))
     dialect = _known_dialect(ask, call)
     known = dialect.get("room", 0)
     room = min(learned_room(known, thinking, cap, lost), dialect.get("most_room", 1_000_000))
     if room > known: _remember_dialect(ask, identity, dialect | {"room": room})
+
+def _may_think(reply):
+    "Whether an answer shows signs of thinking, or is empty"
+    starts_plain = reply.text[:1] in ("{", "`") and "</" not in reply.text
+    return bool(reply.reasoning or reply.usage["thinking_tokens"] or not starts_plain)
 
 def _note_model(ask, identity, model):
     "Give up what was learned of an endpoint when another model than before answers there"
@@ -541,7 +547,8 @@ def _sent_body(call):
     options = call.endpoint.options
     body = {"model": call.endpoint.model} | call.body
     if call.more: body = with_room(body, call.more) | {"seed": call.body["seed"] + 2_000_003}
-    return {name: value for name, value in body.items() if name not in options.without}
+    for name in options.without: body.pop(name, None)
+    return body
 
 async def _send_call(ask, call, key):
     "The decoded answer, the number of its request, the seconds it took, and the tokens that it could take"

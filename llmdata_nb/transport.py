@@ -267,7 +267,8 @@ def open_session(
     own_certificates = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
     trusted = ssl.create_default_context() if own_certificates else True  # which they are, aiohttp reads when it is imported
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4, ssl=trusted)
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=20), connector=connector)
+    patience = aiohttp.ClientTimeout(total=timeout, sock_connect=20)
+    return aiohttp.ClientSession(timeout=patience, connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 def session_proxy(session, url: str) -> str | None:
     "As `proxy_for`, looked up once in a session"
