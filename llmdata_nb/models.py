@@ -138,7 +138,7 @@ class Call:
 
     def again(self):
         "The same question, warmer and with another seed: at temperature 0 a model would say the same again"
-        temperature, seed = max(self.body["temperature"], 0.7), self.body["seed"] + 1_000_003
+        temperature, seed = max(self.body["temperature"] or 0.0, 0.7), (self.body["seed"] or 0) + 1_000_003
         return replace(self, body=self.body | {"temperature": temperature, "seed": seed})
 
     def with_more(self, cut: str):
@@ -546,7 +546,7 @@ def _sent_body(call):
     "What is sent for `call`, before the endpoint's dialect"
     options = call.endpoint.options
     body = {"model": call.endpoint.model} | call.body
-    if call.more: body = with_room(body, call.more) | {"seed": call.body["seed"] + 2_000_003}
+    if call.more: body = with_room(body, call.more) | {"seed": (call.body["seed"] or 0) + 2_000_003}
     for name in options.without: body.pop(name, None)
     return body
 
