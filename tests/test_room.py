@@ -38,6 +38,7 @@ def completion(text, finish_reason="stop", tokens=5, model="m", **message):
 
 def thinker(body, n=0):
     "Thinks for 900 to 1,500 tokens first, and counts them"
+    if "prompt" in body: return 404, {"error": {"message": "unknown path"}}
     cap, thinks = body.get("max_tokens") or body.get("max_completion_tokens") or 10**6, random.Random(str(body["messages"])).randint(900, 1500)
     text, details = translator_and_judge(body) if "colour" not in str(body["messages"]) else '{"colour": "blue"}', {"reasoning_tokens": min(thinks, cap)}
     whole = thinks + 40 <= cap
