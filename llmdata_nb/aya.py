@@ -14,7 +14,7 @@ from .checks import detect_language, language_problem, truncated
 from .generation import respond
 from .judge import together
 from .languages import language as find_language
-from .models import Ask
+from .models import Ask, CallFailed, unless_cut
 from .rerank import as_pair, check_choices, rerank_preferences
 from .run import drop
 
@@ -70,8 +70,8 @@ def split_test(
 # %% ../nbs/13_aya.ipynb #1248c0d0
 def _candidate_problem(text, finish_reason, responses, code=None):
     "Why `text` is no candidate beside the `responses`, or None; with `code`, it must be in this language"
-    if not text: return "empty"
     problem = truncated(text, finish_reason)
+    if not problem and not text: problem = "empty"
     if not problem and code: problem = language_problem(text, code)
     if not problem and text in responses: problem = "as another answer"
     return problem
@@ -81,12 +81,14 @@ async def _add_answers(row, ask, language, generators, answers, sampling, in_lan
     "Put the human answer and those of the `generators` into `responses` and `models`; what is no candidate, into `left_out`"
     *prompt, human = row["messages"]
     roles = [role for role in generators for _ in range(answers)]
-    calls = (respond(prompt, ask, language, sample=i % answers, role=role, **sampling) for i, role in enumerate(roles))
-    replies = await together(calls)
+    def answer(i): return respond(prompt, ask, language, sample=i % answers, role=roles[i], **sampling)
+    replies = await together(unless_cut(answer(i)) for i in range(len(roles)))
+    cut = [reply for reply in replies if isinstance(reply, CallFailed)]
 
     responses, models, left_out = [human["content"]], ["human"], []
     code = find_language(language).code if in_language else None
-    for role, (text, finish_reason) in zip(roles, replies):
+    for role, reply in zip(roles, replies):
+        text, finish_reason = ("", "length") if reply in cut else reply
         model = ask.endpoint(role).name
         problem = _candidate_problem(text, finish_reason, responses, code)
         if problem:
@@ -94,6 +96,7 @@ async def _add_answers(row, ask, language, generators, answers, sampling, in_lan
             continue
         responses.append(text)
         models.append(model)
+    if cut and len(responses) < 2: raise cut[0]
     row |= {"messages": prompt, "responses": responses, "models": models, "left_out": left_out}
 
 # %% ../nbs/13_aya.ipynb #f9b85f1a

@@ -23,6 +23,7 @@ from .rowfile import RowFile, json_line
 from .rows import stream_rows
 from .shares import Share, SharedBudget, Shares, connected, name_for_all
 from .store import Store, StoreError, store_path
+from .transport import open_session
 
 # %% ../nbs/30_cluster.ipynb #7d96b1c3
 _all_ = ["near_duplicates"]
@@ -250,8 +251,7 @@ def _find_fault(job, token, recipe_and_args):
 # %% ../nbs/30_cluster.ipynb #d292f5ee
 async def _check_models(references):
     "Raise ValueError when one of the models cannot be used from here"
-    import aiohttp
-    async with aiohttp.ClientSession() as session:
+    async with open_session() as session:
         for reference in references:
             provider, _, name = reference.partition(":")
             if provider == "embedded": weights_path(*filter(None, [name]))

@@ -7,16 +7,20 @@ __all__ = ['has_weights', 'keys', 'machine', 'examine', 'doctor']
 
 # %% ../nbs/35_doctor.ipynb #38b55051
 import asyncio, os, platform, shutil, textwrap
+from contextlib import suppress
 from importlib.metadata import version
 from . import __version__
 from .dialect import dialect_text
 from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect
 from .models import PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
+from .judge import rate, rubric
 from .languages import missing_parts
-from .progress import money, one_line
-from .run import check_folder
+from .progress import money, one_line, tokens_text
+from .run import Dropped, check_folder
 from .store import Store, StoreError, outputs_folder, store_path
 from .templates import find_template
+from .transport import open_session
+from .translate import translate
 
 # %% ../nbs/35_doctor.ipynb #0cba2917
 def has_weights(name: str) -> bool:
@@ -95,17 +99,17 @@ def _chat_line(ask):
 # %% ../nbs/35_doctor.ipynb #5b100009
 async def _try_reach(ask, model):
     "Say where the model answers; raises where it does not"
-    listed = await check_endpoint(ask.session, model)
+    reached = await check_endpoint(ask.session, model)
     await ask.check()
     text = f"reachable, at {model.url}"
-    return f"{text}; the model is not among the {len(listed)} it lists, and yet it answers" if listed else text
+    if reached.problem: return f"{text}; it gives no list of its models ({reached.problem.message}), and yet it answers"
+    return f"{text}; the model is not among the {len(reached.others)} it lists, and yet it answers" if reached.others else text
 
 # %% ../nbs/35_doctor.ipynb #5b10000a
 async def _try_chat(ask, model):
     "Say how long an answer takes"
     reply = await ask("Name one colour.", max_tokens=_MOST_TOKENS, step="chat")
-    if not reply.text.strip():
-        raise ValueError(f"no text within {_MOST_TOKENS} tokens: a model that thinks first makes slow and dear rows, and wants a high max_tokens")
+    if not reply.text.strip(): raise ValueError(f"no text within {_MOST_TOKENS} tokens")
     return f"chat: answered in {_chat_line(ask)['seconds']:.1f} s"
 
 # %% ../nbs/35_doctor.ipynb #5b10000b
@@ -125,9 +129,28 @@ _FORMS = {
 async def _try_json(ask, model):
     "Say in which form the model gives JSON"
     prompt, schema = "Name one colour. Reply as JSON: {\"colour\": …}", object_schema(colour={"type": "string"})
-    reply = await ask(prompt, schema=schema, max_tokens=_MOST_TOKENS, step="JSON")
-    if not reply.parsed: raise ValueError(f"cut off after {_MOST_TOKENS} tokens")
+    await ask(prompt, schema=schema, max_tokens=_MOST_TOKENS, step="JSON")
     return "structured output: " + _FORMS[ask.forms[model.identity]]
+
+# %% ../nbs/35_doctor.ipynb #5b100021
+def _tokens_in_step(ask, column, step):
+    "The sum of a column of the ledger over the lines of a step; all of them where it is empty"
+    return sum(line[column] for line in ask.ledger.lines.values() if not step or line["step"] == step)
+
+def _thinks(ask, model):
+    "Whether the model was seen to think"
+    learned = ask.dialects.get(model.identity) or {}
+    return bool(learned.get("room") or _tokens_in_step(ask, "thinking_tokens", ""))
+
+async def _try_thinking(ask, model):
+    "Say how much a model thinks for a translation and for a verdict"
+    request, response = "How do tides come about?", "The moon pulls at the sea, and the earth turns below it."
+    with suppress(Dropped): await translate(response, ask, "it")
+    await rate(rubric("response"), [request, response], ask)
+    amounts = [_tokens_in_step(ask, "thinking_tokens", step) for step in ("translate text", "judge")]
+    told = f"{amounts[0]:,} tokens for a translation, {amounts[1]:,} for a verdict" if all(amounts) else "how much is not told"
+    room = ask.dialects[model.identity].get("room", 0) if model.options.room is None else model.options.room
+    return f"thinking: {told}; a run leaves room for {room:,} beside the answer (?room={room} behind the name sets it)"
 
 # %% ../nbs/35_doctor.ipynb #5b10000d
 async def _try_raw(ask, model):
@@ -141,13 +164,13 @@ async def _try_raw(ask, model):
 # %% ../nbs/35_doctor.ipynb #5b10000e
 async def _try_logprobs(ask, model):
     "Say that log-probabilities come; raises where they do not"
-    reply = await ask("Name one colour.", max_tokens=1, logprobs=5, step="logprobs")
+    reply = await ask("Name one colour.", max_tokens=_MOST_TOKENS, logprobs=5, step="logprobs")
     if not reply.logprobs: raise ValueError("not reported: leave expected_scores off (rerank_preferences)")
     return "log-probabilities: reported, so expected_scores works (rerank_preferences)"
 
 # %% ../nbs/35_doctor.ipynb #6a61ae88
-_TRIALS = {"reach": _try_reach, "chat": _try_chat, "structured output": _try_json, "raw text": _try_raw,
-           "log-probabilities": _try_logprobs}
+_TRIALS = {"reach": _try_reach, "chat": _try_chat, "structured output": _try_json, "thinking": _try_thinking,
+           "raw text": _try_raw, "log-probabilities": _try_logprobs}
 
 async def _try_one(name, ask, model, seconds):
     "What one of `_TRIALS` found: `(good, text)`"
@@ -155,13 +178,15 @@ async def _try_one(name, ask, model, seconds):
     except TimeoutError: why = "no answer within two minutes"
     except (CallFailed, ValueError) as e:  # EndpointError is one of the latter
         why = getattr(e, "message", str(e)).removeprefix(f"model {model.name!r}: ")
-    if name == "structured output": why += ". Translations and verdicts would fail in this way: take a stronger model"
+    wrong_form = name == "structured output" and "thinking" not in why
+    if wrong_form: why += ". Translations and verdicts would fail in this way: take a stronger model"
     return False, f"{name}: {why}"
 
 # %% ../nbs/35_doctor.ipynb #5b100010
 async def _try_all(ask, model, seconds):
     "`(name, good, text)` of each trial as it comes, and of the price; without a chat answer, the rest is not asked"
     for name in _TRIALS:
+        if name == "thinking" and not _thinks(ask, model): continue
         good, text = await _try_one(name, ask, model, seconds)
         yield name, good, text
         if name == "chat" and good: yield "price", *_priced(ask, model)
@@ -182,29 +207,29 @@ def _works_for(ask, good):
     "What the model is good for, and what it cost to find out; `good` has the trials"
     works = _WORKS[good.get("structured output", False), good.get("raw text", False)]
     requests = _ledger_sum(ask, "calls", "retries", "failed")
-    tokens = _ledger_sum(ask, "prompt_tokens", "completion_tokens")
+    sums = [ask.ledger.total("prompt_tokens"), ask.ledger.total("completion_tokens")]
+    tokens = tokens_text(None if None in sums else sum(sums))
     plural = "" if requests == 1 else "s"
-    return f"works for: {works} ({requests} request{plural}, {tokens} tokens, {money(ask.ledger.total('usd'))})"
+    return f"works for: {works} ({requests} request{plural}, {tokens}, {money(ask.ledger.total('usd'))})"
 
 # %% ../nbs/35_doctor.ipynb #5b100013
 async def examine(
     reference: str, # a model, as in `connect`
 ):  # `(good, text)` of each finding as it comes; nothing is stored
     "Try what the recipes need of a model. The last finding says which recipes work: it is good when the model answers"
-    import aiohttp
     try: model = await asyncio.to_thread(connect, reference)
     except (ValueError, OSError, RuntimeError) as e:
         yield False, str(e).removeprefix(f"model {reference!r}: ")
         yield False, "works for: no recipe"
         return
     seconds = None if reference.startswith("embedded") else _PATIENCE
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session:
+    async with open_session(seconds) as session:
         ask, trials = Ask({"default": model}, Store(":memory:"), session, concurrency=1), {}
         async for name, good, text in _try_all(ask, model, seconds):
             trials[name] = good
             yield good, text
         learned = dialect_text(ask.dialects.get(model.identity) or {})
-        if learned: yield True, f"parameters: {learned}, learned from what it refuses; a run does so too, and remembers it"
+        if learned: yield True, f"parameters: {learned}, learned by asking; a run does so too, and remembers it"
         yield trials.get("chat", False), _works_for(ask, trials)
 
 # %% ../nbs/35_doctor.ipynb #ad417ecb
@@ -237,7 +262,8 @@ async def doctor(
 
     if not references and not has_weights(DEFAULT_WEIGHTS):
         show("\nembedded: not tried, its weights are not here; `llmdata doctor embedded` fetches them")
-    elif references: show("\nEach model is now asked 4 to 9 small things, of 100 tokens at most.")
+    elif references: show("\nEach model is now asked 4 to 9 small things, of 100 tokens at most;"
+                           "\none that thinks is asked for a translation and a verdict as well.")
     for reference in references or ["embedded"] * has_weights(DEFAULT_WEIGHTS):
         show(f"\n{one_line(reference)}")
         async for good, text in examine(reference): show(_wrapped(good, text))

@@ -11,7 +11,8 @@ import hashlib, os, re, secrets, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock
-from .models import Endpoint, endpoint
+from .address import Endpoint, endpoint, with_options
+from .options import model_and_options
 from .progress import Progress
 
 # %% ../nbs/05_embedded.ipynb #9b4043ce
@@ -200,6 +201,8 @@ def connect(
     reference: str, # `embedded`, `embedded:NAME`, `embedded:/path/to.gguf`, or as in `models.endpoint`
 ) -> Endpoint:
     "The endpoint that `reference` names, started where it is embedded"
-    if reference == "embedded": return serve()
-    provider, _, name = reference.partition(":")
-    return serve(name) if provider == "embedded" else endpoint(reference)
+    plain, options, shown = model_and_options(reference)
+    provider, _, weights = plain.partition(":")
+    if provider != "embedded": return endpoint(reference)
+    served = serve(weights or DEFAULT_WEIGHTS)
+    return with_options(served, options, served.name + shown.removeprefix(plain))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STATES', 'AHEAD', 'Dropped', 'drop', 'state_on_arrival', 'writable', 'settle', 'Record', 'send_rows', 'send_all',
-           'in_thread', 'seconds_left', 'calls_text', 'progress_line', 'RunProgress', 'waiting_for', 'evenly_spaced',
-           'Outcome', 'dataset_paths', 'row_files', 'ledger_lines', 'close_files', 'make_outcome', 'write_manifest',
-           'check_folder', 'hold_folder', 'explained_disk_errors', 'recipe_name', 'check_recipe', 'models_by_role',
-           'check_options', 'with_ids', 'about_run']
+           'in_thread', 'seconds_left', 'calls_text', 'progress_line', 'RunProgress', 'waiting_for', 'learned_dialects',
+           'evenly_spaced', 'Outcome', 'dataset_paths', 'row_files', 'ledger_lines', 'close_files', 'make_outcome',
+           'write_manifest', 'check_folder', 'hold_folder', 'explained_disk_errors', 'recipe_name', 'check_recipe',
+           'models_by_role', 'check_options', 'with_ids', 'about_run']
 
 # %% ../nbs/05c_engine.ipynb #5c000004
 import asyncio, copy, hashlib, inspect, json, os, threading, time
@@ -19,14 +19,16 @@ from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
 from . import __version__
+from .dialect import dialect_text
 from .languages import Language, language as find_language
 from .limits import CallFailed
 from .models import Ask, Budget, EndpointError, Ledger, read_budget, row_ledger
-from .progress import Progress, duration, money
+from .progress import Progress, duration, money, tokens_text
 from .rowfile import RowFile, Rows, file_digest, let_go, reason_group, unfinished_path
 from .rowfile import unwritable_columns
 from .show import REASONS, outcome_html, outcome_text
 from .store import StoreError
+from .transport import open_session
 
 # %% ../nbs/05c_engine.ipynb #f9138be4
 STATES = ("kept", "dropped", "failed")
@@ -173,9 +175,7 @@ async def send_all(
     gate=None,
 ) -> None:
     "As `send_rows`, with a session for the calls of `ask`; at the end, `ask` is finished with"
-    import aiohttp
-    seconds = aiohttp.ClientTimeout(total=timeout, sock_connect=20)
-    async with aiohttp.ClientSession(timeout=seconds, connector=aiohttp.TCPConnector(limit=0)) as ask.session:
+    async with open_session(timeout) as ask.session:
         try: await send_rows(rows, ask, recipe, record, concurrency, gate)
         finally: await _finish_with(ask)
 
@@ -284,8 +284,9 @@ def progress_line(
     if left is not None: clock += f", about {duration(left)} left"
 
     states = [f"{tally[state]:,} {state}" for state in STATES if tally[state]]
-    tokens = ledger.total("prompt_tokens") + ledger.total("completion_tokens")
-    taken = [calls_text(ledger), f"{tokens:,} tokens", money(ledger.total("usd"))]
+    sums = [ledger.total("prompt_tokens"), ledger.total("completion_tokens")]
+    tokens = None if None in sums else sum(sums)
+    taken = [calls_text(ledger), tokens_text(tokens), money(ledger.total("usd"))]
     return " · ".join([f"{name}  {rows}", clock, *waiting, *states, *taken])
 
 # %% ../nbs/05c_engine.ipynb #5c000023
@@ -320,6 +321,15 @@ def waiting_for(
     "What the servers of `ask` make it wait for"
     texts = [limiter.status() for limiter in ask.limiters.values()]
     return [text for text in texts if text]
+
+# %% ../nbs/05c_engine.ipynb #05c00021
+def learned_dialects(
+    ask: Ask,
+) -> dict: # empty where nothing was learned
+    "For the manifest: what the endpoint of each role does not take as it is, and the room for thinking that it has"
+    texts = {role: dialect_text(ask.dialects.get(model.identity) or {}) for role, model in ask.models.items()}
+    learned = {role: text for role, text in texts.items() if text}
+    return {"dialects": learned} if learned else {}
 
 # %% ../nbs/05c_engine.ipynb #5c000025
 def evenly_spaced(

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from .agreement import one_sided
 from .languages import language, missing_parts
 from .marks import suspicious_texts
-from .progress import money, visible
+from .progress import money, tokens_text, visible
 from .recipes import ONE_TO_FIVE, for_run, recipe_record, score_scales, score_thresholds
 from .rerank import outcome_rates
 from .rowfile import file_digest
@@ -262,6 +262,7 @@ CALL_COLUMNS = {  # key in the manifest's `calls` → head of its column
     "lost": "lost",
     "prompt_tokens": "prompt tokens",
     "completion_tokens": "completion tokens",
+    "thinking_tokens": "thinking tokens",
     "seconds": "seconds"}
 
 # %% ../nbs/21_export.ipynb #b0c8a707
@@ -272,7 +273,7 @@ def _number_text(number):
 # %% ../nbs/21_export.ipynb #339b74d1
 def _column_total(calls, column):
     "The sum of a `column`, None where a part of it is not known"
-    values = [call[column] for call in calls]
+    values = [call.get(column, 0) for call in calls]
     return None if None in values else sum(values)
 
 # %% ../nbs/21_export.ipynb #a9470bd9
@@ -282,17 +283,21 @@ def calls_table(
     "A Markdown table of the calls in `manifest`, one line per step and model, with a line of totals"
     calls = manifest["calls"]
     columns = dict(CALL_COLUMNS)
-    if not any(call.get("lost") for call in calls): del columns["lost"]
+    for rare in ("lost", "thinking_tokens"):
+        if not any(call.get(rare) for call in calls): del columns[rare]
     lines = []
     for call in calls:
-        numbers = [_number_text(call[column]) for column in columns]
+        numbers = [_number_text(call.get(column, 0)) for column in columns]
         lines.append([escaped(call["step"]), escaped(call["model"]), *numbers, escaped(money(call["usd"]))])
     totals = [_number_text(_column_total(calls, column)) for column in columns]
     lines.append(["**all**", "", *totals, escaped(total_money(calls))])
     return markdown_table(["step", "model", *columns.values(), "cost"], lines, words=2)
 
 # %% ../nbs/21_export.ipynb #9def5450
-def _tokens_taken(calls): return sum((call["prompt_tokens"] or 0) + (call["completion_tokens"] or 0) for call in calls)
+def _tokens_taken(calls):
+    "The tokens of the calls, as text"
+    sums = [_column_total(calls, "prompt_tokens"), _column_total(calls, "completion_tokens")]
+    return tokens_text(None if None in sums else sum(sums))
 
 def _cost_by_state(manifest):
     "One line: what the rows of each state took"
@@ -300,7 +305,7 @@ def _cost_by_state(manifest):
     for state, calls in manifest["calls_by_state"].items():
         if not calls: continue
         rows = manifest["rows"][state]
-        parts.append(f"{rows:,} {state}: {_tokens_taken(calls):,} tokens, {escaped(total_money(calls))}")
+        parts.append(f"{rows:,} {state}: {_tokens_taken(calls)}, {escaped(total_money(calls))}")
     return "By what became of the rows: " + "; ".join(parts) + "." if parts else ""
 
 # %% ../nbs/21_export.ipynb #98bd73d7
@@ -498,6 +503,9 @@ def _how_made(manifest, kept, dropped, prompts):
              fenced(arguments, "json"),
              "The models, by role (`default` is used where a role has none of its own):",
              markdown_table(["role", "model"], models, words=2)]
+    dialects = [(escaped(role), escaped(text)) for role, text in manifest.get("dialects", {}).items()]
+    if dialects: lines += ["What the models' endpoints did not take as it is asked for, and the room for thinking beside each answer:",
+                           markdown_table(["role", "sent"], dialects, words=2)]
     if prompts: lines += ["The prompts:", prompts_table(prompts)]
     return lines
 

@@ -294,7 +294,7 @@ async def _all_votes(ask, prompt, schema, read, samples, roles, expected_scale, 
         try: reply = await ask(prompt, role=role, sample=sample, **options)
         except CallFailed as error:
             refused_by_one = error.kind == "refused" and len(roles) > 1
-            if error.kind == "unparseable" or refused_by_one: return Verdict(raw=error.message)
+            if error.kind in ("unparseable", "cut off") or refused_by_one: return Verdict(raw=error.message)
             raise
         return _with_expected(reply, expected_scale)
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 from .languages import Language, language as find_language, pack
 from .models import CallFailed, Ledger, row_ledger
-from .progress import in_notebook, money, visible
+from .progress import in_notebook, money, tokens_text, visible
 from .recipes import RECIPES, import_from, recipe_record
 from .engine import recipe_name
 from .run import run
@@ -369,7 +369,8 @@ def _call_html(call, before=None):
     "A call as a line that can be opened; `before` is what was answered in its place the last time"
     step = f'<span class="step">{escape(call["step"])}</span>'
     if not call["done"]: return f'<div class="asked">{step}<span class="dim">asking …</span></div>'
-    tokens = f'{call["prompt_tokens"]:,} → {call["completion_tokens"]:,} tokens'
+    both = call["prompt_tokens"], call["completion_tokens"]
+    tokens = tokens_text(None) if None in both else f"{both[0]:,} → {both[1]:,} tokens"
     cost = f'{tokens} · {money(call["usd"])} · {_paid_or_replayed(call)}'
     line = f'{step}<span class="said">{_state_html(call, before)}</span><span class="dim">{cost}</span>'
     columns = f'<div class="two"><div>{_request_html(call)}</div><div>{_answer_html(call, before)}</div></div>'
@@ -419,7 +420,7 @@ def in_all(
     def for_many(amount): return None if amount is None else float(f"{amount * many / rows:.2g}")
     def number_for_many(amount): return "unknown" if amount is None else f"{for_many(amount):,.0f}"
     requests = f"{calls:,} new requests, {replayed:,} replayed"
-    taken = f"{rows} rows: {requests}, {tokens:,} tokens, {money(usd)}"
+    taken = f"{rows} rows: {requests}, {tokens_text(tokens)}, {money(usd)}"
     estimate = f"{number_for_many(calls + replayed)} requests, {number_for_many(tokens)} tokens, {money(for_many(usd))}"
     return f"{taken}. {many:,} rows like these would take about {estimate} (an estimate from {rows} rows)"
 

@@ -10,7 +10,7 @@ __all__ = ['TIES', 'rerank', 'answers_of', 'pick_pair', 'check_choices', 'reques
 from collections import Counter
 from .agreement import wilson
 from .judge import ASPECTS, Comparison, check_number, check_orders, check_score, compare, merge_orders, rubric, together
-from .models import Ask, CallFailed
+from .models import Ask, CallFailed, after_thinking, unless_cut
 from .run import drop
 
 # %% ../nbs/11_rerank.ipynb #c5b1ca97
@@ -225,7 +225,7 @@ async def _pair_with_stronger(row, ask, temperature, max_tokens):
     reply = await ask(row["messages"], temperature=temperature, max_tokens=2 * max_tokens,
                       step="stronger answer", role="strong")
     responses, scores = row["responses"], row["scores"]
-    best = reply.text.strip()
+    best = after_thinking(reply.text).strip()
     row["outcome"] = "stronger"
     if not best or reply.finish_reason == "length" or best in responses:
         drop("the stronger model gave no other whole answer")
@@ -241,10 +241,13 @@ async def _own_answers(row, ask, n, temperature, max_tokens):
     def answer(i):
         return ask(row["messages"], temperature=temperature, max_tokens=max_tokens, sample=i,
                    step="answer", role="generator")
-    replies = await together(map(answer, range(n)))
-    texts = [reply.text.strip() for reply in replies if reply.finish_reason != "length"]
+    replies = await together(unless_cut(answer(i)) for i in range(n))
+    cut = [reply for reply in replies if isinstance(reply, CallFailed)]
+    whole = [reply for reply in replies if reply not in cut and reply.finish_reason != "length"]
+    texts = [after_thinking(reply.text).strip() for reply in whole]
     row["responses"] = [text for text in texts if text]
     row["models"] = ["generator"] * len(row["responses"])
+    if cut and len(row["responses"]) < 2: raise cut[0]
     if len(row["responses"]) < 2: drop("fewer than two whole answers")
 
 # %% ../nbs/11_rerank.ipynb #309499ab

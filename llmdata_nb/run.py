@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from .embedded import connect
-from .engine import AHEAD, Dropped, Outcome, drop, check_folder, write_manifest
+from .engine import AHEAD, STATES, Dropped, Outcome, drop, check_folder, write_manifest
 from .engine import Record, RunProgress, about_run, check_options, check_recipe, close_files, evenly_spaced
-from .engine import explained_disk_errors, hold_folder, in_thread, make_outcome, models_by_role, recipe_name
+from .engine import explained_disk_errors, hold_folder, in_thread, learned_dialects, make_outcome, models_by_role, recipe_name
 from .engine import row_files, send_all, waiting_for, with_ids
 from .models import Ask, Budget, row_ledger
-from .progress import duration, money
+from .progress import duration, money, one_line, tokens_text
 from .rowfile import reason_group
 from .store import Store, store_path
 
@@ -119,6 +119,7 @@ def run(
         tick(last=True)
 
         if gate: about |= gate.about()
+        about |= learned_dialects(ask)
         about |= {"seconds": round(progress.seconds(), 1)}
         with explained_disk_errors(out, files):
             close_files(files)
@@ -150,19 +151,36 @@ class Estimate:
     "What a run would take; each figure is a dict of `mean`, `low` and `high`"
     rows: int
     calls: dict
-    tokens: dict
+    tokens: dict | None # None when an endpoint does not report them
     usd: dict | None  # US dollars; None when the price is not known
     minutes: dict
     outcome: Outcome  # of the rows that were run for it
+    thinking: dict | None = None  # tokens, of `tokens`
 
     def __repr__(self):
-        tried = len(self.outcome.kept) + len(self.outcome.dropped) + len(self.outcome.failed)
-        return "\n".join([
-            f"{self.rows:,} rows, judged by {tried} of them:",
-            f"  {_range_text(self.calls, _whole_number)} calls",
-            f"  {_range_text(self.tokens, _whole_number)} tokens",
-            f"  {_range_text(self.usd, money)}",
-            f"  {_range_text(self.minutes, lambda minutes: duration(60 * minutes))}"])
+        tried, failed = sum(self.outcome.manifest()["rows"][state] for state in STATES), len(self.outcome.failed)
+        head = f"{self.rows:,} rows, judged by {tried} of them"
+        if failed: head += f", of which {failed} failed"
+        reasons = _failed_reasons(self.outcome)
+        if failed == tried: return "\n".join([f"{head}: what the others would take cannot be told", *reasons])
+        return "\n".join([f"{head}:", *reasons, *_estimate_lines(self)])
+
+# %% ../nbs/06_run.ipynb #06000022
+def _failed_reasons(outcome):
+    "A line for each kind of reason for which rows failed, with the first of them in its own words"
+    kinds = [each for each in outcome.reasons() if each["state"] == "failed"]
+    firsts = [outcome.failed(kind["reason"])[0]["reason"] for kind in kinds]
+    return [f"  {kind['rows']} failed: {one_line(first)[:300]}" for kind, first in zip(kinds, firsts)]
+
+def _estimate_lines(estimate):
+    "A line for each figure"
+    tokens = tokens_text(None)
+    if estimate.tokens: tokens = f"{_range_text(estimate.tokens, _whole_number)} tokens"
+    thinking = estimate.thinking
+    if thinking and thinking["mean"]: tokens += f", {_range_text(thinking, _whole_number)} of them thinking"
+    minutes = _range_text(estimate.minutes, lambda minutes: duration(60 * minutes))
+    figures = [f"{_range_text(estimate.calls, _whole_number)} calls", tokens, _range_text(estimate.usd, money), minutes]
+    return [f"  {figure}" for figure in figures]
 
 # %% ../nbs/06_run.ipynb #f34140dc
 def _whole_number(n): return f"{n:,.0f}"
@@ -215,9 +233,10 @@ def estimate(
 
     calls = _estimate_total(_sums(ledgers, "calls", "replayed", "retries", "failed"), n)
     tokens = _estimate_total(_sums(ledgers, "prompt_tokens", "completion_tokens"), n)
+    thinking = _estimate_total(_sums(ledgers, "thinking_tokens"), n)
     usd = _estimate_total(_sums(ledgers, "usd"), n)
     at_once = min(concurrency, _fewest_slots(model))
     minutes = _estimate_total([seconds / 60 / at_once for seconds in _sums(ledgers, "seconds")], n)
     for span, most in ((1, options.get("per_minute")), (1440, options.get("per_day"))):
         if most: minutes = {figure: max(value, calls[figure] * span / most) for figure, value in minutes.items()}
-    return Estimate(n, calls, tokens, usd, minutes, outcome)
+    return Estimate(n, calls, tokens, usd, minutes, outcome, thinking)

@@ -209,17 +209,26 @@ def _requests_text(calls):
     return ", ".join([*parts, total_money(calls)])
 
 # %% ../nbs/05b_show.ipynb #92c2c960
-_STEP_HEAD = ("step", "model", "calls", "replayed", "tokens in", "tokens out", "time in calls", "cost")
+_STEP_HEAD = ("step", "model", "calls", "replayed", "tokens in", "tokens out", "thinking", "time in calls", "cost")
 
 def _count_text(n): return "unknown" if n is None else f"{n:,}"
 
 def _step_texts(call):
     "What a step took, a text for each name in `_STEP_HEAD`"
-    counts = [_count_text(call.get(column)) for column in ("calls", "replayed", "prompt_tokens", "completion_tokens")]
+    columns = ("calls", "replayed", "prompt_tokens", "completion_tokens", "thinking_tokens")
+    counts = [_count_text(call.get(column, 0)) for column in columns]
     step = short(call["step"], 40)
     model = short(call["model"], 60)
     time = duration(call.get("seconds") or 0)
     return [step, model, *counts, time, money(call["usd"])]
+
+# %% ../nbs/05b_show.ipynb #05b00042
+def _steps_table(calls):
+    "The head and a line of texts for each step"
+    lines = [list(_STEP_HEAD), *map(_step_texts, calls)]
+    if any(call.get("thinking_tokens") for call in calls): return lines
+    place = _STEP_HEAD.index("thinking")
+    return [line[:place] + line[place + 1:] for line in lines]
 
 # %% ../nbs/05b_show.ipynb #add48170
 REASONS = 25 # reasons that are shown with an example
@@ -289,7 +298,7 @@ def outcome_text(
 
     took = _requests_text(calls)
     if "seconds" in manifest: took += f", {duration(manifest['seconds'])}"
-    table = _aligned_table([_STEP_HEAD, *map(_step_texts, calls)]) if calls else []
+    table = _aligned_table(_steps_table(calls)) if calls else []
     lines += [f"        {line}" for line in (took, *table)]
     return "\n".join(lines)
 
@@ -349,8 +358,8 @@ def _table_line(tag, texts):
 
 def _steps_html(calls):
     "The table of the steps"
-    lines = [_table_line("th", _STEP_HEAD)]
-    lines += [_table_line("td", _step_texts(call)) for call in calls]
+    head, *steps = _steps_table(calls)
+    lines = [_table_line("th", head), *[_table_line("td", step) for step in steps]]
     return f'<table style="border-collapse:collapse;margin:.6em 0">{"".join(lines)}</table>'
 
 # %% ../nbs/05b_show.ipynb #271bfe45

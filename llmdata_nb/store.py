@@ -24,11 +24,12 @@ _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", "
 # %% ../nbs/03_store.ipynb #d5546ba0
 _LAYOUT = """
 create table calls (id integer primary key autoincrement, key blob not null unique, step text, model text, text blob, finish_reason text,
-    prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, created real, run integer, logprobs blob);
+    prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, created real, run integer, logprobs blob,
+    thinking_tokens integer, reasoning blob);
 create table uses (call integer primary key, run integer);
 create table attempts (key blob, created real, step text, model text, kind text, message text,
     prompt_tokens integer, cached_tokens integer, completion_tokens integer, usd real, seconds real, run integer, under_way integer,
-    primary key (key, created)) without rowid;
+    thinking_tokens integer, primary key (key, created)) without rowid;
 create table runs (run integer primary key, host text, pid integer, started text, beat integer);
 create table requests (url text, second integer, sent integer, primary key (url, second)) without rowid;
 create table limits (url text primary key, rate real, steady integer, since real, next real, until real, reason text) without rowid;
@@ -41,9 +42,9 @@ alter table attempts rename to old_attempts"""
 _COPY_1 = """
 insert into calls
     select null, key, step, model, text, finish_reason, prompt_tokens, cached_tokens, completion_tokens, usd, seconds, created,
-    cast(created * 1e6 as integer), null from old_calls order by created;
+    cast(created * 1e6 as integer), null, null, null from old_calls order by created;
 insert or replace into attempts
-    select key, created, step, model, kind, message, prompt_tokens, cached_tokens, completion_tokens, usd, seconds, null, null
+    select key, created, step, model, kind, message, prompt_tokens, cached_tokens, completion_tokens, usd, seconds, null, null, null
     from old_attempts;
 drop table old_calls;
 drop table old_attempts"""
@@ -53,13 +54,18 @@ alter table attempts add column run integer;
 alter table attempts add column under_way integer;
 create table runs (run integer primary key, host text, pid integer, started text, beat integer);
 create table dialects (endpoint text primary key, dialect text) without rowid"""
+_FROM_4 = """
+alter table calls add column thinking_tokens integer;
+alter table calls add column reasoning blob;
+alter table attempts add column thinking_tokens integer"""
 
-_VERSION = 4
+_VERSION = 5
 _MIGRATIONS = {  # layout of a file → what brings it up to date
     0: [_LAYOUT],
     1: [_FROM_1, _LAYOUT, _COPY_1],
-    2: [_FROM_2, _FROM_3],
-    3: [_FROM_3]}
+    2: [_FROM_2, _FROM_3, _FROM_4],
+    3: [_FROM_3, _FROM_4],
+    4: [_FROM_4]}
 
 def _layout_version(db): return db.execute("pragma user_version").fetchone()[0]
 
@@ -175,11 +181,14 @@ def _wake_waiting(futures, error=None):
         else: future.set_result(None)
 
 # %% ../nbs/03_store.ipynb #0c5a3e12
-_CLAIM = """
-insert or replace into attempts select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 1
-where not exists (select 1 from calls where key = ?1 and id > ?13)
-and (select count(*) from attempts where key = ?1 and run is not ?12) <= ?14"""
-_ATTEMPT = "insert or replace into attempts values (?,?,?,?,?,?,?,?,?,?,?,?,1)"
+_USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "thinking_tokens", "usd", "seconds")
+_ATTEMPT_COLUMNS = ("step", "model", "kind", "message", *_USAGE)
+_INTO_ATTEMPTS = f"insert or replace into attempts (key, created, {', '.join(_ATTEMPT_COLUMNS)}, run, under_way)"
+_CLAIM = f"""
+{_INTO_ATTEMPTS} select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 1
+where not exists (select 1 from calls where key = ?1 and id > ?14)
+and (select count(*) from attempts where key = ?1 and run is not ?13) <= ?15"""
+_ATTEMPT = f"{_INTO_ATTEMPTS} values (?,?,?,?,?,?,?,?,?,?,?,?,?,1)"
 _LEAVE = "delete from runs where run=?"
 
 # %% ../nbs/03_store.ipynb #0c5a3e22
@@ -290,13 +299,12 @@ def _holds_on(store, error):
     return time.monotonic() - store.locked < 5 * store.patience
 
 # %% ../nbs/03_store.ipynb #9bc71dab
-_USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "usd", "seconds")
-_COLUMNS = ("step", "model", "text", "finish_reason", *_USAGE)
-_ATTEMPT_COLUMNS = ("step", "model", "kind", "message", *_USAGE)
+_COLUMNS = ("step", "model", "text", "finish_reason", "reasoning", *_USAGE)
 _STORED = ("id", "run", *_COLUMNS, "logprobs")
 _GET = f"select {','.join(_STORED)}, key from calls where"
 _GET_NEXT = f"{_GET} id > ? order by id limit 256"
-_PUT = "insert or replace into calls values (null,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_PUT = (f"insert or replace into calls (key, {', '.join(_COLUMNS)}, created, run, logprobs) "
+        "values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")
 _IS_UNDER_WAY = "(coalesce(under_way, 0) and run in (select run from runs))"
 _RELEASE = "update attempts set under_way = 0 where key=? and run=?"
 _LOST = "the answer did not come before the run was stopped"
@@ -330,13 +338,16 @@ def _unpack_text(value):
 # %% ../nbs/03_store.ipynb #0c5a3e15
 def _call_values(columns):
     "The values of a call as they stand in the table, from `step` to `seconds`"
-    return [_pack_text(columns["text"]) if c == "text" else columns.get(c) for c in _COLUMNS]
+    values = {name: columns.get(name) for name in _COLUMNS}
+    values["text"] = _pack_text(values["text"])
+    if values["reasoning"]: values["reasoning"] = _pack_text(values["reasoning"])
+    return list(values.values())
 
 # %% ../nbs/03_store.ipynb #1562b9f0
 def _stored_call(row):
     "The call in a row that was read with `_GET`"
     call = dict(zip(_STORED, row))
-    call["text"] = _unpack_text(call["text"])
+    call["text"], call["reasoning"] = _unpack_text(call["text"]), _unpack_text(call["reasoning"])
     if call["logprobs"]: call["logprobs"] = json.loads(_unpack(call["logprobs"], MOST_CHARACTERS))
     return call
 
@@ -654,7 +665,8 @@ def export(
     with store.errors() as db, open_text(path, "wt", encoding="utf-8") as file:
         for row in db.execute(f"select {','.join(columns)} from calls order by id"):
             call = dict(zip(columns, row))
-            call["key"], call["text"] = call["key"].hex(), _unpack_text(call["text"])
+            call["key"] = call["key"].hex()
+            call["text"], call["reasoning"] = _unpack_text(call["text"]), _unpack_text(call["reasoning"])
             file.write(json.dumps(call, ensure_ascii=False) + "\n")
             n += 1
     return n
@@ -665,7 +677,7 @@ _REMOVE_CALLS = f"delete from calls where id in (select id from calls left join 
 _REMOVE_USES = "delete from uses where call not in (select id from calls)"
 _REMOVE_ATTEMPTS = """
 delete from attempts where created < ? and key not in (select key from calls)
-    and kind != 'unparseable' -- those led to a second answer"""
+    and kind not in ('unparseable', 'cut off') -- those led to a second answer"""
 
 def unused(
     store: Store,

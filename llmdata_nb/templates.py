@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from .models import Endpoint, authorization
+from urllib.parse import urlsplit
+from .models import Endpoint
 from .sandbox import TODAY, render_apart
+from .transport import proxy_for, request_headers, url_at
 
 _all_ = ["TODAY"]
 
@@ -243,10 +245,12 @@ def fetch(
     body: dict | None = None,  # sent as JSON, where there is one
 ) -> dict | None:
     "What a server that speaks more than the common protocol answers at `path`; None where it does not know it"
-    headers = {"Content-Type": "application/json"} | authorization(endpoint)
+    headers = {"Content-Type": "application/json"} | request_headers(endpoint)
     data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(endpoint.url.removesuffix("/v1") + path, data, headers)
-    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))  # no proxy gets the key either
+    request = urllib.request.Request(url_at(endpoint, path, endpoint.url.removesuffix("/v1")), data, headers)
+    proxy = proxy_for(endpoint.url)
+    proxies = {urlsplit(endpoint.url).scheme: proxy} if proxy else {}
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler(proxies))
     try:
         with opener.open(request, timeout=20) as response: answer = json.loads(response.read(_MOST_BYTES))
     except (OSError, ValueError, RecursionError, HTTPException): return None  # no such path, no JSON, no answer

@@ -140,13 +140,17 @@ def account_empty(
     return seconds is None and not _LIMIT_OF_PACE.search(answer)
 
 # %% ../nbs/02c_waiting.ipynb #3d000027
+_TOKEN_LIMITS = ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}", "x-ratelimit-{}-tokens-minute",
+                 "x-ratelimit-{}-tokens-query-cost")
+
 def token_limit(
     headers, # of a response
 ) -> tuple | None: # (tokens a minute, tokens left, seconds until all are there again); None where they do not say
     "The limit of tokens that a server tells in its headers"
-    headers = {name.lower(): value for name, value in headers.items()}
+    headers = {name.lower(): value for name, value in headers.items() if "ratelimit" in name.lower()}
+    if not headers: return None
     now = _date_moment(headers.get("date", "")) or time.time()
-    for prefix in ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}", "x-ratelimit-{}-tokens-minute", "x-ratelimit-{}-tokens-query-cost"):
+    for prefix in _TOKEN_LIMITS:
         most, left, reset = (headers.get(prefix.format(what)) for what in ("limit", "remaining", "reset"))
         try: numbers = int(float(most)), int(float(left))
         except (TypeError, ValueError): continue

@@ -3,7 +3,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 PICTURE = Path(__file__).parents[1] / "nbs" / "images" / "architecture.svg"
-TITLE = "The modules of llmdata_nb in nine floors, and the way of a row and of a call"
+TITLE = "The modules of llmdata_nb in eleven floors, and the way of a row and of a call"
 WIDTH, FLOOR, GAP = 1040, 58, 8
 FLOORS = [  # from the top: name, what it is for, color, modules
     ("Doors", "and the notebooks in nbs/pipelines", "#fde9d9", "cli doctor"),
@@ -15,8 +15,12 @@ FLOORS = [  # from the top: name, what it is for, color, modules
      "passages generation translate rerank magpie aya backinstruct recipes"),
     ("Judging", "what a judge said, and whether it can be trusted", "#e9e3f3", "verdict agreement marks judge tags"),
     ("Runs", "many rows at once, each kept, dropped or failed", "#dbe9f6", "rowfile show engine run"),
-    ("Calls", "ask: paid once, at the pace the endpoint takes", "#f6e6ea", "store progress limits dialect models sandbox templates embedded"),
-    ("Texts", "what can be told without a model", "#f4f1de", "languages checks dedup rows scrub waiting")]
+    ("Calls", "ask: paid once, at the pace the endpoint takes", "#f6e6ea",
+     "spending room models sandbox templates embedded"),
+    ("One request", "where it goes, how it is said, what comes back", "#f6e6ea",
+     "options address transport dialect answers structured reach"),
+    ("Memory and pace", "what was paid for, and how fast to ask", "#f6e6ea", "store progress limits"),
+    ("Texts", "what can be told without a model", "#f4f1de", "languages checks files dedup rows scrub waiting")]
 ROWS, CALLS, RECIPE, KEPT = "#f4f1de", "#f6e6ea", "#dbe9f6", "#e8f1e4"
 
 

@@ -70,10 +70,17 @@ def test_a_wrong_language_is_written_down_and_taken_out_only_on_request():
     assert {r["reason"].split(" (")[0] for r in strict.dropped} == {"response: no other answer than the human one"} and strict.dropped[0]["left_out"][0]["model"] == reference
 
 
-@pytest.mark.parametrize("answer, why", [("", "empty"), ((200, {"choices": [{"message": {"content": "Il numero è"}, "finish_reason": "length"}]}), "truncated"), ("Il numero 0 piace perché porta fortuna, dice mia nonna.", "as another answer")])
+@pytest.mark.parametrize("answer, why", [("", "empty"), ("Il numero 0 piace perché porta fortuna, dice mia nonna.", "as another answer")])
 def test_answers_that_are_no_candidates(answer, why):
     with model(lambda body: answer) as (reference, bodies): outcome = made(reference, rows(1))
     assert why in outcome.dropped[0]["reason"] and not any("response_format" in b for b in bodies)
+
+
+def test_an_answer_that_is_cut_off_twice_is_no_candidate_and_one_alone_fails_its_row():
+    cut = (200, {"choices": [{"message": {"content": "Il numero è"}, "finish_reason": "length"}]})
+    with model(lambda body: cut) as (reference, bodies): outcome = made(reference, rows(1))
+    assert "cut off (it took 3000 of 3000 tokens: give it more room)" in outcome.failed[0]["reason"]
+    assert [body["max_tokens"] for body in bodies] == [1500, 3000]
 
 
 def test_prefer_human_asks_no_judge():

@@ -152,7 +152,7 @@ def test_the_same_texts_for_each_task():
 def test_a_request_that_is_cut_off_says_so():
     def cut(body): return 200, {"choices": [{"message": {"content": '{"instruction": "Come lavorava il mul'}, "finish_reason": "length"}], "usage": {}}
     with serve(lambda body, n: cut(body)) as (model, bodies): outcome = run(rows()[:1], back_instruct, model=model, language="it", direct=True, store=":memory:")
-    assert [r["reason"] for r in outcome.dropped + outcome.failed] == ["instruction: cut off"]
+    assert [r["reason"] for r in outcome.failed] == ["instruction: cut off (it took 600 of 600 tokens: give it more room)"] and len(bodies) == 2
 
 
 def test_people_tell_the_precision_of_a_threshold():

@@ -220,7 +220,7 @@ def chat_only(body, n=0):
 
 def test_doctor_tells_what_a_chat_service_is_good_for(project, capsys):
     with serve(chat_only) as (model, bodies): code, found = doctor(capsys, model)
-    assert code == 0 and found[-1].startswith("ok  works for: all recipes but magpie, for which it can answer and judge (responder_model, judge_model) (7 requests, ") and len(bodies) == 7
+    assert code == 0 and found[-1].startswith("ok  works for: all recipes but magpie, for which it can answer and judge (responder_model, judge_model) (6 requests, ") and len(bodies) == 6
     told = "\n".join(found)
     assert "ok  structured output: none; JSON is read out of plain text" in told and "no  raw text: its server refuses raw text (404 unknown path). Magpie needs" in told
     assert "no  log-probabilities: not reported" in told and "no  price: not known" in told and 'budget="300 calls"' in told
@@ -232,7 +232,7 @@ def wraps(body, n=0):
 
 
 @pytest.mark.parametrize("answer, models, reason", [
-    (lambda body, n: "Blue.", 401, "refuses the key (401)"),
+    (lambda body, n: (401, {"error": {"message": "no"}}), 401, "refuses the key (401)"),
     (lambda body, n: (401, {"error": {"message": "Incorrect API key provided"}}), ["m"], "chat: 401 Incorrect API key provided"),
     (lambda body, n: (404, {"error": {"message": "the model 'm' does not exist"}}), ["m-large"], "has no 'm' (404 the model 'm' does not exist); It lists m-large"),
     (lambda body, n: said(""), ["m"], "chat: no text within 100 tokens"),

@@ -47,9 +47,9 @@ def test_a_server_that_dies_loses_no_row_and_is_put_back(project):
 
 def test_no_server_of_a_fleet_can_be_reached(project):
     with pytest.raises(EndpointError, match="cannot be reached"): run(rows(1), say, model="http://127.0.0.1:9/v1,http://127.0.0.1:10/v1#m")
-    with serve(lambda body, n: "well", models=401) as (closed, bodies):  # nor one that refuses the key
+    with serve(lambda body, n: (401, {"error": "no"}), models=401) as (closed, bodies):  # nor one that refuses the key
         with pytest.raises(EndpointError): run(rows(1), say, model=f"http://127.0.0.1:9/v1,{closed}")
-        assert not bodies
+        assert len(bodies) == 1
 
 
 def test_a_pause_that_one_server_asks_for_sends_all_to_the_other(project):

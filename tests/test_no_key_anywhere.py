@@ -382,7 +382,8 @@ def scripted_harness(folder):
 
 
 CHANGES = {  # in the scripts: what has another name by now, a key of their own, long waits, and a header that they print
-    "_PROVIDERS": "PROVIDERS", "os.environ['OPENAI_API_KEY'] = 'k'": "pass",
+    "_PROVIDERS": "PROVIDERS", "models import _key_name": "address import _key_name",
+    "os.environ['OPENAI_API_KEY'] = 'k'": "pass",
     "else 75": "else 0.5", "now + 4": "now + 1", "s.headers[-1], ": ""}
 
 

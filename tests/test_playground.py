@@ -94,7 +94,7 @@ def test_a_watched_recipe_asks_the_same_and_tells_all(tmp_path):
         found = await compare(rubric("response"), "Why?", ["Because.", "So."], ask)
         await ask("hello to you", schema=object_schema(translation={"type": "string"}), temperature=0.5)
         return row | {"scores": found.scores, "more": more}
-    def answer(body, n): return (200, {"data": [{"embedding": [0.1, 0.2]}]}) if "input" in body else anything(body, n)
+    def answer(body, n): return (200, {"data": [{"embedding": [0.1, 0.2]}], "usage": {"prompt_tokens": 3}}) if "input" in body else anything(body, n)
     with serve(answer) as (url, bodies):
         calls, models = [], {"default": url, "embedder": url}
         outcome = run([conversation(i) for i in range(5)], watch(partial(recipe, more=2), calls.append), model=models, store=tmp_path / "s.sqlite", seed=7)

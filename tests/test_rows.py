@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from hub_server import serve
+from llmdata_nb import files as files_module
 from llmdata_nb import rows as rows_module
 from llmdata_nb.rows import DEMOS, OUR_COLUMNS, SHAPES, Unreadable, load_rows, single_turn, stream_rows, to_messages
 
@@ -491,7 +492,7 @@ def test_a_long_line_is_read_without_many_copies(tmp_path):
 
 
 def test_whole_texts_have_a_limit_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows_module, "MOST", 1000)
+    monkeypatch.setattr(files_module, "MOST", 1000)
     path = packed(tmp_path / "a.txt.gz", b"", b"a\n", b"", 20_000_000)
     with pytest.raises(rows_module.Unreadable, match="unpacked"): rows_module.file_text(path)
     (tmp_path / "b.txt").write_text("a\n" * 5000)

@@ -185,7 +185,7 @@ def test_a_store_of_layout_1_is_kept_and_replayed(tmp_path):
         calls, attempts = calls_of(path), attempts_of(path)
         assert len(calls) == 60 and len(attempts) == 15 and rows_of(path, "pragma user_version") == [(1,)]
         Store(path).close()
-        assert rows_of(path, "pragma user_version") == [(4,)] and calls_of(path) == calls and attempts_of(path) == attempts
+        assert rows_of(path, "pragma user_version") == [(5,)] and calls_of(path) == calls and attempts_of(path) == attempts
         assert rows_of(path, "pragma integrity_check") == [("ok",)] and not rows_of(path, "select name from sqlite_master where name like 'old_%'")
         again = run(numbered(60), strict, model=model, store=path, concurrency=8)
         assert len(bodies) == sent and again.kept == first.kept
@@ -203,7 +203,7 @@ def test_eight_processes_migrate_one_store_once(tmp_path):
         path = tmp_path / f"{n}.sqlite"
         shutil.copy(made, path)
         assert together(8, work, path) == [(500, True)] * 8
-        assert rows_of(path, "select count(*), min(id), max(id) from calls") == [(500, 1, 500)] and rows_of(path, "pragma user_version") == [(4,)]
+        assert rows_of(path, "select count(*), min(id), max(id) from calls") == [(500, 1, 500)] and rows_of(path, "pragma user_version") == [(5,)]
 
 
 def test_a_migration_that_is_killed_is_as_if_it_had_not_begun(tmp_path):
@@ -221,7 +221,7 @@ def test_a_migration_that_is_killed_is_as_if_it_had_not_begun(tmp_path):
         child.join()
         killed += rows_of(path, "pragma user_version") == [(1,)]
         Store(path).close()
-        assert calls_of(path) == calls and rows_of(path, "pragma user_version") == [(4,)]
+        assert calls_of(path) == calls and rows_of(path, "pragma user_version") == [(5,)]
     assert killed
 
 
@@ -229,7 +229,7 @@ def test_a_newer_layout_is_left_alone(tmp_path):
     path = tmp_path / "s.sqlite"
     fill(path, 3)
     db = sqlite3.connect(path, isolation_level=None)
-    db.execute("pragma user_version=5")
+    db.execute("pragma user_version=6")
     db.close()
     before = path.read_bytes()
     with pytest.raises(StoreError) as e: Store(path)
@@ -471,19 +471,23 @@ def test_what_another_run_has_under_way_is_not_lost(tmp_path):
     other.close()
 
 
-def test_a_store_of_layout_3_is_kept_and_replayed(tmp_path):
+FROM_5_TO_4 = ["alter table calls drop column thinking_tokens", "alter table calls drop column reasoning",
+               "alter table attempts drop column thinking_tokens"]
+FROM_4_TO_3 = ["alter table attempts drop column run", "alter table attempts drop column under_way", "drop table runs", "drop table dialects"]
+
+
+@pytest.mark.parametrize("layout, changes", [(4, FROM_5_TO_4), (3, FROM_5_TO_4 + FROM_4_TO_3)])
+def test_a_store_of_an_older_layout_is_kept_and_replayed(tmp_path, layout, changes):
     path = tmp_path / "s.sqlite"
     with serve(strictly) as (model, bodies):
         first = run(numbered(40), strict, model=model, store=path, concurrency=8)
         db = sqlite3.connect(path, isolation_level=None)
-        for change in ("alter table attempts drop column run", "alter table attempts drop column under_way", "drop table runs", "drop table dialects",
-                       "pragma user_version=3"):
-            db.execute(change)
+        for change in (*changes, f"pragma user_version={layout}"): db.execute(change)
         db.close()
         calls, attempts, sent = calls_of(path), attempts_of(path), len(bodies)
         again = run(numbered(40), strict, model=model, store=path, concurrency=8)
         assert len(bodies) == sent and again.kept == first.kept
-    assert rows_of(path, "pragma user_version") == [(4,)] and calls_of(path) == calls and attempts_of(path) == attempts
+    assert rows_of(path, "pragma user_version") == [(5,)] and calls_of(path) == calls and attempts_of(path) == attempts
     assert [(line["calls"], line["replayed"], line["retries"]) for line in again.ledger] == [(0, 40, 10)]
 
 
