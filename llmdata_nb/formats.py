@@ -480,8 +480,9 @@ def _guessed_labels(row):
 
 def _look_through(rows, format, min_score):
     "What `rows` make in a format: their ids and labels, which extras they have, and under `problems`, by its number, why a row cannot be written"
-    found = SimpleNamespace(problems={}, ids=set(), labels=set(), answers=0, guessed=0, rich=False, tools=False, weights=False)
+    found = SimpleNamespace(total=0, problems={}, ids=set(), labels=set(), answers=0, guessed=0, rich=False, tools=False, weights=False)
     for n, row in enumerate(rows, 1):
+        found.total = n
         try:
             made = convert(row, format, min_score)
             if row["id"] in found.ids: raise ValueError("the id stands on an earlier row too: ids must be unique (load_rows makes them so)")
@@ -624,7 +625,7 @@ def write_format(
         path = folder/f"{name}.jsonl"
         written = _write_files({path: lines(lambda new: True)} | _files_beside(path, format, found))
     left_out = folder/f"{name}.left_out.log"
-    return written + _list_left_out(left_out, list(found.problems.values()), len(rows))
+    return written + _list_left_out(left_out, list(found.problems.values()), found.total)
 
 # %% ../nbs/21a_formats.ipynb #2b4441ee
 _HUB_FILES: tuple[str, ...] = ("README.md", "manifest.json", "data/*.parquet", "dropped.parquet", "failed.parquet", "plots/*.png")
