@@ -306,14 +306,18 @@ def front_matter(
     recipe, name = manifest["recipe"], title(manifest)
     pairs = recipe_record(recipe).makes_pairs or manifest["arguments"].get("answers", 1) > 1
     own = tag_fields(tags)
-    words = ["synthetic", *(["preference", "dpo"] if pairs else []), "llmdata_nb", recipe, *own["tags"]]
+    asked = language(manifest["language"])
+    variety = [asked.tag] if asked.tag != asked.code else []  # the Hub's languages have no varieties: they go beside
+    words = ["synthetic", *(["preference", "dpo"] if pairs else []), "llmdata_nb", recipe, *variety, *own["tags"]]
+    more: dict = license_fields(license)
+    if variety: more["language_details"] = variety
     data = DatasetCardData(
-        language=[manifest["language"]],
+        language=[asked.code],
         pretty_name=visible(f"{name}, by {recipe}"),
         task_categories=list(dict.fromkeys(["text-generation", *own["task_categories"]])),
         size_categories=[size_category(manifest["rows"]["kept"])],
         tags=list(dict.fromkeys(words)),
-        **license_fields(license))
+        **more)
     return f"---\n{data.to_yaml()}\n---"
 
 # %% ../nbs/21_export.ipynb #b13c780b
