@@ -212,7 +212,8 @@ async def back_instruct(
     check_rule_names(skip_checks)
     unknown = [style for style in styles if style not in STYLES]
     if unknown: raise ValueError(f"style {unknown[0]!r}: expected {', '.join(STYLES)}")
-    response, code = _native_text(row, choose), find_language(language).code
+    response, asked = _native_text(row, choose), find_language(language)
+    code = "en" if asked.code == "en" else asked.tag  # a translation goes into the variety that was asked for
     if choose:
         await choose_passage(row, ask, code, min_length, max_length)
         response = row["response"]

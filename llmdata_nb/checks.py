@@ -362,6 +362,31 @@ def _foreign_runs(text, own):
     pattern = f"[{re.escape(''.join(foreign))}]+"
     return re.findall(pattern, _ASIDE.sub(" ", _QUOTED.sub(" ", text)))
 
+# %% ../nbs/01_checks.ipynb #7c0a0002
+def _is_encoded(char, charset):
+    try: return bool(char.encode(charset))
+    except UnicodeEncodeError: return False
+
+@lru_cache(maxsize=30_000)
+def _han_form(char):
+    "Hans for a character that is written so in simplified Chinese alone, Hant for one of traditional Chinese, None for all others"
+    if _script_of_letter(char) != "Hani": return None
+    simplified, traditional = _is_encoded(char, "gb2312"), _is_encoded(char, "big5")
+    if simplified == traditional: return None
+    if simplified: return "Hans"
+    is_frequent = char.encode("big5") < b"\xc9\x40"  # the first of the two parts of Big5
+    return "Hant" if is_frequent else None
+
+def _other_form(text, tag, source):
+    "The other form of Chinese, and characters of it, where `text` is rather written in it than in that of `tag`; None where the tag asks for none"
+    wanted = [part for part in tag.split("-") if part in ("Hans", "Hant")]
+    if not wanted: return None
+    forms = [(char, _han_form(char)) for char in _outside_quotes(text)]
+    own = sum(form == wanted[0] for _, form in forms)
+    foreign = [char for char, form in forms if form not in (None, wanted[0]) and char not in (source or "")]
+    if not foreign or 8 * len(foreign) < own + len(foreign): return None
+    return ("Hant" if wanted == ["Hans"] else "Hans"), "".join(dict.fromkeys(foreign))
+
 # %% ../nbs/01_checks.ipynb #7c000f0c
 def wrong_script(
     text: str,
@@ -369,7 +394,10 @@ def wrong_script(
     source: str | None = None,  # what `text` was translated from: a foreign word that is in it may stay
 ) -> str | None:
     "Name letters of `text` that its `language` is not written with"
-    text, own = prose(text), scripts_of(find_language(language).code)
+    target = find_language(language)
+    text, own = prose(text), scripts_of(target.code)
+    other = _other_form(text, target.tag, source)
+    if other: return f"wrong script ({other[0]}: {shorten(other[1])})"
     if "Zzzz" in own: return None  # nobody knows how it is written
     latin = script_share(text, {"Latn"}) if _has_latin_words(text, own) else 0
     if latin > LATIN_SHARE: return f"wrong script (Latn, {latin:.2f})"

@@ -110,7 +110,7 @@ def _read_run(path):
     seen, seen_dropped = (_only_texts(count.get("detected_language", {})) for count in (kept, dropped))
     calls = manifest["calls"]
     return dict(
-        language=find_language(manifest["language"]).code, recipe=manifest["recipe"], rows=manifest["rows"],
+        language=find_language(manifest["language"]).tag, recipe=manifest["recipe"], rows=manifest["rows"],
         reasons=_reason_counts(manifest), score=column, scores=scores,
         languages=dict(kept=seen, checked=seen + seen_dropped),
         usd=_sum_calls(calls, "usd"), tokens=_sum_calls(calls, "prompt_tokens", "completion_tokens"),
@@ -158,7 +158,7 @@ def read_runs(
 ) -> list: # dicts, by recipe and language; the folders left out are printed, with the reason
     "The runs whose folders lie in `folder`; FileNotFoundError where there is none"
     folder, names = Path(folder), set(_split_names(recipes))
-    codes = [find_language(name).code for name in _split_names(languages)]
+    codes = [find_language(name).tag for name in _split_names(languages)]
     runs = []
     for path, run in _read_all(folder):
         named = not names or names & {run["recipe"], path.parent.name}

@@ -624,9 +624,9 @@ def about_run(
 
 # %% ../nbs/05c_engine.ipynb #869b8465
 def _about_language(language):
-    "The code of `language`, and a digest of its prompts where they were edited"
-    code = find_language(language).code
+    "The tag of `language`, and a digest of its prompts where they were edited"
+    tag = find_language(language).tag
     texts = language.texts if isinstance(language, Language) else {}
-    if not texts or texts == find_language(code).texts: return dict(language=code)
+    if not texts or texts == find_language(tag).texts: return dict(language=tag)
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-    return dict(language=code, prompts=digest[:12])
+    return dict(language=tag, prompts=digest[:12])

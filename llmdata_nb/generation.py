@@ -62,7 +62,8 @@ def _label_words(language):
     "Patterns of the words before a request, before an answer, and before another request or its translation; in English and in `language`"
     packs = [pack("en")["magpie"]]
     if language.texts: packs.append(language.texts["magpie"])
-    names = [name.lower() for name in {"english", language.name, language.native}]
+    plain = find_language(language.code)  # whoever is asked for a variety may name the language alone
+    names = [name.lower() for name in {"english", language.name, language.native, plain.name, plain.native}]
     asks = sum((texts["asks"] for texts in packs), names)
     answers = sum((texts["answers"] for texts in packs), [])
     return _any_of(asks), _any_of(answers), _any_of([*names, "translation", "english translation"])

@@ -211,6 +211,7 @@ class Language:
     direction: str  # "ltr" or "rtl"
     confusable: tuple = ()  # codes that a detector mixes it up with
     texts: dict = field(default_factory=dict, repr=False, compare=False)  # of its pack, {} where there is none
+    tag: str = ""  # BCP 47, with the script and the territory that were asked for: pt-BR, zh-Hant; else the code
 
 # %% ../nbs/00_languages.ipynb #2e02f70c
 def _names_of(code):
@@ -225,16 +226,54 @@ def _names_in_script(code, script):
     if tag in _names_table(): return _names_table()[tag][:2]
     return tuple(f"{name} ({script})" for name in _names_of(code))
 
+@cache
+def _territories():
+    "{code: English name} of the territories in the IANA registry"
+    from langcodes.registry_parser import parse_registry
+    regions = [entry for entry in parse_registry() if entry["Type"] == "region"]
+    return {entry["Subtag"]: entry["Description"][0] for entry in regions}
+
+def _names_in_territory(names, tag, territory):
+    "The names of the variety `tag`, made of the `names` of the language where the table has none"
+    if tag in _names_table(): return _names_table()[tag][:2]
+    where = _territories().get(territory, territory)
+    return tuple(f"{name.removesuffix(')')}, {where})" if name.endswith(")") else f"{name} ({where})" for name in names)
+
+# %% ../nbs/00_languages.ipynb #5a1c1004
+def _kept_script(found, code, script):
+    "The script of `found` where the tag of its language has to say it, else None"
+    import langcodes
+    usual = _script_of_tag(langcodes.Language.make(code))
+    simplified = script == "Hans" and (found.script or found.territory)
+    return script if script != usual or simplified else None
+
+def _kept_territory(found, code, script):
+    "The territory of `found` where it makes a variety, else None"
+    import langcodes
+    territory = found.territory
+    if not territory or f"{code}-{territory}" in _names_table(): return territory
+    expected = langcodes.Language.make(code, script=script).maximize().territory
+    return None if territory == expected else territory
+
+def _in_variety(texts, native, own):
+    "The texts of a pack with the name of a variety in the place of the language's `native` one"
+    if isinstance(texts, str): return texts.replace(native, own)
+    if isinstance(texts, list): return [_in_variety(text, native, own) for text in texts]
+    return {key: _in_variety(text, native, own) for key, text in texts.items()}
+
 # %% ../nbs/00_languages.ipynb #5a1c1002
 def _make_language(found, code):
     "The `Language` for the langcodes object `found`"
-    import langcodes
-    script, usual_script = _script_of_tag(found), _script_of_tag(langcodes.Language.make(code))
-    is_usual = script == usual_script
-    name, native = _names_of(code) if is_usual else _names_in_script(code, script)
-    texts = pack(code) if is_usual and code in packs() else {}
+    script = _script_of_tag(found)
+    kept = _kept_script(found, code, script)
+    territory = _kept_territory(found, code, kept)
+    names = _names_in_script(code, script) if kept else _names_of(code)
+    tag = "-".join(filter(None, [code, kept, territory]))
+    if territory: names = _names_in_territory(names, tag, territory)
+    texts = pack(code) if code in packs() and kept in (None, "Hans") else {}
+    if tag != code: texts = _in_variety(texts, _names_of(code)[1], names[1])
     direction = "rtl" if script in RTL else "ltr"
-    return Language(code, name, native, script, direction, _close_codes(code), texts)
+    return Language(code, *names, script, direction, _close_codes(code), texts, tag)
 
 # %% ../nbs/00_languages.ipynb #1b205c8e
 def _suggest_names(name):
@@ -285,6 +324,8 @@ def missing_parts(
         sentences.append(f"There is no pack for {found.name}: judges get English rubrics about {found.name} texts, and a model translates the prompts that should be in {found.name}.")
     elif "marked" not in found.texts["judge"]:
         sentences.append(f"The pack for {found.name} has no judge.marked: judges are told in English that nothing between the marks counts.")
+    if "-" in found.tag and not found.tag.endswith(found.script):
+        sentences.append(f"The checks of the language tell {_names_of(found.code)[0]} from others, not {found.name} from its other varieties.")
     if found.code not in packs():
         sentences.append(f"A verdict that is worded in {found.name} is not understood: judges have to answer in JSON or in English.")
     if lacking := unnoticed(found.code):

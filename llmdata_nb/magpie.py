@@ -210,7 +210,7 @@ async def _user_turn(row, ask, language, text, sampling, skip_checks=()):
     row["user_turns"].append(turn)
     whole = not reply.text.rstrip().endswith(instruction)  # what was cut off came after the request
     finish_reason = None if whole else reply.finish_reason
-    return instruction_problem(instruction, find_language(language).code, finish_reason, skip_checks)
+    return instruction_problem(instruction, find_language(language).tag, finish_reason, skip_checks)
 
 # %% ../nbs/12_magpie.ipynb #489d9591
 def _check_first_texts(ask, turn):
@@ -310,7 +310,7 @@ async def instruct(
         problem = await _user_turn(row, ask, language, opening, sampling, skip_checks)
         text = row["user_turns"][0]["instruction"]
         if not problem and system and _copies_system(text, system): problem = "copies the system message"
-        row["in_language"] = bool(text) and not language_problem(text, find_language(language).code)
+        row["in_language"] = bool(text) and not language_problem(text, find_language(language).tag)
         vector = await ask.embed(text) if not problem and "embedder" in ask.models else None
 
         await turns.mine(ticket)
@@ -326,7 +326,7 @@ async def instruct(
 async def _checked_answer(messages, ask, language, skip_checks=(), **sampling):
     "An answer, and what is wrong with it or None"
     text, finish_reason = await respond(messages, ask, language, **sampling)
-    return text, generation_problem(text, find_language(language).code, finish_reason, without=skip_checks)
+    return text, generation_problem(text, find_language(language).tag, finish_reason, without=skip_checks)
 
 # %% ../nbs/12_magpie.ipynb #7248da34
 async def _next_turn(row, ask, language, text, sampling, near, answering):

@@ -582,7 +582,7 @@ class _PromptPanel:
         self.fields.save.on_click(lambda _: _save_edits(self))
 
     def own_texts(self): return self.edited.setdefault(self.target.code, {})
-    def pack_texts(self): return _editable_texts(find_language(self.target.code))
+    def pack_texts(self): return _editable_texts(find_language(self.target.tag))
 
     def show_calls(self, calls, target):
         "Show the prompts of the `calls`; gives the names of edited ones that are in none of them"
@@ -651,7 +651,7 @@ def _save_edits(panel):
         save_prompts(path, panel.edited)
     except (OSError, ValueError) as e: return panel.say(f"Not saved: {e}", "bad")
     saved = sum(map(len, panel.edited.values()))
-    panel.say(f'Saved {saved} of the prompts. A run takes them by language=with_prompts("{panel.target.code}", "{path}")')
+    panel.say(f'Saved {saved} of the prompts. A run takes them by language=with_prompts("{panel.target.tag}", "{path}")')
 
 # %% ../nbs/23_playground.ipynb #811cd672
 def _text_field(description, value, width, **more):

@@ -66,7 +66,7 @@ async def translate(
     for _ in range(2):
         reply = await ask(messages, schema=_SCHEMA, step=f"translate {part}", role="translator", **sampling)
         translation = without_marks(reply.parsed["translation"], "message") if reply.parsed else ""
-        problem = translation_problem(text, translation, target.code, reply.finish_reason, role, skip_checks)
+        problem = translation_problem(text, translation, target.tag, reply.finish_reason, role, skip_checks)
         if not problem: return translation
         if reply.finish_reason == "length": break
         again = _prompt_text("again", AGAIN, target).replace("{problem}", problem)

@@ -115,6 +115,30 @@ def test_licence_not_stated_is_said():
     assert sentence in dataset_card(make_manifest(), []) and sentence not in dataset_card(make_manifest(), [], license="mit")
 
 
+@pytest.mark.parametrize("given, said", [("Apache-2.0", {"license": "apache-2.0"}), ("mit", {"license": "mit"}), ("llama3.3", {"license": "llama3.3"}), ("ODC-By-1.0", {"license": "odc-by"}),
+                                         ("EUPL-1.0", {"license": "other", "license_name": "eupl-1.0", "license_link": "https://spdx.org/licenses/EUPL-1.0.html"}), ("", {}), (None, {})])
+def test_a_licence_is_written_as_the_hub_spells_it(given, said):
+    data = DatasetCard(dataset_card(make_manifest(), [], license=given)).data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == said
+
+
+@pytest.mark.parametrize("given, meant", [("Apache License 2.0", "'apache-2.0'"), ("Apache 2", "'apache-2.0'"), ("MIT License", "'mit'"), ("CC BY 4.0 International", "'cc-by-4.0'"), ("cc-by", "'cc-by-4.0' or 'cc-by-3.0'"),
+                                          ("GPL v3", "'gpl-3.0'"), ("Llama 3 license", "'llama3'"), ("MIT OR Apache-2.0", "one identifier"), ("proprietary", "such as 'apache-2.0'"), ("LicenseRef-mine", "one identifier")])
+def test_a_licence_that_nobody_knows_is_an_error_with_a_suggestion(given, meant, tmp_path):
+    folder = write_run(tmp_path / "run", [make_row(0)])
+    with pytest.raises(ValueError, match="license .*: expected one identifier of the Hub") as e: write_card(folder, license=given)
+    assert meant in str(e.value) and "\n" not in str(e.value) and not (folder / "README.md").exists()
+
+
+def test_tags_are_words_and_tasks_have_a_field_of_their_own(tmp_path):
+    folder = write_run(tmp_path / "run", [make_row(0)])
+    for tags in ("law, question-answering,synthetic", ["law", "question-answering", "synthetic"]):
+        data = DatasetCard.load(write_card(folder, tags=tags)).data
+        assert data.task_categories == ["text-generation", "question-answering"] and data.tags.count("synthetic") == 1 and "law" in data.tags and "question-answering" not in data.tags
+    for tags, reason in (("language:it", "language in a field of its own"), ("Text Generation", "the Hub's task 'text-generation'"), (["a\nb"], "one line"), ([""], "no word"), ("x" * 65, "at most 64")):
+        with pytest.raises(ValueError, match=reason): write_card(folder, tags=tags)
+
+
 def test_unknown_price_is_never_zero():
     manifest = make_manifest()
     manifest["calls"].append(dict(manifest["calls"][0], step="judge", model="openai:x", usd=None, prompt_tokens=None))

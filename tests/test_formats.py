@@ -15,13 +15,14 @@ import hub_push_server
 import hub_server
 import pytest
 import yaml
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from llmdata_nb.export import write_card
-from llmdata_nb.formats import FORMATS, convert, hub_files, in_test, write_format
+from llmdata_nb.formats import FORMATS, HELD_FIELDS, convert, hub_files, in_test, write_format
 from llmdata_nb.models import CallFailed
 from llmdata_nb.rerank import rerank_preferences
 from llmdata_nb.rowfile import RowFile
+from llmdata_nb.rows import load_rows
 from llmdata_nb.run import run
 
 ROOT = Path(__file__).parents[1]
@@ -186,10 +187,13 @@ BAD_TALKS = [
     (change(talk(), messages=[user("a"), user("b"), assistant("c")]), "message 2 is of the role user, expected assistant"),
     (change(talk(), messages=[system("s"), system("s"), user("b"), assistant("c")]), "message 2 is of the role system"),
     (change(talk(), messages=[user("a"), system("s"), assistant("c")]), "message 2 is of the role system"),
-    (change(talk(), messages=[user("a"), {"role": "tool", "content": "c"}]), "message 2 has the role 'tool'"), (change(talk(), messages=[user("a"), {"content": "c"}]), "message 2 has the role None"),
+    (change(talk(), messages=[user("a"), {"role": "tool", "content": "c"}]), "message 2 is of the role tool, expected assistant"), (change(talk(), messages=[user("a"), {"role": "critic", "content": "c"}]), "message 2 has the role 'critic'"), (change(talk(), messages=[user("a"), {"content": "c"}]), "message 2 has the role None"),
     (change(talk(), messages=[user("a"), assistant("\n")]), r"message 2 \(assistant\) is empty"), (change(talk(), messages=[user("a"), assistant(None)]), "NoneType, expected a text"),
     (change(talk(), messages=[user("a"), assistant([{"type": "text", "text": "c"}])]), "list, expected a text"),
-    (change(talk(), messages=[user("a\udcff"), assistant("c")]), "half a character at position 2"), (change(talk(), messages=[user("a"), assistant("c") | {"tool_calls": [1]}]), "has tool_calls, which would be lost"),
+    (change(talk(), messages=[user("a\udcff"), assistant("c")]), "half a character at position 2"), (change(talk(), messages=[user("a"), assistant("c") | {"tool_calls": [1]}]), "expected a list of calls"),
+    (change(talk(), messages=[user("a"), assistant("c") | {"audio": {"id": 1}}]), "has audio, which would be lost"), (change(talk(), messages=[user("a") | {"weight": 0}, assistant("c")]), r"message 1 \(user\) has weight, which would be lost"),
+    (change(talk(), messages=[user("a"), assistant("c") | {"weight": 0.5}]), "weight is 0.5, expected 0"), (change(talk(), messages=[user("a"), assistant("c") | {"name": 3}]), "name is int"),
+    (change(talk(), rejected="b"), "a rejected answer, which a conversation would lose"), (change(talk(), tools="[{"), "tools: not JSON"), (change(talk(), tools=["search"]), "expected a list of tools"),
     (change(talk(), dropped="judged low"), "dropped: judged low"), (change(talk(), failed="429"), "failed: 429"),
 ]
 BAD_PAIRS = [
@@ -205,7 +209,7 @@ BAD_PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("format, bad, reason", [(f, *case) for fs, cases in ((SFT, BAD_TALKS), (PAIRS + KTO, BAD_PAIRS)) for f in (fs[0], fs[-1], fs[5]) for case in cases])
+@pytest.mark.parametrize("format, bad, reason", [(f, *case) for fs, cases in ((SFT, BAD_TALKS), (PAIRS + KTO, BAD_PAIRS)) for f in (fs[0], fs[-1], fs[5]) for case in cases if not (f in KTO and case[1] == "no rejected")])
 def test_a_bad_row_is_named_and_nothing_is_written(format, bad, reason, tmp_path):
     good = [(talk if format in SFT else pair)(f"g{i}") for i in range(3)]
     with pytest.raises(ValueError, match=reason) as e: write_format([*good, bad], tmp_path / "out", format, test=0)
@@ -317,6 +321,195 @@ def test_any_text_comes_through(turns, rules, other):
         for i, line in enumerate(made):
             used = {k: v for k, v in columns(format).items() if v in line}
             assert READERS[format](line, used) == (prompt, [answers[i]] if format in KTO else answers), format
+
+
+# fields of messages, tools, rows left out
+
+CALLED = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Øslo"}'}}
+OSLO = [user("Fa freddo a Oslo?") | {"name": "Anna"}, assistant("") | {"tool_calls": [CALLED], "reasoning_content": "I look it up."}, {"role": "tool", "content": "4 °C", "tool_call_id": "1"}, assistant("Sì.") | {"weight": 1, "audio": None}]
+WEATHER = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]
+
+
+@pytest.mark.parametrize("format", ["trl_sft", "trl_sft_completion", "handbook_sft", "axolotl_sft"])
+def test_fields_of_messages_and_tools_are_written(format, tmp_path):
+    row = {"id": "oslo", "messages": OSLO, "tools": WEATHER}
+    paths = write_format([row], tmp_path, format, test=0)
+    line = json.loads(paths[0].read_text())
+    messages = line.get("messages") or line["prompt"] + line["completion"]
+    assert messages[:3] == OSLO[:3] and messages[3] == assistant("Sì.") | ({"weight": 1} if format == "axolotl_sft" else {})
+    tools = line["tools"] if format == "axolotl_sft" else json.loads(line["tools"])
+    parameters = tools[0]["function"]["parameters"]
+    assert (json.loads(parameters) if format == "axolotl_sft" else parameters) == WEATHER[0]["function"]["parameters"]
+
+
+def test_calls_of_tools_in_the_words_of_llama_factory(tmp_path):
+    messages = [OSLO[0] | {"name": None}, assistant(None) | {"tool_calls": [CALLED]}, *OSLO[2:]]
+    path, info = write_format([talk("plain"), {"id": "oslo", "messages": messages, "tools": json.dumps(WEATHER)}], tmp_path, "llamafactory_sharegpt_sft")
+    oslo, plain = sorted(map(json.loads, path.read_text().splitlines()), key=lambda line: line["id"])
+    assert [m["from"] for m in oslo["conversations"]] == ["human", "function_call", "observation", "gpt"]
+    assert json.loads(oslo["conversations"][1]["value"]) == {"name": "weather", "arguments": {"city": "Øslo"}} and json.loads(oslo["tools"]) == WEATHER and plain["tools"] == ""
+    assert json.loads(info.read_text())["llamafactory_sharegpt_sft"]["columns"]["tools"] == "tools"
+
+
+def test_what_must_not_be_trained_on_is_told_to_axolotl_alone(tmp_path):
+    row = talk("w", turns=2)
+    row["messages"][1]["weight"] = 0
+    path, lines = write_format([talk("x" * 3), row], tmp_path, "axolotl_sft")
+    assert yaml.safe_load(lines.read_text())["datasets"][0]["message_field_training"] == "weight"
+    assert [m.get("weight") for m in json.loads(path.read_text().splitlines()[0])["messages"]] == [None, 0, None, None]  # the rows with more come first
+    for format in SFT:
+        if format == "axolotl_sft": continue
+        with pytest.raises(ValueError, match="messages: message 2 has weight, which this format cannot hold: take axolotl_sft"): convert(row, format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("field", [{"reasoning_content": "hm"}, {"name": "Anna"}, {"weight": 0}, {"tools": WEATHER}])
+def test_no_field_is_lost_in_silence(field, format):
+    row = (talk if format in SFT else pair)(turns=2 if "plain" not in format else 1)
+    if "tools" in field: row |= field
+    else: (row["messages"] if "messages" in row else row["chosen"])[-1].update(field)
+    try: made = json.dumps(convert(row, format))
+    except ValueError as e: assert [*field][0] in str(e) and "which this format cannot hold" in str(e)
+    else: assert [*field][0] in made
+
+
+def test_fields_far_down_the_file_still_load(tmp_path):
+    rows = [talk(f"r{i}", text="x" * 2000) for i in range(3000)] + [{"id": "last", "messages": OSLO, "tools": WEATHER}]
+    path = write_format(rows, tmp_path / "out", "trl_sft")[0]
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert path.stat().st_size > 11e6 and len(loaded) == 3001 and loaded[0]["messages"][1]["tool_calls"][0]["function"]["name"] == "weather"
+
+
+@pytest.mark.parametrize("format", ["trl_sft", "handbook_sft", "llamafactory_alpaca_sft"])
+def test_bad_rows_are_left_out_and_listed(format, tmp_path, capsys):
+    bad = [change(talk("two"), messages=[user("a"), user("b"), assistant("c")]), talk("g1"), change(talk("empty"), messages=[user("a"), assistant("")]), talk("f", failed="429\nslow"), talk("r0", rejected="no")]
+    rows = [row for i in range(5) for row in (talk(f"g{i}"), bad[i])]
+    paths = write_format((row for row in rows), tmp_path, format, test=0, skip=True)
+    assert sorted(json.loads(line)["id"] for line in paths[0].read_text().splitlines()) == [f"g{i}" for i in range(5)]
+    listed = paths[-1].read_text().splitlines()
+    assert paths[-1].name == f"{format}.left_out.log" and [line.split(":")[0] for line in listed] == ["row 2 ('two')", "row 4 ('g1')", "row 6 ('empty')", "row 8 ('f')", "row 10 ('r0')"]
+    out = capsys.readouterr().out
+    assert out.startswith(f"5 of 10 rows were left out, listed in {format}.left_out.log: row 2 ('two'): messages: message 2") and out.endswith("; and 2 more\n")
+    assert sum(map(len, datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache")).values())) == 5 and all("failed" not in row for row in load_rows(paths[0]))
+    assert write_format(rows[::2], tmp_path, format, test=0, skip=True)[-1] != paths[-1] and not paths[-1].exists()
+    with pytest.raises(ValueError, match="no rows to write: all 5 had to be left out, the first as row 1"): write_format(bad[:1] * 5, tmp_path / "none", format, skip=True)
+
+
+def test_a_single_answer_is_written_for_kto(tmp_path):
+    rows = [pair("both"), change(pair("good"), rejected=...), {"id": "bad", "messages": [user("Why?")], "rejected": "Dunno."}]
+    for format in KTO:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lines = list(map(json.loads, write_format(rows, tmp_path / format, format)[0].read_text().splitlines()))
+        assert [(line["id"], line.get("label", line.get("kto_tag"))) for line in lines] == [("both-chosen", True), ("both-rejected", False), ("good-chosen", True), ("bad-rejected", False)]
+    for format in PAIRS:
+        with pytest.raises(ValueError, match="no rejected: expected a preference row"): convert(rows[1], format)
+    assert convert({"id": "p", "messages": pair()["prompt"], "chosen": "ciao good", "rejected": "ciao bad"}, "trl_preference") == convert(pair(), "trl_preference")
+
+
+# the round trip
+
+said = st.one_of(st.sampled_from(NASTY).map("so: {}".format), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip))
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": '{"word": "é\\u2028", "n": 2}'}}
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}}}]
+
+
+@st.composite
+def conversations(draw):
+    "A conversation with what it may have: a system message, several turns, calls of a tool, fields of messages"
+    messages = [system(draw(said))] * draw(st.booleans())
+    special = draw(st.sampled_from(["", "", "", "calls", "reasons", "weights", "names"]))
+    for n in range(draw(st.integers(1, 3))):
+        messages.append(user(draw(said)) | ({"name": "Anna"} if special == "names" else {}))
+        if special == "calls" and n == 0: messages += [assistant("") | {"tool_calls": [CALL]}, {"role": "tool", "content": draw(said)}]
+        messages.append(assistant(draw(said)) | ({"reasoning_content": draw(said)} if special == "reasons" else {"weight": draw(st.integers(0, 1))} if special == "weights" else {}))
+    return {"messages": messages} | ({"tools": TOOLS} if special == "calls" else {})
+
+
+@pytest.fixture(scope="module")
+def many_rows():
+    "300 conversations, and pairs made of them"
+    drawn = []
+
+    @settings(max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(conversations(), said)
+    def draw(row, other): drawn.append((row, other))
+
+    draw()
+    talks = [row | {"id": f"c{n}"} for n, (row, _) in enumerate(drawn)]
+    pairs = []
+    for n, (row, other) in enumerate(drawn):
+        *prompt, last = row["messages"]
+        sides = {"chosen": [assistant(last["content"])], "rejected": [assistant(f"{other} or not")]}
+        pairs.append(change(row | {"messages": ..., "id": f"p{n}", "prompt": prompt} | sides))
+    assert len(talks) >= 300
+    return talks, pairs
+
+
+def refused_by(format, row):
+    "What of `row` a format cannot hold, by its documented limits; None where it holds all"
+    messages = [*row.get("messages", row.get("prompt", [])), *row.get("chosen", []), *row.get("rejected", [])]
+    before = row.get("prompt", row.get("messages", [])[:-1])
+    fields = {key for message in messages for key in message} - {"role", "content"}
+    if all(message.get("weight", 1) for message in messages): fields.discard("weight")
+    held = {"trl": {"name", "reasoning_content", "tool_calls"}, "handbook": {"name", "reasoning_content", "tool_calls"}}.get(format.split("_")[0], set())
+    if format == "axolotl_sft": held = {"name", "reasoning_content", "tool_calls", "weight"}
+    if "sharegpt" in format: held = {"tool_calls"}
+    if format.endswith("plain"): held = set()
+    if fields - held or row.get("tools") and not held: return "which this format cannot hold"
+    return "plain text holds one, of the user" if format.endswith("plain") and len(before) > 1 else None
+
+
+def as_said(messages, format):
+    "Messages with all that a format keeps of them: calls as function and arguments, and a weight of 1 as none"
+    found = []
+    for message in messages:
+        message = {key: value for key, value in message.items() if value not in (None, "", []) and (key, value) != ("weight", 1)}
+        calls = [call.get("function", call) for call in message.pop("tool_calls", [])]
+        calls = [(call["name"], call["arguments"] if isinstance(call["arguments"], dict) else json.loads(call["arguments"])) for call in calls]
+        found.append(message | ({"calls": calls} if calls else {}))
+    return found
+
+
+def read_back(row, format):
+    "id → what a loaded row says: the messages before the answer, and the answers by side"
+    messages = as_said(row["messages"], format)
+    sides = {side: row[side] for side in ("chosen", "rejected") if row.get(side) is not None}
+    if not sides: sides = {"chosen": messages.pop()}
+    return {row["id"]: (messages, {side: {"role": "assistant", "content": answer} if isinstance(answer, str) else answer for side, answer in sides.items()})}
+
+
+def expected_of(row, format):
+    "The same of the row that was written"
+    if "messages" in row:
+        *before, last = as_said(row["messages"], format)
+        return {row["id"]: (before, {"chosen": last})}
+    before, sides = as_said(row["prompt"], format), {side: as_said(row[side], format)[0] for side in ("chosen", "rejected")}
+    if format in KTO: return {f"{row['id']}-{side}": (before, {side: answer}) for side, answer in sides.items()}
+    return {row["id"]: (before, sides)}
+
+
+@pytest.mark.xfail(strict=False, reason="load_rows learns to read all of them")
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_written_is_read_back_the_same(format, many_rows, tmp_path, capsys):
+    "Every row comes back as it was, or is left out for a limit of the format that its reason names"
+    rows = many_rows[FORMATS[format][0] == "preference"]
+    limits = {row["id"]: refused_by(format, row) for row in rows}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        paths = write_format(rows, tmp_path, format, skip=True, test=0)
+    reasons = paths.pop().read_text(encoding="utf-8").splitlines() if any(limits.values()) else []
+    assert len(reasons) == sum(map(bool, limits.values())) and len(reasons) < len(rows) * 0.9
+    for reason in reasons: assert limits[re.search(r"\('(\w+)'\)", reason)[1]] in reason
+    expected, found = {}, {}
+    for row in rows:
+        if not limits[row["id"]]: expected |= expected_of(row, format)
+    for row in load_rows(paths[0]):
+        assert "failed" not in row, row["failed"]
+        found |= read_back(row, format)
+    assert found == expected
+    if "tool_calls" in HELD_FIELDS.get(format, ()):
+        assert {json.dumps(json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"])[:40] for row in load_rows(paths[0]) if row.get("tools")}
 
 
 # the Hub

@@ -1,4 +1,5 @@
 "Every pack is complete, in its own language and script; every code and name resolves, and nonsense does not."
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,12 @@ from pathlib import Path
 import pytest
 
 from llmdata_nb import languages
-from llmdata_nb.checks import translation_problem
+from llmdata_nb.checks import generation_problem, language_problem, translation_problem, wrong_script
+from llmdata_nb.export import write_card
+from llmdata_nb.judge import rubric
 from llmdata_nb.languages import PACK_PARTS, PATTERN_TABLES, _parse_tag, _read_pack, _iana_languages, _names_table, _without_pack, language, missing_parts, pack, pack_pattern, pack_words, packs
+from llmdata_nb.run import run
+from llmdata_nb.translate import translation_prompt
 
 RUBRICS = [part for part in pack("en") if part not in ("judge", "labels")]  # and magpie, which is prose too
 # how the Unicode names of a script's letters begin
@@ -154,6 +159,54 @@ def test_missing_parts_are_sentences(name, n, words):
     assert len(found) == n and words in " ".join(found)
     assert all(s.endswith(".") and language(name).name in s and "\n" not in s for s in found)
     assert missing_parts(language(name)) == found
+
+
+@pytest.mark.parametrize("name, tag, english", [
+    ("pt-BR", "pt-BR", "Brazilian Portuguese"), ("pt_PT", "pt-PT", "European Portuguese"), ("brazilian portuguese", "pt-BR", "Brazilian Portuguese"), ("es-MX", "es-MX", "Mexican Spanish"), ("es-419", "es-419", "Latin American Spanish"),
+    ("es-CO", "es-CO", "Spanish (Colombia)"), ("fr-CA", "fr-CA", "Canadian French"), ("en-GB", "en-GB", "British English"), ("de-AT", "de-AT", "Austrian German"), ("it-CH", "it-CH", "Italian (Switzerland)"), ("sw-MZ", "sw-MZ", "Swahili (Mozambique)"),
+    ("zh-Hant", "zh-Hant", "Chinese (Traditional)"), ("zh-TW", "zh-Hant", "Chinese (Traditional)"), ("zh-HK", "zh-Hant-HK", "Chinese (Traditional, Hong Kong)"), ("zh-CN", "zh-Hans", "Chinese (Simplified)"), ("简体中文", "zh-Hans", "Chinese (Simplified)"),
+    ("zh", "zh", "Chinese"), ("pt", "pt", "Portuguese"), ("it-IT", "it", "Italian"), ("de-DE", "de", "German"), ("ja-JP", "ja", "Japanese"), ("sr-Latn", "sr-Latn", "Serbian (Latin)"), ("ro-MD", "ro-MD", "Romanian (Moldova)")])
+def test_a_variety_keeps_its_name(name, tag, english):
+    found = language(name)
+    assert (found.tag, found.name, found.code) == (tag, english, tag.split("-")[0]) and language(found.tag) == found
+    if tag in _names_table(): assert language(english) == found
+
+
+def test_the_prompts_of_a_variety_name_it_and_those_of_a_language_stay():
+    assert translation_prompt("Hi", "pt-BR") == translation_prompt("Hi", "pt").replace("Portuguese", "Brazilian Portuguese")
+    assert "em português (Brasil) correto" in str(rubric("response", "pt-BR")) and "português (Brasil)" not in str(rubric("response", "pt"))
+    assert "British English is correct" in str(rubric("instruction", "en-GB")) and "用中文（简体）" in language("zh-CN").texts["magpie"]["answer"]
+    for code in packs(): assert language(code).texts == pack(code) and language(code).tag == code
+    assert len(missing_parts("pt-BR")) == len(missing_parts("pt")) + 1 and "not Brazilian Portuguese from its other varieties" in missing_parts("pt-BR")[0]
+
+
+def test_a_run_and_its_card_name_the_variety(tmp_path):
+    async def keep(row, ask, language="it"): return row
+    messages = [{"role": "user", "content": "Por quê?"}, {"role": "assistant", "content": "Porque sim."}]
+    for name in ("pt-BR", "pt"):
+        out = tmp_path / name
+        run([{"id": "1", "messages": messages}], keep, model="http://localhost:9/v1#none", out=out, store=tmp_path / "store.db", language=name)
+        card = write_card(out).read_text(encoding="utf-8")
+        assert json.loads((out / "manifest.json").read_text())["language"] == name and "language:\n- pt\n" in card
+        assert ("# Brazilian Portuguese rows" in card, "language_details:\n- pt-BR\n" in card, card.count("- pt-BR\n")) == ((True, True, 2) if name == "pt-BR" else (False, False, 0))
+
+
+SIMPLIFIED = ["这是什么？", "我们今天讨论气候变化对农业的影响，并说明农民可以怎样应对。", "请用三句话介绍长城的历史。", "Python 里怎么给列表排序？"]
+TRADITIONAL = ["這是什麼？", "我們今天討論氣候變化對農業的影響，並說明農民可以怎樣應對。", "請用三句話介紹長城的歷史。", "Python 裡怎麼給列表排序？"]
+
+@pytest.mark.parametrize("simplified, traditional", list(zip(SIMPLIFIED, TRADITIONAL)))
+def test_simplified_and_traditional_chinese_are_told_apart(simplified, traditional):
+    for tag in ("zh-Hans", "zh-CN", "zh-SG"):
+        assert wrong_script(simplified, tag) is None and wrong_script(traditional, tag).startswith("wrong script (Hant: ")
+    for tag in ("zh-Hant", "zh-TW", "zh-HK"):
+        assert wrong_script(traditional, tag) is None and wrong_script(simplified, tag).startswith("wrong script (Hans: ")
+    for text in (simplified, traditional): assert wrong_script(text, "zh") is wrong_script(text, "ja") is None
+    assert "wrong script" in language_problem(simplified, "zh-Hant") and "wrong script" in generation_problem(traditional, "zh-Hans")
+
+def test_a_name_or_a_quoted_word_in_the_other_form_is_none_of_the_other():
+    assert wrong_script("作者是李喆，他寫過很多關於歷史的書。", "zh-Hant") is None and wrong_script("我叫李喆，很高兴认识你。", "zh-Hans") is None
+    assert wrong_script("「国」是簡化字。", "zh-Hant") is None and wrong_script("“國”是繁体字。", "zh-Hans") is None
+    assert wrong_script("他说：国。", "zh-Hant", source="国说") is None
 
 
 SAID = {  # language → part → (what is recognised, what is not)
