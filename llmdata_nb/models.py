@@ -542,11 +542,15 @@ def _empty_reply(answer, endpoint):
 # %% ../nbs/04_models.ipynb #4ad0a005
 _FORM_REFUSED = re.compile("response_format|schema|json|grammar|structured|constrained|guided|requested parameters", re.I)
 
+def _other_draw(body):
+    "Sampling that gives another answer: one that goes round in circles would do so again"
+    return {"seed": (body["seed"] or 0) + 2_000_003, "temperature": max(body["temperature"] or 0.0, 0.7)}
+
 def _sent_body(call):
     "What is sent for `call`, before the endpoint's dialect"
     options = call.endpoint.options
     body = {"model": call.endpoint.model} | call.body
-    if call.more: body = with_room(body, call.more) | {"seed": (call.body["seed"] or 0) + 2_000_003}
+    if call.more: body = with_room(body, call.more) | _other_draw(call.body)
     for name in options.without: body.pop(name, None)
     return body
 
