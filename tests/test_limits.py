@@ -721,7 +721,7 @@ class VirtualServer:
         self.loop, self.seconds, self.takes, self.wait, self.status = loop, seconds, takes, wait, status
         self.sent, self.refused, self.last, self.under_way = [], [], 0.0, 0
 
-    async def post(self, session, server, path, body):
+    async def post(self, session, server, path, body, seen=None):
         self.loop.now += 0.001  # what a call costs the client
         await asyncio.sleep(0.0005)
         row = name(body)
