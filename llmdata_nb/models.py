@@ -534,8 +534,7 @@ def _read_answer(answer, endpoint):
     return _empty_reply(answer, endpoint), CallFailed("server", problem)
 
 def _empty_reply(answer, endpoint):
-    "A reply without text, with what it cost where that is known; where no usage is reported it cost nothing, for there is no answer"
-    if not isinstance(answer.get("usage"), dict): return Reply("", usage=dict.fromkeys(USAGE, 0), cost=0.0)
+    "A reply without text, with what it cost where that is known"
     usage, cost = _usage_and_cost(answer, endpoint)
     return Reply("", usage=usage, cost=cost)
 
