@@ -489,7 +489,7 @@ def expected_of(row, format):
     return {row["id"]: (before, sides)}
 
 
-@pytest.mark.xfail(strict=False, reason="load_rows learns to read all of them")
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_written_is_read_back_the_same(format, many_rows, tmp_path, capsys):
     "Every row comes back as it was, or is left out for a limit of the format that its reason names"
