@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from hub_server import serve
 from llmdata_nb import files as files_module
 from llmdata_nb import rows as rows_module
-from llmdata_nb.rows import DEMOS, OUR_COLUMNS, Unreadable, load_rows, single_turn, stream_rows, to_messages
+from llmdata_nb.rows import DEMOS, OUR_COLUMNS, SHAPES, Unreadable, load_rows, single_turn, stream_rows, to_messages
 
 DATA = Path(__file__).parents[2]/"shared"/"data"
 GOOD = {"instruction": "Say hi", "output": "Hi"}
