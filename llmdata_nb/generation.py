@@ -191,6 +191,12 @@ def answer_message(language: str) -> str:
 # %% ../nbs/09a_generation.ipynb #cefa66ac
 _NO_SYSTEM = re.compile(r"system[ '\"`]*(?:role|message|prompt)|role.{0,20}system|alternate", re.I)
 
+_NOT_SAID = ("weight", "reasoning_content")  # of a message: for those who train, and no endpoint takes it
+
+def _as_asked(messages):
+    "The `messages` with those fields that endpoints take"
+    return [{key: value for key, value in message.items() if key not in _NOT_SAID} for message in messages]
+
 async def respond(
     messages: list, # up to a user's turn
     ask: Ask,
@@ -202,6 +208,7 @@ async def respond(
 ) -> tuple:          # the answer, without thinking, and the finish_reason
     "Let the model in `role` answer the last turn of `messages`, in `language` unless that asks for another"
     options: dict = dict(temperature=temperature, max_tokens=max_tokens, sample=sample, step="response", role=role)
+    messages = _as_asked(messages)
     system, first = answer_message(language), messages[0]
     with_system = [{"role": "system", "content": system}, *messages]
     folded = [first | {"content": f"{system}\n\n{first['content']}"}, *messages[1:]]

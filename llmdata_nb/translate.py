@@ -6,6 +6,7 @@
 __all__ = ['TASK', 'AGAIN', 'translation_prompt', 'needs_translation', 'translate', 'keep_from', 'translate_and_judge']
 
 # %% ../nbs/10_translate.ipynb #8bb703e7
+import json
 from .checks import check_rule_names, detect_language, prose, translation_problem
 from .judge import check_score, rate, rubric
 from .languages import language as find_language
@@ -84,17 +85,32 @@ def _turns_to_translate(messages, multi_turn):
     last = responses[-1] if responses else 0
     if "user" not in roles[:last]:
         raise ValueError(f"a conversation needs a user message and a response after it; this one has {', '.join(roles) or 'nothing'}")
+    if not messages[last]["content"].strip(): raise ValueError("the conversation ends with a call of a tool, and no answer comes after it")
     return messages[:last + 1]
 
 # %% ../nbs/10_translate.ipynb #a6fde8ac
-def _joined_text(messages): return "\n\n".join(m["content"] for m in messages)
+def _joined_text(messages): return "\n\n".join(m["content"] for m in messages if m["content"])
+
+def _is_json(text):
+    "Whether a `text` is data: an object or a list"
+    try: return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError): return False
+
+async def _translated_message(message, translated):
+    "A copy of `message` with the texts in it `translated`; that is a function of the text and its kind"
+    if message["role"] == "tool" and _is_json(message["content"]): return dict(message)
+    new = message | {"content": await translated(message["content"], "")}
+    thought = message.get("reasoning_content")
+    if thought: new["reasoning_content"] = await translated(thought, " reasoning")
+    return new
 
 async def _translate_into(row, ask, messages, language, part, skip_checks=()):
     "Add the `messages`, translated, to those of the row"
     for message in messages:
-        options = dict(part=part, role=message["role"], row=row, skip_checks=skip_checks)
-        text = await translate(message["content"], ask, language, **options)
-        row["messages"].append(message | {"content": text})
+        async def translated(text, kind):
+            options = dict(part=part + kind, role=message["role"], row=row, skip_checks=skip_checks)
+            return await translate(text, ask, language, **options)
+        row["messages"].append(await _translated_message(message, translated))
 
 # %% ../nbs/10_translate.ipynb #d2673f19
 def _record_verdict(row, part, verdict):
@@ -130,6 +146,7 @@ async def translate_and_judge(
     "Translate a conversation and keep it when the judge finds it good; adds `source_messages`, the verdicts and the language found"
     check_score(min_score)
     check_rule_names(skip_checks)
+    if "rejected" in row and "chosen" not in row: drop("the answer is marked as a bad one (label false)")
     source = _turns_to_translate(row.get("messages", []), multi_turn)
     row["source_messages"], row["messages"] = source, []
     rubrics = {name: rubric(name, language, english_rubrics) for name in ("instruction", "response", "fidelity")}
