@@ -22,7 +22,8 @@ from .languages import language as find_language, pack_words
 from .marks import with_marked
 from .models import Ask, object_schema, read_json
 from .run import drop
-from .files import Unreadable, check_bytes, file_text, matching_files
+from .files import Unreadable, check_bytes, file_text
+from .sources import matching_files
 
 # %% ../nbs/09_passages.ipynb #56e98c65
 ENDS_ALWAYS = "。！？｡।॥؟۔።፧፨։။។៕᙮᠃᠉꯫᱾᱿"  # no other use, and often no space after them

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from .files import (DEMOS, MOST, NESTED, Unreadable, check_bytes, check_source, file_text, matching_files,
-                              records_of)
+from .files import MOST, NESTED, Unreadable, check_bytes, file_text
 from .layouts import SHAPES, is_tree_line, read_columns, single_turn, to_messages, trees_of
 from .messages import ROLES, is_like_message
+from .sources import DEMOS, check_source, matching_files, records_of
 _all_ = ["DEMOS", "MOST", "NESTED", "Unreadable", "check_bytes", "check_source", "file_text", "matching_files",
          "ROLES", "SHAPES", "single_turn", "to_messages"]
 
@@ -274,8 +274,7 @@ def _read_rows(source, columns, limit, split, **where):
     if isinstance(source, str): check_source(source)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1, or None for all rows")
-    given = {name: value for name, value in where.items() if value is not None or name == "subset"}
-    name, records = records_of(source, split, limit=limit, **given)
+    name, records = records_of(source, split, limit=limit, **where)
     first, records = _first_records(records)
     _check_first(name, first, named)
     moved, left_out = {}, Counter()

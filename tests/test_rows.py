@@ -208,7 +208,7 @@ def test_folders_patterns_and_splits(tmp_path):
     assert texts(f"{tmp_path}/*-[ab].jsonl") == ["train-a", "train-b"]
     with pytest.raises(ValueError, match="no split 'dev': there are test, train"): load_rows(tmp_path, split="dev")
     with pytest.raises(ValueError, match="no split 'test': this source has no splits"): load_rows(tmp_path/"test.jsonl", split="test")
-    with pytest.raises(ValueError, match="only Hub datasets have subsets"): load_rows(tmp_path, subset="it")
+    with pytest.raises(ValueError, match="no subset .it.: there are none"): load_rows(tmp_path, subset="it")
     (tmp_path/"data").mkdir()
     with pytest.raises(FileNotFoundError, match="no data files"): load_rows(tmp_path)
     pd.DataFrame({"text": ["inside"]}).to_parquet(tmp_path/"data"/"train-00000.parquet")
