@@ -7,7 +7,7 @@ __all__ = ['NESTED', 'MOST', 'SPLIT_WORDS', 'FILE_KINDS', 'Unreadable', 'parse_j
            'check_bytes', 'kind_of', 'read_file']
 
 # %% ../nbs/01b_files.ipynb #1b0f0003
-import bz2, codecs, csv, gzip, io, json, lzma, re, zipfile, zlib
+import bz2, codecs, csv, gzip, io, json, lzma, re, zlib
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -198,7 +198,7 @@ def _json_records(value, split):
     if isinstance(value.get("data"), list): return value["data"]
     return _table_records(value) or [value]
 
-# %% ../nbs/01b_files.ipynb #c7323bbf
+# %% ../nbs/01b_files.ipynb #ce23f2a5
 def _following_values(text):
     "The JSON values that follow each other in `text`; an empty list where one of them cannot be read"
     decoder, values, start = json.JSONDecoder(), [], 0
@@ -277,7 +277,7 @@ def _ways_of_quoting(lines, whole, delimiter):
     if doubled or not _reads_well(lines, whole, delimiter=delimiter, **_BACKSLASH): return {}
     return _BACKSLASH
 
-# %% ../nbs/01b_files.ipynb #5b5739ed
+# %% ../nbs/01b_files.ipynb #29b54312
 def _next_cells(cells, encoding):
     "The next cells of the CSV reader, none for a blank line and at the end"
     try: return [check_bytes(cell, encoding) for cell in next(cells, [])]
@@ -347,7 +347,7 @@ def _table_options(path, encoding):
     spaced = any(name.startswith(" ") for name in head.split(delimiter)[1:])
     return dict(delimiter=delimiter, skipinitialspace=spaced) | ways, int(bool(named))
 
-# %% ../nbs/01b_files.ipynb #e73533b9
+# %% ../nbs/01b_files.ipynb #df1c931f
 def _read_csv_file(path, encoding=None, split="train"):
     "The records of a table"
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long answer
@@ -447,7 +447,7 @@ def _read_parquet_file(path, encoding=None, split="train"):
         _check_repeated_values(path, f)
         yield from _numbered_batches(file.iter_batches(batch_size=1000))
 
-# %% ../nbs/01b_files.ipynb #48161829
+# %% ../nbs/01b_files.ipynb #09285954
 def _arrow_batches(f):
     "The batches of an open Arrow file or stream, a thousand rows at most each"
     import pyarrow as pa
@@ -469,6 +469,7 @@ def _read_arrow_file(path, encoding=None, split="train"):
 
 def _check_sheet_size(path):
     "ValueError where a file of Excel is none, or unpacks to more than the limit"
+    import zipfile
     try: sizes = [item.file_size for item in zipfile.ZipFile(path).infolist()]
     except zipfile.BadZipFile as e: raise ValueError(f"{path.name}: not a file of Excel ({e}); save it as .xlsx or CSV") from None
     if sum(sizes) > MOST: raise ValueError(f"{path.name}: {_too_long('a workbook', MOST)}; save it as CSV")

@@ -679,9 +679,10 @@ async def choose_passage(
 
 # %% ../nbs/09_passages.ipynb #88fe6ac1
 def whole_files(
-    pattern: str | Path,  # a text file (plain, .gz, .bz2 or .xz), or a pattern such as "books/*.txt"
+    pattern: str | Path,  # a text file (plain or compressed), or a pattern such as "books/*.txt"
+    encoding: str | None = None,  # of the files, where it is not UTF-8
 ):  # rows with `id` (the file's name) and `text`, one by one; a file that is not text has `failed` with the reason
     "One row for each file of `pattern`; raises FileNotFoundError when there is none"
     for path in matching_files(Path(pattern)):
-        try: yield {"id": path.name, "text": check_bytes(file_text(path))}
+        try: yield {"id": path.name, "text": check_bytes(file_text(path, encoding), encoding)}
         except (Unreadable, OSError, EOFError) as e: yield {"id": path.name, "failed": f"load: {path.name}: {e}"}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMOS', 'HubSource', 'hub_source', 'records_of', 'matching_files', 'check_source']
 
-# %% ../nbs/01e_sources.ipynb #0b142732
+# %% ../nbs/01e_sources.ipynb #2a263219
 import glob, re
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from .files import FILE_KINDS, SPLIT_WORDS, check_encoding, kind_of, read_file
 
-# %% ../nbs/01e_sources.ipynb #fdbb49c4
+# %% ../nbs/01e_sources.ipynb #70f00a48
 _SHARD = re.compile(r"([A-Za-z]\w*(?:\.\w+)*)-\d{5}-of-\d{5}")
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})((?:_[a-z]+)?)(?![a-z])", re.I)
 _NO_ENDINGS = {"", "_part", "_shard", "_data", "_dataset", "_set", "_split", "_file", "_chunk", "_rows", "_examples", "_final", "_clean", "_v"}
@@ -38,7 +38,7 @@ def _means_split(name, split):
     same = ("validation", "valid", "val", "dev")
     return name == split or split == "validation" and name in same
 
-# %% ../nbs/01e_sources.ipynb #e7971844
+# %% ../nbs/01e_sources.ipynb #f5cee62c
 _INFO = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "manifest.json", "config.json", "croissant.json", "README*")
 
 def _is_data(file, folder):
@@ -60,7 +60,7 @@ def _files_of_split(files, folder, split):
     if split != "train": raise ValueError(f"no split {split!r}: the files are not named after splits; leave out `split`")
     return files
 
-# %% ../nbs/01e_sources.ipynb #55162aff
+# %% ../nbs/01e_sources.ipynb #53d59098
 def _configs_in(folder):
     "The configurations that the README in `folder` lists: dicts with config_name and data_files"
     from yaml import YAMLError, safe_load
@@ -85,28 +85,33 @@ def _chosen_config(configs, subset):
     if len(configs) == 1 or default: return (default or configs)[0]
     raise ValueError(f"it has several subsets, of which one is to be named in `subset`: {', '.join(names)}")
 
+def _as_list(value): return value if isinstance(value, list) else [value]
+
 def _patterns_by_split(data_files):
     "Split → patterns of files, of the `data_files` of a configuration; None stands for a split that only the names of files tell"
-    if isinstance(data_files, dict): return {name: paths if isinstance(paths, list) else [paths] for name, paths in data_files.items()}
-    listed = data_files if isinstance(data_files, list) else [data_files]
+    if isinstance(data_files, dict): return {name: _as_list(paths) for name, paths in data_files.items()}
     found = {}
-    for entry in listed:
+    for entry in _as_list(data_files):
         named = isinstance(entry, dict)
+        split = str(entry["split"]) if named and "split" in entry else None
         paths = entry.get("path", []) if named else entry
-        found.setdefault(str(entry["split"]) if named and "split" in entry else None, []).extend(paths if isinstance(paths, list) else [paths])
+        found.setdefault(split, []).extend(_as_list(paths))
     return found
+
+def _matched_files(folder, patterns):
+    "The files in `folder` that match one of the `patterns`"
+    found = chain.from_iterable(folder.glob(str(pattern)) for pattern in patterns)
+    return sorted(file for file in found if file.is_file())
 
 def _config_files(folder, config, split):
     "The files of a `split` of a configuration of `folder`"
     patterns = _patterns_by_split(config["data_files"])
-    if None in patterns:
-        files = sorted(file for pattern in patterns[None] for file in folder.glob(str(pattern)) if file.is_file())
-        return _files_of_split(files, folder, split)
+    if None in patterns: return _files_of_split(_matched_files(folder, patterns[None]), folder, split)
     names = [name for name in patterns if _means_split(name, split)]
     if not names: raise ValueError(f"no split {split!r}: there are {', '.join(patterns)}")
-    return sorted(file for pattern in patterns[names[0]] for file in folder.glob(str(pattern)) if file.is_file())
+    return _matched_files(folder, patterns[names[0]])
 
-# %% ../nbs/01e_sources.ipynb #19146e85
+# %% ../nbs/01e_sources.ipynb #4807623d
 def _subset_folders(files, folder):
     "Name → folder of those folders in `folder` that are configurations: not named after a split, and no file stands beside them"
     tops = {file.relative_to(folder).parts[0] for file in files}
@@ -135,7 +140,7 @@ def _files_in_folder(folder, split, subset=None):
     if len(subsets) > 1: raise ValueError(f"{folder}: it has several subsets, of which one is to be named in `subset`: {', '.join(subsets)}")
     return _one_kind(_files_of_split(files, inside, split), folder)
 
-# %% ../nbs/01e_sources.ipynb #b04aaf5c
+# %% ../nbs/01e_sources.ipynb #8c194bef
 @dataclass(frozen=True)
 class HubSource:
     "A dataset on the Hub, and what of it is wanted"
@@ -148,18 +153,28 @@ class HubSource:
 _OWNER_NAME = r"[\w-][\w.-]*/[\w.-]+"
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
+_PAGE_KINDS = ("tree", "viewer", "blob", "resolve", "raw")
+
+def _page_parts(path, address):
+    "The name of the dataset whose page has this `path`, and the parts after it"
+    parts = [unquote(part) for part in path.strip("/").split("/") if part]
+    if parts[:1] != ["datasets"] or len(parts) < 2:
+        raise ValueError(f"{address}: not the page of a dataset; expected https://huggingface.co/datasets/owner/name")
+    has_no_owner = len(parts) == 2 or parts[2] in _PAGE_KINDS
+    end = 2 if has_no_owner else 3
+    return "/".join(parts[1:end]), parts[end:]
+
 def _page_source(path, address):
     "The dataset that the `path` of a page of the Hub shows"
-    parts = [unquote(part) for part in path.strip("/").split("/") if part]
-    if parts[:1] != ["datasets"] or len(parts) < 2: raise ValueError(f"{address}: not the page of a dataset; expected https://huggingface.co/datasets/owner/name")
-    known = ("tree", "viewer", "blob", "resolve", "raw")
-    size = 1 if len(parts) == 2 or parts[2] in known else 2
-    name, rest = "/".join(parts[1:1 + size]), parts[1 + size:]
+    name, rest = _page_parts(path, address)
     if not rest: return HubSource(name)
     kind, *rest = rest
-    if kind == "viewer": return HubSource(name, subset=next(iter(rest), None), split=next(iter(rest[1:]), None))
+    if kind == "viewer":
+        subset, split, *_ = [*rest, None, None]
+        return HubSource(name, subset=subset, split=split)
     if kind == "tree" and len(rest) == 1: return HubSource(name, revision=rest[0])
-    if kind in ("blob", "resolve", "raw") and len(rest) > 1: return HubSource(name, revision=rest[0], file="/".join(rest[1:]))
+    if kind in _PAGE_KINDS[2:] and len(rest) > 1:
+        return HubSource(name, revision=rest[0], file="/".join(rest[1:]))
     raise ValueError(f"{address}: not the page of a dataset or of a file in one; give {name}, with subset or revision where it needs them")
 
 def _hf_source(address):
@@ -168,7 +183,7 @@ def _hf_source(address):
     if not found: raise ValueError(f"{address}: expected hf://datasets/owner/name, perhaps with @revision and the path of a file")
     return HubSource(found[1], revision=found[2] and unquote(found[2]), file=found[3])
 
-# %% ../nbs/01e_sources.ipynb #11663768
+# %% ../nbs/01e_sources.ipynb #73a07ea3
 def hub_source(
     source: str, # as somebody typed or pasted it
 ) -> HubSource | None: # None where it is no dataset of the Hub
@@ -188,7 +203,7 @@ def _local_path(source):
     if str(source).startswith("file://"): source = unquote(urlsplit(str(source)).path)
     return Path(source).expanduser()
 
-# %% ../nbs/01e_sources.ipynb #ce591bb9
+# %% ../nbs/01e_sources.ipynb #86325c9a
 def _numbered(records): return ((f"row {n}", record, record) for n, record in enumerate(records, 1))
 
 def _read_frame(frame):
@@ -205,7 +220,7 @@ def _read_dataset(data, split):
         raise ValueError(f"no split {split!r}: this dataset is one split by itself; leave out `split`")
     return _numbered(data)
 
-# %% ../nbs/01e_sources.ipynb #d310e1b0
+# %% ../nbs/01e_sources.ipynb #23079d1a
 def _on_one_line(error): return " ".join(str(error).split())
 
 def _download_dataset(wanted, split, stream):
@@ -218,7 +233,7 @@ def _download_dataset(wanted, split, stream):
         reason = _on_one_line(e).partition(" Example of usage")[0]
         raise ValueError(f"{wanted.name}, split={split!r}, subset={wanted.subset!r}: {reason}") from e
 
-# %% ../nbs/01e_sources.ipynb #c41cb73e
+# %% ../nbs/01e_sources.ipynb #34141caf
 def _read_hub_dataset(wanted, split, stream):
     "The records of a dataset on the Hub, a `HubSource`"
     from datasets.exceptions import DatasetsError
@@ -236,7 +251,7 @@ def _read_hub_dataset(wanted, split, stream):
     except (DatasetsError, ArrowInvalid, RuntimeError) as e:
         raise ValueError(f"{name} cannot be read: {_on_one_line(e.__cause__ or e)}. Download its files and give their path: broken lines become failed rows") from e
 
-# %% ../nbs/01e_sources.ipynb #9b436ad9
+# %% ../nbs/01e_sources.ipynb #55bfd37d
 DEMOS = ("demo", "demo_pairs", "demo_aya", "demo_texts")  # conversations, preferences, people's answers, native texts
 
 def _library_of(source): return type(source).__module__.split(".")[0]
@@ -266,7 +281,7 @@ def _refuse_options(**options):
 _OPTION_NEEDS = {"subset": "only datasets on the Hub, and folders, have subsets", "revision": "only datasets on the Hub have revisions",
                  "encoding": "only text files have an encoding"}
 
-# %% ../nbs/01e_sources.ipynb #41d09949
+# %% ../nbs/01e_sources.ipynb #90f7f38b
 def records_of(
     source, # as for `load_rows`
     split: str = "train", # as for `load_rows`
@@ -300,7 +315,7 @@ def _local_records(source, split, subset, revision, encoding):
     if split != "train" and not named: raise ValueError(f"no split {split!r}: this source has no splits; leave out `split`")
     return path, chain.from_iterable(read_file(file, encoding, split) for file in files)
 
-# %% ../nbs/01e_sources.ipynb #b9fec259
+# %% ../nbs/01e_sources.ipynb #074c93c2
 def _demo_path(name):
     "The path of the demo rows `name` in the package"
     from importlib.resources import files
@@ -326,7 +341,7 @@ def matching_files(
         raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
     return files
 
-# %% ../nbs/01e_sources.ipynb #5cdedc31
+# %% ../nbs/01e_sources.ipynb #4b4703fb
 def check_source(
     source: str, # a path, a pattern, a Hub name or a name in `DEMOS`, as for `load_rows`
 ) -> None:
