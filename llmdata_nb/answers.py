@@ -10,23 +10,22 @@ __all__ = ['finish_reason', 'choice_text', 'choice_reasoning', 'refusal_words', 
 import json, math, re
 
 # %% ../nbs/03d_answers.ipynb #3e000006
-_ENDINGS = {  # what the words of all dialects begin with → our word
-    "length": ("length", "max_", "model_length", "model_context", "token_limit", "incomplete", "truncat"),
-    "content_filter": ("content_filter", "contentfilter", "safety", "recitation", "prohibited", "blocklist",
-                       "spii", "sensitive", "moderat", "refusal", "guardrail"),
-    "error": ("error", "fail", "malformed", "network", "abort", "cancel", "insufficient_system"),
-    "stop": ("stop", "eos", "end", "complete", "finish", "tool", "function", "normal")}
+_ENDING_WORDS = {  # our word → what is said for it; the first that is found counts
+    "content_filter": r"filter|safety|recitation|prohibit|blocklist|blocked|spii|sensitiv|moderat|refus|guardrail|toxic|policy",
+    "error": r"error|fail|malform|network|abort|cancel|insufficient|quota|rate.?limit|overload|time.?out|unavailable|unexpected",
+    "length": r"length|max|limit|context|exceed|exhaust|truncat|incomplete|unfinished|repetition|cut.?off",
+    "stop": r"stop|complete|finished|tool|function|done|(?<![a-z])(?:end|eos|normal)"}
+_ENDINGS = {ours: re.compile(words, re.I) for ours, words in _ENDING_WORDS.items()}
 
 def finish_reason(
     said, # by the endpoint
 ) -> str | None:
-    "Why an answer ended: stop, length, content_filter or error; None where it is not told"
+    "Why an answer ended: stop, length, content_filter or error; None where it is not told, another word as it is"
     if not isinstance(said, str) or not said: return None
     if said in ("stop", "length"): return said
-    word = re.sub(r"^finish_?reason_?", "", said.lower())
-    for ours, beginnings in _ENDINGS.items():
-        if word.startswith(beginnings): return ours
-    return word
+    for ours, words in _ENDINGS.items():
+        if words.search(said): return ours
+    return said
 
 # %% ../nbs/03d_answers.ipynb #3e000009
 def _joined_parts(parts, thinking):
