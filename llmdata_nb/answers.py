@@ -92,18 +92,21 @@ _TOTAL = ("total_tokens", "totalTokenCount")
 _CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "cachedContentTokenCount")
 _THINKING = ("reasoning_tokens", "thinking_tokens", "thoughtsTokenCount")
 
+_TOO_MANY = 2 ** 53  # tokens: no number that a file of numbers could not hold
+
 def _as_count(value):
     "A number of tokens; None for what is none"
-    if isinstance(value, bool): return None
+    if type(value) is int and 0 <= value < _TOO_MANY: return value  # nearly always
+    if value is None or isinstance(value, bool): return None
     try: number = float(value)
-    except (TypeError, ValueError): return None
-    return int(number) if math.isfinite(number) and number >= 0 else None
+    except (TypeError, ValueError, OverflowError): return None
+    return int(number) if 0 <= number < _TOO_MANY else None
 
 def _first_count(tables, names):
     "The first number of tokens under one of `names` in one of the tables; None where there is none"
     for table in tables:
         for name in names:
-            count = _as_count(table.get(name))
+            count = _as_count(table[name]) if name in table else None
             if count is not None: return count
     return None
 
@@ -115,27 +118,11 @@ def _all_prompt_tokens(usage, cached):
     if prompt is None or not outside: return prompt
     return prompt + (cached or 0) + (_as_count(usage.get("cache_creation_input_tokens")) or 0)
 
-_PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
-
-def _is_plain(usage):
-    "Whether `usage` has the counts that most endpoints give, and nothing else"
-    if not usage.keys() <= _PLAIN or len(usage) < 2: return False
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens", 0)
-    return all(type(count) is int and count >= 0 for count in counts)
-
-def _plain_usage(usage):
-    "As `read_usage`, quickly"
-    prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
-    outside = max(usage.get("total_tokens", 0) - prompt - completion, 0)
-    written = completion + outside
-    return dict(prompt_tokens=prompt, cached_tokens=None, completion_tokens=written, thinking_tokens=outside or None)
-
 def read_usage(
     usage, # as an answer has it
 ) -> dict: # prompt_tokens, cached_tokens (of these), completion_tokens, thinking_tokens (of these); None where not told
     "The tokens that a call took"
     usage = usage if isinstance(usage, dict) else {}
-    if _is_plain(usage): return _plain_usage(usage)
     details = [table for name, table in usage.items() if name.endswith("_details") and isinstance(table, dict)]
     cached, thinking = _first_count([*details, usage], _CACHED), _first_count([*details, usage], _THINKING)
     prompt, completion = _all_prompt_tokens(usage, cached), _first_count([usage], _COMPLETION)
