@@ -28,17 +28,23 @@ def finish_reason(
     return said
 
 # %% ../nbs/03d_answers.ipynb #3e000009
+_PART_FIELDS = ("text", "thinking", "reasoning", "summary", "content")
+_THINKING_TYPES = ("thinking", "reasoning", "redacted_thinking", "thought")
+
+def _part_text(part):
+    "The text of a part of a content, or of the parts in it"
+    if isinstance(part, str): return part
+    if not isinstance(part, dict): return ""
+    told = [part[name] for name in _PART_FIELDS if part.get(name)]
+    if not told: return ""
+    if not isinstance(told[0], list): return str(told[0])
+    return "".join(_part_text(inner) for inner in told[0])
+
+def _is_thinking(part): return isinstance(part, dict) and str(part.get("type")).lower().startswith(_THINKING_TYPES)
+
 def _joined_parts(parts, thinking):
     "The texts of those parts of a content that are thinking, or of those that are not"
-    texts = []
-    for part in parts:
-        if isinstance(part, str): part = {"type": "text", "text": part}
-        if not isinstance(part, dict): continue
-        is_thinking = str(part.get("type")).lower() in ("thinking", "reasoning", "redacted_thinking")
-        if is_thinking != thinking: continue
-        inner = part.get("text") or part.get("thinking") or part.get("reasoning") or ""
-        texts.append(_joined_parts(inner, False) if isinstance(inner, list) else str(inner))
-    return "".join(texts)
+    return "".join(_part_text(part) for part in parts if _is_thinking(part) == thinking)
 
 def _tool_arguments(message):
     "The arguments of the first tool that a message calls, as text; None where it calls none"
@@ -50,6 +56,7 @@ def _tool_arguments(message):
 
 # %% ../nbs/03d_answers.ipynb #3e000011
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+_REASONING_LISTS = ("content", "reasoning_details", "thinking_blocks")
 
 def choice_text(
     choice: dict, # of a chat completion, or of a completion of raw text
@@ -70,8 +77,10 @@ def choice_reasoning(choice: dict) -> str:
     for field in _REASONING_FIELDS:
         said = message.get(field)
         if said: return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    for parts in (message.get("content"), message.get("reasoning_details")):
-        if isinstance(parts, list): return _joined_parts(parts, True)
+    for name in _REASONING_LISTS:
+        parts = message.get(name)
+        said = _joined_parts(parts, True) if isinstance(parts, list) else ""
+        if said: return said
     return ""
 
 # %% ../nbs/03d_answers.ipynb #3e000026
@@ -102,19 +111,27 @@ def _as_count(value):
     except (TypeError, ValueError, OverflowError): return None
     return int(number) if 0 <= number < _TOO_MANY else None
 
-def _first_count(tables, names):
-    "The first number of tokens under one of `names` in one of the tables; None where there is none"
-    for table in tables:
-        for name in names:
-            count = _as_count(table[name]) if name in table else None
-            if count is not None: return count
+def _first_count(table, names):
+    "The first number of tokens under one of `names` in a table; None where there is none"
+    for name in names:
+        if name not in table: continue
+        count = _as_count(table[name])
+        if count is not None: return count
     return None
+
+def _with_details(usage):
+    "`usage`, and in it the counts that stand in tables of details"
+    told = usage
+    for name, table in usage.items():
+        if not isinstance(table, dict) or not name.endswith("_details"): continue
+        told = told | {inner: count for inner, count in table.items() if _as_count(count) is not None}
+    return told
 
 # %% ../nbs/03d_answers.ipynb #3e000016
 def _all_prompt_tokens(usage, cached):
     "The tokens of the prompt, with those that came from the cache"
-    prompt = _first_count([usage], _PROMPT)
-    outside = "prompt_tokens" not in usage and "cache_read_input_tokens" in usage
+    prompt = _first_count(usage, _PROMPT)
+    outside = "cache_read_input_tokens" in usage and "prompt_tokens" not in usage
     if prompt is None or not outside: return prompt
     return prompt + (cached or 0) + (_as_count(usage.get("cache_creation_input_tokens")) or 0)
 
@@ -123,11 +140,11 @@ def read_usage(
 ) -> dict: # prompt_tokens, cached_tokens (of these), completion_tokens, thinking_tokens (of these); None where not told
     "The tokens that a call took"
     usage = usage if isinstance(usage, dict) else {}
-    details = [table for name, table in usage.items() if name.endswith("_details") and isinstance(table, dict)]
-    cached, thinking = _first_count([*details, usage], _CACHED), _first_count([*details, usage], _THINKING)
-    prompt, completion = _all_prompt_tokens(usage, cached), _first_count([usage], _COMPLETION)
-    total = _first_count([usage], _TOTAL)
-    known = None not in (prompt, completion, total)
+    told = _with_details(usage)
+    cached, thinking = _first_count(told, _CACHED), _first_count(told, _THINKING)
+    prompt, completion = _all_prompt_tokens(usage, cached), _first_count(usage, _COMPLETION)
+    total = _first_count(usage, _TOTAL)
+    known = prompt is not None and completion is not None and total is not None
     outside = total - prompt - completion if known else 0
     if outside > 0: completion, thinking = completion + outside, max(thinking or 0, outside)
     return dict(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=completion, thinking_tokens=thinking)
@@ -149,10 +166,10 @@ def _stream_chunks(text):
     chunks = []
     for line in text.splitlines():
         field, _, data = line.partition(":")
-        if field != "data" or data.strip() in ("", "[DONE]"): continue
+        if field != "data" or data.lstrip()[:1] != "{": continue  # a piece is an object; others only mark the end
         try: chunk = json.loads(data)
         except ValueError: break
-        if isinstance(chunk, dict): chunks.append(chunk)
+        chunks.append(chunk)
     return chunks
 
 def from_event_stream(
@@ -173,7 +190,8 @@ def from_event_stream(
 # %% ../nbs/03d_answers.ipynb #3e000023
 def _add_delta(message, delta):
     "Add a piece of a stream to the message"
-    for name in ("content", *_REASONING_FIELDS):
-        piece = delta.get(name)
-        if isinstance(piece, str): message[name] = (message.get(name) or "") + piece
+    content, thinking = delta.get("content"), choice_reasoning({"message": delta})
+    if isinstance(content, list): content = _joined_parts(content, False)
+    if isinstance(content, str): message["content"] += content
+    if thinking: message["reasoning"] = message.get("reasoning", "") + thinking
     if delta.get("refusal"): message["refusal"] = (message.get("refusal") or "") + delta["refusal"]
