@@ -572,9 +572,9 @@ def _fetch_weights(notebook, values):
     from llmdata_nb.embedded import weights_named, weights_path
     takes = parameters(notebook)
     values = {name: _default_value(takes, name) for name in takes} | values
-    references = [reference.strip() for value in values.values() for reference in str(value).split(",")]
-    for reference in references:
-        try: weights = weights_named(reference)
+    references = ",".join(str(value) for value in values.values())
+    for reference in references.split(","):
+        try: weights = weights_named(reference.strip())
         except ValueError: continue  # no model, or one that the run refuses
         if weights: weights_path(weights)
 
