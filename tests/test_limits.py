@@ -894,10 +894,10 @@ def test_tokens_per_minute_are_kept_where_the_server_tells_them(tmp_path, tells)
         taken = bucket["left"] >= 100
         bucket["left" if taken else "refused"] += -100 if taken else 1
         reset = (1000 - bucket["left"]) / 1000
-        headers = {"x-ratelimit-limit-tokens": "60000", "x-ratelimit-remaining-tokens": str(int(bucket["left"])), "x-ratelimit-reset-tokens": f"{reset * 1000:.0f}ms"} if tells else {}
-        if tells: headers["x-ratelimit-limit-tokens"] = "1000"
+        headers = {"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": str(int(bucket["left"])), "x-ratelimit-reset-tokens": f"{reset * 1000:.0f}ms"} if tells else {}
         if not taken: return 429, {"error": {"message": "Rate limit reached on tokens per min (TPM)"}}, headers
         return 200, said("fine") | {"usage": {"prompt_tokens": 80, "completion_tokens": 20}}, headers
     with serve(answer) as (model, bodies): outcome = run(ids(40), echo, model=model, store=tmp_path / "s.sqlite", concurrency=4)
     assert len(outcome.kept) == 40
     if tells: assert bucket["refused"] <= 4, "the calls in flight, at most"
+    else: assert bucket["refused"] > 4, "or else this test could not fail"
