@@ -2360,5 +2360,6 @@ d = { 'settings': { 'branch': 'main',
                                     'llmdata_nb.waiting._until_moment': ('waiting.html#_until_moment', 'llmdata_nb/waiting.py'),
                                     'llmdata_nb.waiting.account_empty': ('waiting.html#account_empty', 'llmdata_nb/waiting.py'),
                                     'llmdata_nb.waiting.asked_wait': ('waiting.html#asked_wait', 'llmdata_nb/waiting.py'),
+                                    'llmdata_nb.waiting.daily_wait': ('waiting.html#daily_wait', 'llmdata_nb/waiting.py'),
                                     'llmdata_nb.waiting.duration_seconds': ('waiting.html#duration_seconds', 'llmdata_nb/waiting.py'),
                                     'llmdata_nb.waiting.token_limit': ('waiting.html#token_limit', 'llmdata_nb/waiting.py')}}}
