@@ -10,36 +10,41 @@ __all__ = ['finish_reason', 'choice_text', 'choice_reasoning', 'refusal_words', 
 import json, math, re
 
 # %% ../nbs/03d_answers.ipynb #3e000006
-_ENDINGS = {  # what the words of all dialects begin with → our word
-    "length": ("length", "max_", "model_length", "model_context", "token_limit", "incomplete", "truncat"),
-    "content_filter": ("content_filter", "contentfilter", "safety", "recitation", "prohibited", "blocklist",
-                       "spii", "sensitive", "moderat", "refusal", "guardrail"),
-    "error": ("error", "fail", "malformed", "network", "abort", "cancel", "insufficient_system"),
-    "stop": ("stop", "eos", "end", "complete", "finish", "tool", "function", "normal")}
+_ENDING_WORDS = {  # our word → what is said for it; the first that is found counts
+    "content_filter": r"filter|safety|recitation|prohibit|blocklist|blocked|spii|sensitiv|moderat|refus|guardrail|toxic|policy",
+    "error": r"error|fail|malform|network|abort|cancel|insufficient|quota|rate.?limit|overload|time.?out|unavailable|unexpected",
+    "length": r"length|max|limit|context|exceed|exhaust|truncat|incomplete|unfinished|repetition|cut.?off",
+    "stop": r"stop|complete|finished|tool|function|done|(?<![a-z])(?:end|eos|normal)"}
+_ENDINGS = {ours: re.compile(words, re.I) for ours, words in _ENDING_WORDS.items()}
 
 def finish_reason(
     said, # by the endpoint
 ) -> str | None:
-    "Why an answer ended: stop, length, content_filter or error; None where it is not told"
+    "Why an answer ended: stop, length, content_filter or error; None where it is not told, another word as it is"
     if not isinstance(said, str) or not said: return None
     if said in ("stop", "length"): return said
-    word = re.sub(r"^finish_?reason_?", "", said.lower())
-    for ours, beginnings in _ENDINGS.items():
-        if word.startswith(beginnings): return ours
-    return word
+    for ours, words in _ENDINGS.items():
+        if words.search(said): return ours
+    return said
 
 # %% ../nbs/03d_answers.ipynb #3e000009
+_PART_FIELDS = ("text", "thinking", "reasoning", "summary", "content")
+_THINKING_TYPES = ("thinking", "reasoning", "redacted_thinking", "thought")
+
+def _part_text(part):
+    "The text of a part of a content, or of the parts in it"
+    if isinstance(part, str): return part
+    if not isinstance(part, dict): return ""
+    told = [part[name] for name in _PART_FIELDS if part.get(name)]
+    if not told: return ""
+    if not isinstance(told[0], list): return str(told[0])
+    return "".join(_part_text(inner) for inner in told[0])
+
+def _is_thinking(part): return isinstance(part, dict) and str(part.get("type")).lower().startswith(_THINKING_TYPES)
+
 def _joined_parts(parts, thinking):
     "The texts of those parts of a content that are thinking, or of those that are not"
-    texts = []
-    for part in parts:
-        if isinstance(part, str): part = {"type": "text", "text": part}
-        if not isinstance(part, dict): continue
-        is_thinking = str(part.get("type")).lower() in ("thinking", "reasoning", "redacted_thinking")
-        if is_thinking != thinking: continue
-        inner = part.get("text") or part.get("thinking") or part.get("reasoning") or ""
-        texts.append(_joined_parts(inner, False) if isinstance(inner, list) else str(inner))
-    return "".join(texts)
+    return "".join(_part_text(part) for part in parts if _is_thinking(part) == thinking)
 
 def _tool_arguments(message):
     "The arguments of the first tool that a message calls, as text; None where it calls none"
@@ -51,6 +56,7 @@ def _tool_arguments(message):
 
 # %% ../nbs/03d_answers.ipynb #3e000011
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+_REASONING_LISTS = ("content", "reasoning_details", "thinking_blocks")
 
 def choice_text(
     choice: dict, # of a chat completion, or of a completion of raw text
@@ -71,8 +77,10 @@ def choice_reasoning(choice: dict) -> str:
     for field in _REASONING_FIELDS:
         said = message.get(field)
         if said: return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    for parts in (message.get("content"), message.get("reasoning_details")):
-        if isinstance(parts, list): return _joined_parts(parts, True)
+    for name in _REASONING_LISTS:
+        parts = message.get(name)
+        said = _joined_parts(parts, True) if isinstance(parts, list) else ""
+        if said: return said
     return ""
 
 # %% ../nbs/03d_answers.ipynb #3e000026
@@ -93,55 +101,50 @@ _TOTAL = ("total_tokens", "totalTokenCount")
 _CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "cachedContentTokenCount")
 _THINKING = ("reasoning_tokens", "thinking_tokens", "thoughtsTokenCount")
 
+_TOO_MANY = 2 ** 53  # tokens: no number that a file of numbers could not hold
+
 def _as_count(value):
     "A number of tokens; None for what is none"
-    if isinstance(value, bool): return None
+    if type(value) is int and 0 <= value < _TOO_MANY: return value  # nearly always
+    if value is None or isinstance(value, bool): return None
     try: number = float(value)
-    except (TypeError, ValueError): return None
-    return int(number) if math.isfinite(number) and number >= 0 else None
+    except (TypeError, ValueError, OverflowError): return None
+    return int(number) if 0 <= number < _TOO_MANY else None
 
-def _first_count(tables, names):
-    "The first number of tokens under one of `names` in one of the tables; None where there is none"
-    for table in tables:
-        for name in names:
-            count = _as_count(table.get(name))
-            if count is not None: return count
+def _first_count(table, names):
+    "The first number of tokens under one of `names` in a table; None where there is none"
+    for name in names:
+        if name not in table: continue
+        count = _as_count(table[name])
+        if count is not None: return count
     return None
+
+def _with_details(usage):
+    "`usage`, and in it the counts that stand in tables of details"
+    told = usage
+    for name, table in usage.items():
+        if not isinstance(table, dict) or not name.endswith("_details"): continue
+        told = told | {inner: count for inner, count in table.items() if _as_count(count) is not None}
+    return told
 
 # %% ../nbs/03d_answers.ipynb #3e000016
 def _all_prompt_tokens(usage, cached):
     "The tokens of the prompt, with those that came from the cache"
-    prompt = _first_count([usage], _PROMPT)
-    outside = "prompt_tokens" not in usage and "cache_read_input_tokens" in usage
+    prompt = _first_count(usage, _PROMPT)
+    outside = "cache_read_input_tokens" in usage and "prompt_tokens" not in usage
     if prompt is None or not outside: return prompt
     return prompt + (cached or 0) + (_as_count(usage.get("cache_creation_input_tokens")) or 0)
-
-_PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
-
-def _is_plain(usage):
-    "Whether `usage` has the counts that most endpoints give, and nothing else"
-    if not usage.keys() <= _PLAIN or len(usage) < 2: return False
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens", 0)
-    return all(type(count) is int and count >= 0 for count in counts)
-
-def _plain_usage(usage):
-    "As `read_usage`, quickly"
-    prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
-    outside = max(usage.get("total_tokens", 0) - prompt - completion, 0)
-    written = completion + outside
-    return dict(prompt_tokens=prompt, cached_tokens=None, completion_tokens=written, thinking_tokens=outside or None)
 
 def read_usage(
     usage, # as an answer has it
 ) -> dict: # prompt_tokens, cached_tokens (of these), completion_tokens, thinking_tokens (of these); None where not told
     "The tokens that a call took"
     usage = usage if isinstance(usage, dict) else {}
-    if _is_plain(usage): return _plain_usage(usage)
-    details = [table for name, table in usage.items() if name.endswith("_details") and isinstance(table, dict)]
-    cached, thinking = _first_count([*details, usage], _CACHED), _first_count([*details, usage], _THINKING)
-    prompt, completion = _all_prompt_tokens(usage, cached), _first_count([usage], _COMPLETION)
-    total = _first_count([usage], _TOTAL)
-    known = None not in (prompt, completion, total)
+    told = _with_details(usage)
+    cached, thinking = _first_count(told, _CACHED), _first_count(told, _THINKING)
+    prompt, completion = _all_prompt_tokens(usage, cached), _first_count(usage, _COMPLETION)
+    total = _first_count(usage, _TOTAL)
+    known = prompt is not None and completion is not None and total is not None
     outside = total - prompt - completion if known else 0
     if outside > 0: completion, thinking = completion + outside, max(thinking or 0, outside)
     return dict(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=completion, thinking_tokens=thinking)
@@ -163,10 +166,10 @@ def _stream_chunks(text):
     chunks = []
     for line in text.splitlines():
         field, _, data = line.partition(":")
-        if field != "data" or data.strip() in ("", "[DONE]"): continue
+        if field != "data" or data.lstrip()[:1] != "{": continue  # a piece is an object; others only mark the end
         try: chunk = json.loads(data)
         except ValueError: break
-        if isinstance(chunk, dict): chunks.append(chunk)
+        chunks.append(chunk)
     return chunks
 
 def from_event_stream(
@@ -187,7 +190,8 @@ def from_event_stream(
 # %% ../nbs/03d_answers.ipynb #3e000023
 def _add_delta(message, delta):
     "Add a piece of a stream to the message"
-    for name in ("content", *_REASONING_FIELDS):
-        piece = delta.get(name)
-        if isinstance(piece, str): message[name] = (message.get(name) or "") + piece
+    content, thinking = delta.get("content"), choice_reasoning({"message": delta})
+    if isinstance(content, list): content = _joined_parts(content, False)
+    if isinstance(content, str): message["content"] += content
+    if thinking: message["reasoning"] = message.get("reasoning", "") + thinking
     if delta.get("refusal"): message["refusal"] = (message.get("refusal") or "") + delta["refusal"]

@@ -569,12 +569,14 @@ def _doctor_command(argv):
 # %% ../nbs/40_cli.ipynb #fdeba35c
 def _fetch_weights(notebook, values):
     "Fetch the weights of the embedded models that the parameters name"
-    from llmdata_nb.embedded import DEFAULT_WEIGHTS, weights_path
+    from llmdata_nb.embedded import weights_named, weights_path
     takes = parameters(notebook)
     values = {name: _default_value(takes, name) for name in takes} | values
-    for value in values.values():
-        kind, _, name = str(value).partition(":")
-        if kind == "embedded": weights_path(name or DEFAULT_WEIGHTS)
+    references = ",".join(str(value) for value in values.values())
+    for reference in references.split(","):
+        try: weights = weights_named(reference.strip())
+        except ValueError: continue  # no model, or one that the run refuses
+        if weights: weights_path(weights)
 
 # %% ../nbs/40_cli.ipynb #34cb4dee
 def _print_help(args):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from . import __version__
 from .dedup_at_scale import near_duplicates
-from .embedded import cache_folder, connect, weights_path
+from .embedded import cache_folder, connect, weights_named, weights_path
 from .engine import Outcome, Record, RunProgress, about_run, check_options, check_recipe, close_files
 from .engine import explained_disk_errors, hold_folder, in_thread, ledger_lines
 from .engine import make_outcome, models_by_role, row_files, send_all, state_on_arrival, with_ids, write_manifest
@@ -253,9 +253,9 @@ async def _check_models(references):
     "Raise ValueError when one of the models cannot be used from here"
     async with open_session() as session:
         for reference in references:
-            provider, _, name = reference.partition(":")
-            if provider == "embedded": weights_path(*filter(None, [name]))
-            else: await _check_servers(session, endpoint(reference))
+            weights = weights_named(reference)
+            if weights is None: await _check_servers(session, endpoint(reference))
+            else: weights_path(weights)
 
 async def _check_servers(session, endpoint):
     "Raise the error of the first server of `endpoint`, where none can be used"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from . import __version__
 from .dialect import dialect_text
-from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect
+from .embedded import DEFAULT_WEIGHTS, WEIGHTS, cache_folder, connect, weights_named
 from .models import PROVIDERS, Ask, CallFailed, check_endpoint, object_schema
 from .judge import rate, rubric
 from .languages import missing_parts
@@ -222,7 +222,7 @@ async def examine(
         yield False, str(e).removeprefix(f"model {reference!r}: ")
         yield False, "works for: no recipe"
         return
-    seconds = None if reference.startswith("embedded") else _PATIENCE
+    seconds = _PATIENCE if weights_named(reference) is None else None
     async with open_session(seconds) as session:
         ask, trials = Ask({"default": model}, Store(":memory:"), session, concurrency=1), {}
         async for name, good, text in _try_all(ask, model, seconds):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'SLOTS', 'CONTEXT', 'Weights', 'cache_folder', 'file_hash', 'weights_path', 'serve',
-           'connect']
+           'weights_named', 'connect']
 
 # %% ../nbs/05_embedded.ipynb #705502b8
 import hashlib, os, re, secrets, shutil, subprocess, sys, time
@@ -196,13 +196,22 @@ def serve(
     url, identity = server.listening_address + "/v1", f"sha256:{sha256} context {CONTEXT}"
     return Endpoint(f"embedded:{name}", url, name, key, identity, SLOTS, free=True)
 
+# %% ../nbs/05_embedded.ipynb #896cca40
+def weights_named(
+    reference: str, # as in `connect`
+) -> str | None:    # as in `weights_path`; None where the model is not embedded
+    "Which weights `reference` names; ValueError where an option is wrong"
+    plain = model_and_options(reference)[0]
+    provider, _, name = plain.partition(":")
+    return name or DEFAULT_WEIGHTS if provider == "embedded" else None
+
 # %% ../nbs/05_embedded.ipynb #fe558504
 def connect(
     reference: str, # `embedded`, `embedded:NAME`, `embedded:/path/to.gguf`, or as in `models.endpoint`
 ) -> Endpoint:
     "The endpoint that `reference` names, started where it is embedded"
+    weights = weights_named(reference)
+    if weights is None: return endpoint(reference)
     plain, options, shown = model_and_options(reference)
-    provider, _, weights = plain.partition(":")
-    if provider != "embedded": return endpoint(reference)
-    served = serve(weights or DEFAULT_WEIGHTS)
+    served = serve(weights)
     return with_options(served, options, served.name + shown.removeprefix(plain))

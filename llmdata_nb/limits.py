@@ -81,6 +81,7 @@ class TokenPace:
     def __init__(self):
         self.left, self.at, self.per_second = float("inf"), 0.0, 0.0  # tokens at that moment, and how many come each second
         self.each = 0.0  # that a call takes on average; 0 while no limit is known
+        self.full_at, self.later = 0.0, 0.0  # when all are to be there again, and how many come each second from then on
 
     def told(self,
         limit: tuple, # as from `token_limit`
@@ -93,7 +94,8 @@ class TokenPace:
         least = left - self.each * under_way
         counted_here = self.now_left(now) if self.each else left
         self.left, self.at = max(min(left, counted_here), least), now
-        self.per_second = (most - left) / seconds if seconds > 0 and most > left else most / 60
+        self.full_at, self.later = now + seconds, most / 60
+        self.per_second = (most - left) / seconds if seconds > 0 and most > left else self.later
 
     def took(self, tokens: int) -> None:
         "A call took so many tokens"
@@ -101,12 +103,14 @@ class TokenPace:
 
     def now_left(self, now: float) -> float:
         "The tokens that are left"
-        return self.left + (now - self.at) * self.per_second
+        as_told = min(now, self.full_at) - self.at
+        return self.left + as_told * self.per_second + max(now - self.full_at, 0.0) * self.later
 
     def seconds_left(self, now: float) -> float:
         "Seconds until there are enough for a call"
-        missing = self.each - self.now_left(now)
-        return max(missing, 0.0) / self.per_second
+        missing, until_full = self.each - self.now_left(now), max(self.full_at - now, 0.0)
+        if missing <= until_full * self.per_second: return max(missing, 0.0) / self.per_second
+        return until_full + (missing - until_full * self.per_second) / self.later
 
 # %% ../nbs/03b_limits.ipynb #c4a0ce01
 _LAST = 200  # requests that are looked at

@@ -23,20 +23,34 @@ def _price_by_hand(price, usage):
     millionths = fresh * price["prompt"] + cached * price.get("cached", price["prompt"])
     return (millionths + usage["completion_tokens"] * price["completion"]) / 1e6
 
+def _listed_hosts(url):
+    "`url`, and the same at the hosts that its own lies under"
+    parsed = urlsplit(url)
+    labels = (parsed.hostname or "").split(".")
+    for start in range(max(len(labels) - 2, 1)):
+        yield f"{parsed.scheme}://{'.'.join(labels[start:])}{parsed.path}"
+
+def _find_in_list(model, **where):
+    "The provider and the model in genai-prices; None where it does not have them"
+    from genai_prices.data_snapshot import get_snapshot
+    without_folder = re.sub(r"^(?:publishers/google/models|models|google)/", "", model)  # as Google writes its names
+    for name in dict.fromkeys((model, without_folder)):
+        try: return get_snapshot().find_provider_model(name, None, where.get("provider_id"), where.get("provider_api_url"))
+        except LookupError: continue
+    return None
+
 @lru_cache(1000)
 def _price_list(provider, url, model):
     "The provider and the model in the price list of genai-prices; None where it does not have them"
     host_name = urlsplit(url).hostname or ""
     has_domain = re.search(r"\.[a-z]{2,}$", host_name)  # else nobody sells anything there
     if not provider and not has_domain: return None
-    from genai_prices.data_snapshot import get_snapshot
     host = re.search(r":(cerebras|fireworks-ai|groq|hyperbolic|nebius|novita|nscale|ovhcloud|sambanova|together)$", model)
     if provider == "hf" and host: provider, model = f"huggingface_{host[1]}", model[:host.start()]
-    for where in ({"provider_id": provider or None}, {"provider_api_url": url}):
-        if not any(where.values()): continue
-        try: return get_snapshot().find_provider_model(model, None, where.get("provider_id"), where.get("provider_api_url"))
-        except LookupError: continue
-    return None
+    found = _find_in_list(model, provider_id=provider) if provider else None
+    for listed in _listed_hosts(url):
+        found = found or _find_in_list(model, provider_api_url=listed)
+    return found
 
 # %% ../nbs/03j_spending.ipynb #27d4406c
 def _listed_price(endpoint, usage):

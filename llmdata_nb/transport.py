@@ -18,7 +18,7 @@ from .answers import from_event_stream
 from .limits import CallFailed
 from .progress import visible
 from .scrub import know_key, scrub
-from .waiting import account_empty, asked_wait
+from .waiting import account_empty, asked_wait, daily_wait
 
 # %% ../nbs/03h_transport.ipynb #29856928
 _KINDS = {408: "timeout", 425: "server", 429: "rate limit"}
@@ -216,6 +216,7 @@ def failed_answer(status, headers, data, key):
     text = visible(" ".join(scrub(text).split()))[:300]
     message = f"{status} without an answer in it: {text}" if 200 <= status < 300 else f"{status} {text}"
     seconds = asked_wait(headers, answer)
+    if status == 429: seconds = daily_wait(answer, seconds)
     busy = status == 400 and re.search("overloaded|at capacity|temporarily unavailable", text, re.I)
     refused = (300 <= status < 500 or status == 501) and not busy  # it would be refused again
     kind = _KINDS.get(status) or ("refused" if refused else "server")

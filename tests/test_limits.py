@@ -894,10 +894,21 @@ def test_tokens_per_minute_are_kept_where_the_server_tells_them(tmp_path, tells)
         taken = bucket["left"] >= 100
         bucket["left" if taken else "refused"] += -100 if taken else 1
         reset = (1000 - bucket["left"]) / 1000
-        headers = {"x-ratelimit-limit-tokens": "60000", "x-ratelimit-remaining-tokens": str(int(bucket["left"])), "x-ratelimit-reset-tokens": f"{reset * 1000:.0f}ms"} if tells else {}
-        if tells: headers["x-ratelimit-limit-tokens"] = "1000"
+        headers = {"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": str(int(bucket["left"])), "x-ratelimit-reset-tokens": f"{reset * 1000:.0f}ms"} if tells else {}
         if not taken: return 429, {"error": {"message": "Rate limit reached on tokens per min (TPM)"}}, headers
         return 200, said("fine") | {"usage": {"prompt_tokens": 80, "completion_tokens": 20}}, headers
     with serve(answer) as (model, bodies): outcome = run(ids(40), echo, model=model, store=tmp_path / "s.sqlite", concurrency=4)
     assert len(outcome.kept) == 40
     if tells: assert bucket["refused"] <= 4, "the calls in flight, at most"
+    else: assert bucket["refused"] > 4, "or else this test could not fail"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_lost_answer_keeps_nobody_waiting_for_longer_than_the_minute_of_tokens(at_once):
+    "6,000 tokens a minute, back at its end or little by little; a call takes 100, and the 64 after the first one are lost"
+    tokens = limits.TokenPace()
+    tokens.told((6000, 5900, 59.0 if at_once else 1.0), 0.0)
+    tokens.took(100)
+    tokens.left -= 64 * tokens.each
+    waits = tokens.seconds_left(0.0)
+    assert waits == pytest.approx(64 if at_once else 6) and tokens.seconds_left(waits + 0.01) == 0

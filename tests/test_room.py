@@ -89,7 +89,8 @@ def test_one_address_that_serves_one_model_after_the_other(tmp_path):
 
 SHAPES_OF_LOST = {
     "empty content": dict(content="", reasoning_content=THOUGHT), "no content": dict(content=None, reasoning=THOUGHT), "parts": dict(content=[{"type": "thinking", "thinking": THOUGHT}]),
-    "never closed": dict(content=f"<think>{THOUGHT}"), "hidden": dict(content=None), "never closed in another dialect": dict(content=f"[THINK]{THOUGHT}")}
+    "never closed": dict(content=f"<think>{THOUGHT}"), "hidden": dict(content=None), "never closed in another dialect": dict(content=f"[THINK]{THOUGHT}"),
+    "details of a router": dict(content=None, reasoning_details=[{"type": "reasoning.text", "text": THOUGHT}]), "blocks": dict(content="", thinking_blocks=[{"type": "thinking", "thinking": THOUGHT}])}
 
 
 @pytest.mark.parametrize("shape", SHAPES_OF_LOST)
@@ -152,6 +153,13 @@ def test_json_that_is_only_written_badly_is_whole():
     assert [text for text in cut if not unclosed_json(text)] == []
 
 
+def test_marks_of_thinking_in_a_whole_answer_teach_no_room(tmp_path):
+    async def quote(row, ask): return row | {"said": (await ask(row["id"], max_tokens=50)).text}
+    with serve(lambda body, n: '{"mark": "<think> opens it"}') as (model, bodies):
+        assert len(run([{"id": f"r{i}"} for i in range(3)], quote, model=model, store=tmp_path / "s.sqlite", concurrency=1).kept) == 3
+    assert [body["max_tokens"] for body in bodies] == [50] * 3
+
+
 def test_spaces_behind_a_whole_answer_do_no_harm_and_without_one_the_form_is_left_out():
     def spaces(body, n):
         text = translator_and_judge(body)
@@ -166,13 +174,14 @@ def test_spaces_behind_a_whole_answer_do_no_harm_and_without_one_the_form_is_lef
     assert len(outcome.kept) == 2, outcome.reasons()
 
 
-def test_a_stored_answer_that_was_cut_is_replayed_and_asked_again_only_with_more_room(tmp_path):
+@pytest.mark.parametrize("stored", ["finish_reason = 'length'", "finish_reason = 'MAX_TOKENS'", "text = substr(text, 1, length(text) - 9)"])
+def test_a_stored_answer_that_was_cut_is_replayed_and_asked_again_only_with_more_room(tmp_path, stored):
     path = tmp_path / "s.sqlite"
     with serve(lambda body, n: translator_and_judge(body)) as (model, bodies):
         options = dict(store=path, language="it")
         run(conversations(4), translate_and_judge, model=model, **options)
         db = sqlite3.connect(path)
-        db.execute("update calls set finish_reason = 'length' where step = 'translate response'")  # as version 0.1 stored it
+        db.execute(f"update calls set {stored} where step = 'translate response'")  # as version 0.1 stored it
         db.commit()
         db.close()
         sent = len(bodies)

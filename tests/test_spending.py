@@ -17,7 +17,7 @@ def at(url, model, **options): return Endpoint("x", url, model, **options)
 @pytest.mark.parametrize("where", [
     at("https://api.openai.com/v1", "gpt-4.1-mini"), at("https://api.mistral.ai/v1", "mistral-small-latest"), at("https://api.anthropic.com/v1", "claude-sonnet-4-5"),
     at("https://generativelanguage.googleapis.com/v1beta/openai", "gemini-2.5-flash"), at("https://api.deepseek.com/v1", "deepseek-chat"), at("https://api.groq.com/openai/v1", "llama-3.3-70b-versatile"),
-    at("https://api.x.ai/v1", "grok-3"), at("http://127.0.0.1:9/v1", "gpt-4.1-mini", provider="openai"), at("http://127.0.0.1:9/v1", "openai/gpt-4.1-mini", provider="openrouter")])
+    at("https://generativelanguage.googleapis.com/v1beta/openai", "models/gemini-2.5-flash"), at("https://eu.api.openai.com/v1", "gpt-4.1-mini"), at("https://api.x.ai/v1", "grok-3"), at("http://127.0.0.1:9/v1", "gpt-4.1-mini", provider="openai"), at("http://127.0.0.1:9/v1", "openai/gpt-4.1-mini", provider="openrouter")])
 def test_prices_by_provider_and_by_address(where):
     known = price(where, TOKENS)
     assert 0 < known < 0.1 and price(where, TOKENS | {"completion_tokens": 1100}) > known
@@ -28,7 +28,8 @@ def test_prices_by_hand_and_unknown_ones():
     by_hand = Options(price={"prompt": 1.0, "completion": 10.0, "cached": 0.1})
     assert price(at("http://gpu:8000/v1", "m", options=by_hand), TOKENS) == pytest.approx((600 + 40 + 1000) / 1e6)
     assert price(at("http://gpu:8000/v1", "m", options=by_hand), TOKENS | {"prompt_tokens": None}) is None
-    assert price(at("http://gpu:8000/v1", "gpt-4.1-mini"), TOKENS) is None and price(at("https://api.openai.com/v1", "no-such-model"), TOKENS) is None
+    for elsewhere in ("http://gpu:8000/v1", "https://gateway.example/api.openai.com", "https://my-api.openai.com.example.org/v1"): assert price(at(elsewhere, "gpt-4.1-mini"), TOKENS) is None
+    assert price(at("https://api.openai.com/v1", "no-such-model"), TOKENS) is None
     assert price(at("https://openrouter.ai/api/v1", "m:free", provider="openrouter"), TOKENS) == 0.0
 
 

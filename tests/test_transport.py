@@ -5,12 +5,11 @@ import random
 import shutil
 import ssl
 import subprocess
-import threading
 from contextlib import contextmanager
 
 import pytest
 from aiohttp import web
-from scripted_server import said, serve
+from scripted_server import in_a_thread, said, serve
 
 from llmdata_nb import __version__, reach, transport
 from llmdata_nb.doctor import examine
@@ -49,7 +48,7 @@ class Seen(list):
 @contextmanager
 def site(answer, tls=None):
     "A server in a thread: `answer(method, path)` gives (status, JSON or text), or an async function of the request; yields its root and what it has `Seen`"
-    seen, loop, ready = Seen(), asyncio.new_event_loop(), threading.Event()
+    seen = Seen()
     async def handle(request):
         await request.read()
         seen.append(f"{request.method} {request.path_qs}")
@@ -65,19 +64,7 @@ def site(answer, tls=None):
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         return runner
-    def work():
-        asyncio.set_event_loop(loop)
-        ready.runner = loop.run_until_complete(start())
-        ready.set()
-        loop.run_forever()
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    ready.wait(10)
-    try: yield f"http{'s' if tls else ''}://127.0.0.1:{ready.runner.addresses[0][1]}", seen
-    finally:
-        asyncio.run_coroutine_threadsafe(ready.runner.cleanup(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+    with in_a_thread(start) as runner: yield f"http{'s' if tls else ''}://127.0.0.1:{runner.addresses[0][1]}", seen
 
 
 def endpoint_at(base, missing=(404, {"detail": "Not Found"})):

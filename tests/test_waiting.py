@@ -99,6 +99,13 @@ def test_a_limit_of_the_day_ends_the_run_at_once_and_says_until_when(tmp_path):
     assert "can be asked again at" in outcome.failed[-1]["reason"] and "(in 5 h" in outcome.failed[-1]["reason"]
 
 
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "30"}])
+def test_a_limit_of_the_day_without_its_time_is_not_asked_every_minute(tmp_path, headers):
+    refusal = (429, {"error": {"message": "You have used your daily quota of 1,000 requests."}}, headers)
+    outcome, bodies = outcome_with(tmp_path, refusal, n=50, times=1000)
+    assert len(bodies) <= 2 * 4 and len(outcome.failed) == 50 and "can be asked again at" in outcome.failed[-1]["reason"]
+
+
 def test_an_error_inside_of_a_200_is_treated_by_its_code(tmp_path):
     outcome, bodies = outcome_with(tmp_path, (200, {"error": {"message": "Insufficient credits. Add more", "code": 402}}), n=50, times=1000)
     assert len(bodies) <= 4 and "out of money (402 Insufficient credits" in outcome.failed[0]["reason"]
