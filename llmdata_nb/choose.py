@@ -588,23 +588,23 @@ def check_sources(
     for part in _parts_of(source):
         if isinstance(part.source, (str, Path)): check_source(str(part.source))
 
-# %% ../nbs/02d_choose.ipynb #6e0cc4a1
-def _with_name(row, name):
-    "`row` with the `name` of its source; a column that had this name before is moved to source_…"
-    if "from_source" not in row: return row | {"from_source": name}
+# %% ../nbs/02d_choose.ipynb #3bdc2119
+def _moved_name(row):
+    "The name under which the column from_source of `row` goes on"
     new = "source_from_source"
     while new in row or new in OUR_COLUMNS: new = f"source_{new}"
-    moved = {new if column == "from_source" else column: value for column, value in row.items()}
-    return moved | {"from_source": name}
+    return new
 
 def _with_names(rows, name):
-    "`rows` of the source `name`, which they are told to come from"
-    said = False
+    "`rows` with the `name` of their source; a column that was called from_source before is moved to source_…"
+    said = set()
     for row in rows:
-        if "from_source" in row and not said:
-            print(f"{name}: its column from_source goes on as source_from_source, since rows of several sources have one of ours")
-            said = True
-        yield _with_name(row, name)
+        if "from_source" in row:
+            new = _moved_name(row)
+            if new not in said: print(f"{name}: its column from_source goes on as {new}, since rows of several sources have one of ours")
+            said.add(new)
+            row = {new if column == "from_source" else column: value for column, value in row.items()}
+        yield row | {"from_source": name}
 
 def _with_own_ids(rows, seen):
     "`rows` with -2, -3 … added to ids that are among those `seen`"
@@ -648,7 +648,7 @@ def _mix_groups(groups, shares, asked, sample_by, seed, wanted):
     short = f" ({asked:,} asked for, but that is all there is with these shares)" if asked and total < asked else ""
     return mixed, f"mixed {_count_rows(total)}{short}, of {', of '.join(said)}"
 
-# %% ../nbs/02d_choose.ipynb #129724eb
+# %% ../nbs/02d_choose.ipynb #ede6a6de
 def _read_limit(parts, limit, where):
     "The `limit` for reading: with a condition, nobody knows how many rows it takes, but there is one, so a Hub dataset is streamed"
     if limit is None or parts[0].share is not None: return None
@@ -664,7 +664,7 @@ def _open_parts(parts, limit, where, sample_by, options):
         looked_at = list(islice(rows, ahead))
         first += looked_at
         streams.append(chain(looked_at, rows))
-    seen: dict = {}
+    seen = {}
     if several: streams = [_with_own_ids(rows, seen) for rows in streams]
     return _Wanted(where, sample_by, first), streams
 
