@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLE', 'COUNTED', 'choose_rows', 'check_sources', 'load_chosen', 'stream_chosen', 'describe_source']
 
-# %% ../nbs/02d_choose.ipynb #b7586671
+# %% ../nbs/02d_choose.ipynb #b47bf380
 import glob, hashlib, heapq, json, operator, os, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from .rows import DEMOS, OUR_COLUMNS, check_source, load_rows, stream_rows
 
-# %% ../nbs/02d_choose.ipynb #725a7891
+# %% ../nbs/02d_choose.ipynb #b8b308c3
 EXAMPLE = 'where="quality>=4 and (language==en or language==it) and not title contains draft"'
 _TOKEN = re.compile(r"""(?P<mark>[=!<>]=|[<>(),])
     | "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>(?:[^'\\]|\\.)*)' | `(?P<name>[^`]+)`
@@ -38,7 +38,7 @@ def _syntax_error(token, expected):
     if len(after) > 60: after = after[:60] + "…"
     return ValueError(f"where: {before}▸{after} (at ▸, character {token.place + 1}): expected {expected}. An example: {EXAMPLE}")
 
-# %% ../nbs/02d_choose.ipynb #03ce41ec
+# %% ../nbs/02d_choose.ipynb #b68b13a0
 _HINTS = {"=": "== (two signs)", "!": "!= or not", '"': "a second \" that ends the text", "'": "a second ' that ends the text",
           "`": "a second ` that ends the name", "“": 'straight quotation marks, "', "”": 'straight quotation marks, "',
           "„": 'straight quotation marks, "'}
@@ -62,7 +62,7 @@ def _cut_tokens(where):
     tokens.append(_Token("end", "", end, where))
     return tokens[::-1]
 
-# %% ../nbs/02d_choose.ipynb #4ca7d6c4
+# %% ../nbs/02d_choose.ipynb #169c84c9
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.A)
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
@@ -83,7 +83,7 @@ def _bare_value(word):
     number = _spelled_number(word)
     return _Value(word, word if number is None else number)
 
-# %% ../nbs/02d_choose.ipynb #d17607e3
+# %% ../nbs/02d_choose.ipynb #108b7ba6
 _OPERATORS: dict[str, Callable] = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
                                    ">": operator.gt, ">=": operator.ge}
 _OPERATOR_NAMES = (*_OPERATORS, "in", "not in", "contains", "not contains")
@@ -113,7 +113,7 @@ def _take_value(tokens):
     if token.kind == "text": return _Value(token.text, token.text)
     raise _syntax_error(token, "a value: a number, a word, or a text in quotes")
 
-# %% ../nbs/02d_choose.ipynb #8afcc471
+# %% ../nbs/02d_choose.ipynb #c4390aee
 def _take_operator(tokens):
     "The name of an operator"
     token = tokens.pop()
@@ -146,7 +146,7 @@ def _take_comparison(tokens):
     if name.endswith("contains") and value is None: raise _syntax_error(first, f"a text or a number after {name}")
     return _Comparison(column, name, values)
 
-# %% ../nbs/02d_choose.ipynb #38953483
+# %% ../nbs/02d_choose.ipynb #2b3dbbeb
 _DEEPEST = 50  # parentheses and nots within each other
 
 class _Joined(NamedTuple):
@@ -184,7 +184,7 @@ def _parse_where(where):
     if tokens[-1].kind != "end": raise _syntax_error(tokens[-1], "and, or, or the end (a text with spaces goes in quotes)")
     return tree
 
-# %% ../nbs/02d_choose.ipynb #0cbeed5a
+# %% ../nbs/02d_choose.ipynb #5f8cedba
 def _number_in(found):
     "The number that `found` is or spells, or None"
     if isinstance(found, str): return _spelled_number(found)
@@ -203,13 +203,13 @@ def _alike(found, value):
 
 def _compare_values(found, compare, value):
     "What `compare` says of `found` in a row and a `value` of the condition; None where they do not compare"
+    if isinstance(found, (float, Decimal, date)) and found != found: found = None  # NaN, or no date
     if isinstance(found, date): found = found.isoformat()
-    if found != found: found = None  # NaN
     if value is None: return compare(found is None, True)
     found, value = _alike(found, value)
     return None if found is None or value is None else compare(found, value)
 
-# %% ../nbs/02d_choose.ipynb #c48579c7
+# %% ../nbs/02d_choose.ipynb #6783e7b8
 def _is_among(found, values):
     "Whether `found` equals one of `values`; None where it compares with none of them"
     results = [_compare_values(found, operator.eq, value.value) for value in values]
@@ -231,7 +231,7 @@ def _judge_value(found, comparison):
     result = _contains(found, values[0]) if name.endswith("contains") else _is_among(found, values)
     return _negation(result) if name.startswith("not") else result
 
-# %% ../nbs/02d_choose.ipynb #3b36f610
+# %% ../nbs/02d_choose.ipynb #5f9d7e16
 _MISSING = object()
 
 def _column_value(row, column, missing=None):
@@ -244,7 +244,7 @@ def _column_value(row, column, missing=None):
         value = value[name]
     return value
 
-# %% ../nbs/02d_choose.ipynb #b8baca29
+# %% ../nbs/02d_choose.ipynb #e496bae6
 def _texts_by(row, role): return [message["content"] for message in row.get("messages") or [] if message["role"] == role]
 
 def _count_letters(row):
@@ -268,7 +268,7 @@ COUNTED: dict[str, Callable] = {  # name → function of a row
     "answer_letters": _count_answer_letters,  # of the last answer, or of the chosen one
     "turns": _count_turns}  # messages of the user
 
-# %% ../nbs/02d_choose.ipynb #13f62984
+# %% ../nbs/02d_choose.ipynb #8456a07d
 def _join_results(parts, row, decisive):
     "`decisive` where a part gives that for `row`, else None where one is undecided, else the opposite"
     undecided = False
@@ -297,27 +297,31 @@ def _comparisons_in(tree):
     if isinstance(tree, _Comparison): return [tree]
     return list(chain.from_iterable(map(_comparisons_in, tree.parts)))
 
-# %% ../nbs/02d_choose.ipynb #a93acded
-def _names_in(record, before=""):
-    "The names of all columns of a record, those of its structs with dots"
+# %% ../nbs/02d_choose.ipynb #96bd5a6b
+def _names_in(record, before="", depth=0):
+    "The names of the columns of a record, those of its structs with dots, to the third below"
     for name, value in record.items():
-        yield before + str(name)
-        if isinstance(value, dict): yield from _names_in(value, f"{before}{name}.")
+        yield f"{before}{name}"
+        if isinstance(value, dict) and depth < 3: yield from _names_in(value, f"{before}{name}.", depth + 1)
+
+def _shown_text(text, size=60):
+    "The beginning of a `text` from the rows, without what a terminal would obey"
+    return "".join(char if char.isprintable() else "�" for char in text[:size])
 
 def _unknown_column(column, names, looked_at):
     "The error about a `column` that none of the rows has"
     near = get_close_matches(column, [*names, *COUNTED], 1, 0.6)
-    meant = f"did you mean {near[0]}? " if near else ""
-    listed = ", ".join(islice(names, 40))
+    meant = f"did you mean {_shown_text(near[0])}? " if near else ""
+    listed = ", ".join(map(_shown_text, islice(names, 40)))
     if len(names) > 40: listed += f" and {len(names) - 40:,} more"
     return ValueError(f"no column {column!r} in any of {looked_at}: {meant}There are {listed}; and counted from the texts, {', '.join(COUNTED)}")
 
-# %% ../nbs/02d_choose.ipynb #33dc8cbf
+# %% ../nbs/02d_choose.ipynb #d458edd6
 def _was_lost(row): return bool(row.get("failed") or row.get("dropped"))
 
 def _count_rows(n): return "1 row" if n == 1 else f"{n:,} rows"
 
-# %% ../nbs/02d_choose.ipynb #723939c5
+# %% ../nbs/02d_choose.ipynb #ee454bc4
 _LOOK_AHEAD = 1000  # rows
 
 class _Wanted:
@@ -361,7 +365,7 @@ class _Wanted:
             if _judge_value(found, comparison) is None: unclear.add(comparison.column)
         self.unclear.update(unclear)
 
-# %% ../nbs/02d_choose.ipynb #a52ec136
+# %% ../nbs/02d_choose.ipynb #5c627af4
 def _is_wanted(row, wanted):
     "Whether `row` goes on: it was lost before, or the condition holds"
     if _was_lost(row):
@@ -395,7 +399,7 @@ def _check_wanted(wanted):
     raise ValueError(f"where {wanted.where}: no row is left of {_count_rows(wanted.good)}{_without_value(wanted.unclear)}: "
                      "look at the values in its columns, or loosen it")
 
-# %% ../nbs/02d_choose.ipynb #d43f90bb
+# %% ../nbs/02d_choose.ipynb #b907c4b5
 def _lot_of(row, seed):
     "The number that decides whether `row` is in a sample"
     return hashlib.sha256(f"{seed}\n{row['id']}".encode("utf-8", "surrogatepass")).digest()
@@ -404,7 +408,7 @@ def _lowest_lots(rows, places, n, seed):
     "Those `n` of the `places` in `rows` whose rows have the lowest numbers"
     return heapq.nsmallest(n, places, key=lambda place: _lot_of(rows[place], seed))
 
-# %% ../nbs/02d_choose.ipynb #2a4583bf
+# %% ../nbs/02d_choose.ipynb #5a984f23
 def _parts_in_proportion(weights, n):
     "How many of `n` each key of `weights` gets, by largest remainders"
     total = sum(weights.values())
@@ -425,7 +429,7 @@ def _parts_for_each(counts, n):
         rare |= new
         rest = {key: count for key, count in rest.items() if key not in rare}
 
-# %% ../nbs/02d_choose.ipynb #568b5b05
+# %% ../nbs/02d_choose.ipynb #c0ca3773
 def _value_name(value):
     "The JSON by which values of a column are told apart"
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
@@ -439,7 +443,7 @@ def _places_by_value(rows, places, column, counted):
 def _said_parts(parts):
     "The largest of the parts first, such as: en 700, it 300"
     largest = sorted(parts, key=lambda name: (-parts[name], name))
-    shown = [name.strip('"')[:40] for name in largest[:8]]
+    shown = [_shown_text(name.strip('"'), 40) for name in largest[:8]]
     said = [f"{name} {parts[key]:,}" for name, key in zip(shown, largest)]
     if len(largest) > 8: said.append(f"{len(largest) - 8:,} more values")
     return ", ".join(said)
@@ -463,7 +467,7 @@ def _sample_rows(rows, sample, sample_by, seed, counted, whole=""):
     if sample_by: said += f", by {sample_by}: {_said_parts(parts)}"
     return [row for place, row in enumerate(rows) if place in chosen or _was_lost(row)], said
 
-# %% ../nbs/02d_choose.ipynb #8d7d6644
+# %% ../nbs/02d_choose.ipynb #4817a647
 def _check_parameters(where, sample, sample_by, seed, limit=None):
     "ValueError for what no rows could be chosen by"
     _parse_where(where)
@@ -492,7 +496,7 @@ def _sampled_of(rows, wanted, sample, sample_by, seed):
     _say_chosen(wanted, said)
     return rows
 
-# %% ../nbs/02d_choose.ipynb #0c087210
+# %% ../nbs/02d_choose.ipynb #61d0c826
 def choose_rows(
     rows: Iterable, # dicts with an `id`, as `load_rows` gives them
     where: str = "", # condition on columns, such as "quality>=4 and language==en"; empty for all rows
@@ -509,7 +513,7 @@ def choose_rows(
     _check_wanted(wanted)
     return _sampled_of(chosen, wanted, sample, sample_by, seed)
 
-# %% ../nbs/02d_choose.ipynb #1931ed7b
+# %% ../nbs/02d_choose.ipynb #cc47b5f8
 _SHARE = re.compile(r"(.+):\s*((?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?))", re.A | re.S)
 _ONLY_HOST = re.compile(r"\w+://[^/]*")
 
@@ -536,7 +540,7 @@ def _share_of(written):
     if number <= 0: raise ValueError(f"source: a share of {written}: leave that source out")
     return number
 
-# %% ../nbs/02d_choose.ipynb #0f4166cf
+# %% ../nbs/02d_choose.ipynb #012034c4
 def _pieces_of(source):
     "The sources in `source` as they are given; None where it is not made of names"
     if isinstance(source, Path): return [source]
@@ -558,17 +562,27 @@ def _unique_name(name, seen):
     seen[new] = 1
     return new
 
-def _check_parts(parts, source):
-    "ValueError where sources are given twice, or shares to some of them only, or to one"
-    if any(not str(part.source).strip() for part in parts): raise ValueError(f"source={source!r}: one of the sources is empty")
-    twice = [name for name, n in Counter(str(part.source) for part in parts).items() if n > 1]
-    if twice: raise ValueError(f"source={source!r}: {twice[0]} is given twice; give it once, with a larger share")
-    without = [str(part.source) for part in parts if part.share is None]
-    if without and len(without) < len(parts): raise ValueError(f"source={source!r}: {without[0]} has no share, and others have: give all of them one, such as {without[0]}:0.5, or none")
-    if not without and len(parts) == 1: raise ValueError(f"source={source!r}: a share of one source alone says nothing; for a part of its rows give sample")
-    if len({part.written.endswith("%") for part in parts}) > 1: raise ValueError(f"source={source!r}: give all shares in percent, or none")
+def _problem_of_shares(parts):
+    "What is wrong with the shares of several sources, or None"
+    with_share = [part for part in parts if part.share is not None]
+    if not with_share: return None
+    if len(parts) == 1: return "a share of one source alone says nothing; for a part of its rows give sample"
+    for part in parts:
+        name = part.source
+        if part.share is None: return f"{name} has no share, and others have: give all of them one, such as {name}:0.5, or none"
+    percent = {part.written.endswith("%") for part in parts}
+    return "give all shares in percent, or none" if len(percent) > 1 else None
 
-# %% ../nbs/02d_choose.ipynb #4174f920
+def _check_parts(parts, source):
+    "ValueError where a source is empty or given twice, or something is wrong with the shares"
+    names = [str(part.source) for part in parts]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    problem = _problem_of_shares(parts)
+    if "" in names: problem = "one of the sources is empty"
+    elif twice: problem = f"{twice[0]} is given twice; give it once, with a larger share"
+    if problem: raise ValueError(f"source={source!r}: {problem}")
+
+# %% ../nbs/02d_choose.ipynb #8446241c
 def _parts_of(source):
     "The sources that `source` names, with their shares; one that is not made of names is one by itself"
     pieces = _pieces_of(source)
@@ -588,7 +602,7 @@ def check_sources(
     for part in _parts_of(source):
         if isinstance(part.source, (str, Path)): check_source(str(part.source))
 
-# %% ../nbs/02d_choose.ipynb #3bdc2119
+# %% ../nbs/02d_choose.ipynb #5c226474
 def _moved_name(row):
     "The name under which the column from_source of `row` goes on"
     new = "source_from_source"
@@ -610,7 +624,7 @@ def _with_own_ids(rows, seen):
     "`rows` with -2, -3 … added to ids that are among those `seen`"
     return (row | {"id": _unique_name(row["id"], seen)} for row in rows)
 
-# %% ../nbs/02d_choose.ipynb #43f48080
+# %% ../nbs/02d_choose.ipynb #4c9013c0
 def _interleave(groups):
     "The rows of all `groups`, those of each spread evenly over the whole"
     placed = []
@@ -627,7 +641,7 @@ def _most_mixed(shares, sizes):
         if all(parts[name] <= sizes[name] for name in shares): return n
         n -= 1
 
-# %% ../nbs/02d_choose.ipynb #879b86a7
+# %% ../nbs/02d_choose.ipynb #77ae2863
 def _size_of_mix(shares, sizes, asked):
     "How many rows of each source are mixed; `asked` is None for as many as there can be"
     empty = [name for name, size in sizes.items() if not size]
@@ -648,7 +662,7 @@ def _mix_groups(groups, shares, asked, sample_by, seed, wanted):
     short = f" ({asked:,} asked for, but that is all there is with these shares)" if asked and total < asked else ""
     return mixed, f"mixed {_count_rows(total)}{short}, of {', of '.join(said)}"
 
-# %% ../nbs/02d_choose.ipynb #ede6a6de
+# %% ../nbs/02d_choose.ipynb #6a854688
 def _read_limit(parts, limit, where):
     "The `limit` for reading: with a condition, nobody knows how many rows it takes, but there is one, so a Hub dataset is streamed"
     if limit is None or parts[0].share is not None: return None
@@ -687,7 +701,7 @@ def _stream_part(wanted, rows, limit):
     _check_wanted(wanted)
     _say_chosen(wanted)
 
-# %% ../nbs/02d_choose.ipynb #fda051af
+# %% ../nbs/02d_choose.ipynb #527e3197
 def _given_options(**options): return {name: value for name, value in options.items() if value is not None}
 
 def _check_all(source, where, sample, sample_by, seed, limit):
@@ -718,7 +732,7 @@ def load_chosen(
     wanted, (rows,) = _open_parts(parts, limit, where, sample_by, options)
     return list(_stream_part(wanted, rows, limit))
 
-# %% ../nbs/02d_choose.ipynb #cddfe851
+# %% ../nbs/02d_choose.ipynb #355f8150
 def stream_chosen(
     source, # this and all others as for `load_chosen`
     split: str = "train",
@@ -741,7 +755,7 @@ def stream_chosen(
     wanted.check_columns(f"the first {_count_rows(wanted.looked_at)}")
     return _stream_part(wanted, rows, limit)
 
-# %% ../nbs/02d_choose.ipynb #14701512
+# %% ../nbs/02d_choose.ipynb #eafb71a2
 def _written_sources(source):
     "The names of the sources with their shares"
     parts = _parts_of(source)

@@ -2,9 +2,12 @@
 import json
 import operator
 from collections import Counter
+from datetime import date, datetime
+from decimal import Decimal
 from fractions import Fraction
 from itertools import count
 
+import pandas as pd
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
@@ -79,6 +82,21 @@ def test_lengths_and_turns_are_counted_unless_a_column_is_called_so():
     assert ids(choose_rows(named, "turns==many")) == "012"
     late = [*many(1000), {"id": "late", **PAIR, "letters": 3}]
     with pytest.raises(ValueError, match="row late.*column 'letters'"): choose_rows(late, "letters<=9")
+
+
+def test_dates_decimals_and_what_is_no_number(capsys):
+    found = [date(2024, 5, 31), datetime(2024, 6, 1, 12), Decimal("4.5"), float("nan"), pd.NaT, ["4"], {"n": 4}]
+    rows = [{"id": str(n), "found": value} for n, value in enumerate(found)]
+    for where, chosen in {"found >= 2024-06": "1", "found == 2024-05-31": "0", "found > 4": "2", "found == null": "34", "found contains 4": "5"}.items():
+        assert ids(choose_rows(rows, where)) == chosen
+    assert "(6 without a found that compares)" in capsys.readouterr().out
+
+
+def test_what_rows_hold_cannot_write_to_the_terminal(capsys):
+    rows = [{"id": "1", "a\x1b[2J": 1, "kind": "\x9b2J\u202e"}, {"id": "2", "kind": "x\n"}]
+    with pytest.raises(ValueError) as e: choose_rows(rows, "b==1")
+    choose_rows(rows, sample=2, sample_by="kind")
+    assert (str(e.value) + capsys.readouterr().out.rstrip("\n")).isprintable()
 
 
 def test_no_condition_changes_nothing_and_says_nothing(capsys):
