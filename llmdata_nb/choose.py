@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLE', 'COUNTED', 'choose_rows', 'check_sources', 'load_chosen', 'stream_chosen', 'describe_source']
 
-# %% ../nbs/02d_choose.ipynb #b7586671
+# %% ../nbs/02d_choose.ipynb #b47bf380
 import glob, hashlib, heapq, json, operator, os, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from .rows import DEMOS, OUR_COLUMNS, check_source, load_rows, stream_rows
 
-# %% ../nbs/02d_choose.ipynb #725a7891
+# %% ../nbs/02d_choose.ipynb #b8b308c3
 EXAMPLE = 'where="quality>=4 and (language==en or language==it) and not title contains draft"'
 _TOKEN = re.compile(r"""(?P<mark>[=!<>]=|[<>(),])
     | "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>(?:[^'\\]|\\.)*)' | `(?P<name>[^`]+)`
@@ -38,7 +38,7 @@ def _syntax_error(token, expected):
     if len(after) > 60: after = after[:60] + "…"
     return ValueError(f"where: {before}▸{after} (at ▸, character {token.place + 1}): expected {expected}. An example: {EXAMPLE}")
 
-# %% ../nbs/02d_choose.ipynb #03ce41ec
+# %% ../nbs/02d_choose.ipynb #b68b13a0
 _HINTS = {"=": "== (two signs)", "!": "!= or not", '"': "a second \" that ends the text", "'": "a second ' that ends the text",
           "`": "a second ` that ends the name", "“": 'straight quotation marks, "', "”": 'straight quotation marks, "',
           "„": 'straight quotation marks, "'}
@@ -62,7 +62,7 @@ def _cut_tokens(where):
     tokens.append(_Token("end", "", end, where))
     return tokens[::-1]
 
-# %% ../nbs/02d_choose.ipynb #4ca7d6c4
+# %% ../nbs/02d_choose.ipynb #169c84c9
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.A)
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
@@ -83,7 +83,7 @@ def _bare_value(word):
     number = _spelled_number(word)
     return _Value(word, word if number is None else number)
 
-# %% ../nbs/02d_choose.ipynb #d17607e3
+# %% ../nbs/02d_choose.ipynb #108b7ba6
 _OPERATORS: dict[str, Callable] = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
                                    ">": operator.gt, ">=": operator.ge}
 _OPERATOR_NAMES = (*_OPERATORS, "in", "not in", "contains", "not contains")
@@ -113,7 +113,7 @@ def _take_value(tokens):
     if token.kind == "text": return _Value(token.text, token.text)
     raise _syntax_error(token, "a value: a number, a word, or a text in quotes")
 
-# %% ../nbs/02d_choose.ipynb #8afcc471
+# %% ../nbs/02d_choose.ipynb #c4390aee
 def _take_operator(tokens):
     "The name of an operator"
     token = tokens.pop()
@@ -146,7 +146,7 @@ def _take_comparison(tokens):
     if name.endswith("contains") and value is None: raise _syntax_error(first, f"a text or a number after {name}")
     return _Comparison(column, name, values)
 
-# %% ../nbs/02d_choose.ipynb #38953483
+# %% ../nbs/02d_choose.ipynb #2b3dbbeb
 _DEEPEST = 50  # parentheses and nots within each other
 
 class _Joined(NamedTuple):
@@ -184,7 +184,7 @@ def _parse_where(where):
     if tokens[-1].kind != "end": raise _syntax_error(tokens[-1], "and, or, or the end (a text with spaces goes in quotes)")
     return tree
 
-# %% ../nbs/02d_choose.ipynb #a225fb1b
+# %% ../nbs/02d_choose.ipynb #5f8cedba
 def _number_in(found):
     "The number that `found` is or spells, or None"
     if isinstance(found, str): return _spelled_number(found)
@@ -209,7 +209,7 @@ def _compare_values(found, compare, value):
     found, value = _alike(found, value)
     return None if found is None or value is None else compare(found, value)
 
-# %% ../nbs/02d_choose.ipynb #c48579c7
+# %% ../nbs/02d_choose.ipynb #6783e7b8
 def _is_among(found, values):
     "Whether `found` equals one of `values`; None where it compares with none of them"
     results = [_compare_values(found, operator.eq, value.value) for value in values]
@@ -231,7 +231,7 @@ def _judge_value(found, comparison):
     result = _contains(found, values[0]) if name.endswith("contains") else _is_among(found, values)
     return _negation(result) if name.startswith("not") else result
 
-# %% ../nbs/02d_choose.ipynb #3b36f610
+# %% ../nbs/02d_choose.ipynb #5f9d7e16
 _MISSING = object()
 
 def _column_value(row, column, missing=None):
@@ -244,7 +244,7 @@ def _column_value(row, column, missing=None):
         value = value[name]
     return value
 
-# %% ../nbs/02d_choose.ipynb #b8baca29
+# %% ../nbs/02d_choose.ipynb #e496bae6
 def _texts_by(row, role): return [message["content"] for message in row.get("messages") or [] if message["role"] == role]
 
 def _count_letters(row):
@@ -268,7 +268,7 @@ COUNTED: dict[str, Callable] = {  # name → function of a row
     "answer_letters": _count_answer_letters,  # of the last answer, or of the chosen one
     "turns": _count_turns}  # messages of the user
 
-# %% ../nbs/02d_choose.ipynb #13f62984
+# %% ../nbs/02d_choose.ipynb #8456a07d
 def _join_results(parts, row, decisive):
     "`decisive` where a part gives that for `row`, else None where one is undecided, else the opposite"
     undecided = False
@@ -297,7 +297,7 @@ def _comparisons_in(tree):
     if isinstance(tree, _Comparison): return [tree]
     return list(chain.from_iterable(map(_comparisons_in, tree.parts)))
 
-# %% ../nbs/02d_choose.ipynb #bfb9442e
+# %% ../nbs/02d_choose.ipynb #96bd5a6b
 def _names_in(record, before="", depth=0):
     "The names of the columns of a record, those of its structs with dots, to the third below"
     for name, value in record.items():
@@ -316,12 +316,12 @@ def _unknown_column(column, names, looked_at):
     if len(names) > 40: listed += f" and {len(names) - 40:,} more"
     return ValueError(f"no column {column!r} in any of {looked_at}: {meant}There are {listed}; and counted from the texts, {', '.join(COUNTED)}")
 
-# %% ../nbs/02d_choose.ipynb #33dc8cbf
+# %% ../nbs/02d_choose.ipynb #d458edd6
 def _was_lost(row): return bool(row.get("failed") or row.get("dropped"))
 
 def _count_rows(n): return "1 row" if n == 1 else f"{n:,} rows"
 
-# %% ../nbs/02d_choose.ipynb #723939c5
+# %% ../nbs/02d_choose.ipynb #ee454bc4
 _LOOK_AHEAD = 1000  # rows
 
 class _Wanted:
@@ -365,7 +365,7 @@ class _Wanted:
             if _judge_value(found, comparison) is None: unclear.add(comparison.column)
         self.unclear.update(unclear)
 
-# %% ../nbs/02d_choose.ipynb #a52ec136
+# %% ../nbs/02d_choose.ipynb #5c627af4
 def _is_wanted(row, wanted):
     "Whether `row` goes on: it was lost before, or the condition holds"
     if _was_lost(row):
@@ -399,7 +399,7 @@ def _check_wanted(wanted):
     raise ValueError(f"where {wanted.where}: no row is left of {_count_rows(wanted.good)}{_without_value(wanted.unclear)}: "
                      "look at the values in its columns, or loosen it")
 
-# %% ../nbs/02d_choose.ipynb #d43f90bb
+# %% ../nbs/02d_choose.ipynb #b907c4b5
 def _lot_of(row, seed):
     "The number that decides whether `row` is in a sample"
     return hashlib.sha256(f"{seed}\n{row['id']}".encode("utf-8", "surrogatepass")).digest()
@@ -408,7 +408,7 @@ def _lowest_lots(rows, places, n, seed):
     "Those `n` of the `places` in `rows` whose rows have the lowest numbers"
     return heapq.nsmallest(n, places, key=lambda place: _lot_of(rows[place], seed))
 
-# %% ../nbs/02d_choose.ipynb #2a4583bf
+# %% ../nbs/02d_choose.ipynb #5a984f23
 def _parts_in_proportion(weights, n):
     "How many of `n` each key of `weights` gets, by largest remainders"
     total = sum(weights.values())
@@ -429,7 +429,7 @@ def _parts_for_each(counts, n):
         rare |= new
         rest = {key: count for key, count in rest.items() if key not in rare}
 
-# %% ../nbs/02d_choose.ipynb #10a2f8bb
+# %% ../nbs/02d_choose.ipynb #c0ca3773
 def _value_name(value):
     "The JSON by which values of a column are told apart"
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
@@ -467,7 +467,7 @@ def _sample_rows(rows, sample, sample_by, seed, counted, whole=""):
     if sample_by: said += f", by {sample_by}: {_said_parts(parts)}"
     return [row for place, row in enumerate(rows) if place in chosen or _was_lost(row)], said
 
-# %% ../nbs/02d_choose.ipynb #8b4e67b8
+# %% ../nbs/02d_choose.ipynb #17fa4761
 def _check_parameters(where, sample, sample_by, seed, limit=None):
     "ValueError for what no rows could be chosen by"
     _parse_where(where)
@@ -493,7 +493,7 @@ def _sampled_of(rows, wanted, sample, sample_by, seed):
     rows, said = _sample_rows(rows, sample, sample_by, seed, wanted.counted, whole)
     return rows, f"sample: {said}"
 
-# %% ../nbs/02d_choose.ipynb #e5229260
+# %% ../nbs/02d_choose.ipynb #0217a1e8
 def choose_rows(
     rows: Iterable, # dicts with an `id`, as `load_rows` gives them
     where: str = "", # condition on columns, such as "quality>=4 and language==en"; empty for all rows
@@ -512,7 +512,7 @@ def choose_rows(
     _say_chosen(wanted, said)
     return sampled
 
-# %% ../nbs/02d_choose.ipynb #1931ed7b
+# %% ../nbs/02d_choose.ipynb #cc47b5f8
 _SHARE = re.compile(r"(.+):\s*((?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?))", re.A | re.S)
 _ONLY_HOST = re.compile(r"\w+://[^/]*")
 
@@ -539,7 +539,7 @@ def _share_of(written):
     if number <= 0: raise ValueError(f"source: a share of {written}: leave that source out")
     return number
 
-# %% ../nbs/02d_choose.ipynb #945e7045
+# %% ../nbs/02d_choose.ipynb #012034c4
 def _pieces_of(source):
     "The sources in `source` as they are given; None where it is not made of names"
     if isinstance(source, Path): return [source]
@@ -581,7 +581,7 @@ def _check_parts(parts, source):
     elif twice: problem = f"{twice[0]} is given twice; give it once, with a larger share"
     if problem: raise ValueError(f"source={source!r}: {problem}")
 
-# %% ../nbs/02d_choose.ipynb #4174f920
+# %% ../nbs/02d_choose.ipynb #8446241c
 def _parts_of(source):
     "The sources that `source` names, with their shares; one that is not made of names is one by itself"
     pieces = _pieces_of(source)
@@ -601,7 +601,7 @@ def check_sources(
     for part in _parts_of(source):
         if isinstance(part.source, (str, Path)): check_source(str(part.source))
 
-# %% ../nbs/02d_choose.ipynb #3bdc2119
+# %% ../nbs/02d_choose.ipynb #5c226474
 def _moved_name(row):
     "The name under which the column from_source of `row` goes on"
     new = "source_from_source"
@@ -623,7 +623,7 @@ def _with_own_ids(rows, seen):
     "`rows` with -2, -3 … added to ids that are among those `seen`"
     return (row | {"id": _unique_name(row["id"], seen)} for row in rows)
 
-# %% ../nbs/02d_choose.ipynb #43f48080
+# %% ../nbs/02d_choose.ipynb #4c9013c0
 def _interleave(groups):
     "The rows of all `groups`, those of each spread evenly over the whole"
     placed = []
@@ -640,7 +640,7 @@ def _most_mixed(shares, sizes):
         if all(parts[name] <= sizes[name] for name in shares): return n
         n -= 1
 
-# %% ../nbs/02d_choose.ipynb #879b86a7
+# %% ../nbs/02d_choose.ipynb #77ae2863
 def _size_of_mix(shares, sizes, asked):
     "How many rows of each source are mixed; `asked` is None for as many as there can be"
     empty = [name for name, size in sizes.items() if not size]
@@ -661,7 +661,7 @@ def _mix_groups(groups, shares, asked, sample_by, seed, wanted):
     short = f" ({asked:,} asked for, but that is all there is with these shares)" if asked and total < asked else ""
     return mixed, f"mixed {_count_rows(total)}{short}, of {', of '.join(said)}"
 
-# %% ../nbs/02d_choose.ipynb #43d5b50b
+# %% ../nbs/02d_choose.ipynb #35c30589
 def _read_limit(parts, limit, where):
     "The `limit` for reading: with a condition, nobody knows how many rows it takes, but there is one, so a Hub dataset is streamed"
     if limit is None or parts[0].share is not None: return None
@@ -710,7 +710,7 @@ def _stream_part(wanted, rows, limit):
     _check_wanted(wanted)
     _say_chosen(wanted)
 
-# %% ../nbs/02d_choose.ipynb #fda051af
+# %% ../nbs/02d_choose.ipynb #f9c46299
 def _given_options(**options): return {name: value for name, value in options.items() if value is not None}
 
 def _check_all(source, where, sample, sample_by, seed, limit):
@@ -726,7 +726,7 @@ def load_chosen(
     subset: str | None = None,
     revision: str | None = None,
     encoding: str | None = None,
-    columns = None, # as for `load_rows`, as are those above
+    columns: str | dict | None = None, # as for `load_rows`, as are those above
     where: str = "", # as for `choose_rows`
     sample: int = 0, # of the rows that `limit` and `where` leave
     sample_by: str = "",
@@ -741,7 +741,7 @@ def load_chosen(
     wanted, (rows,) = _open_parts(parts, limit, where, sample_by, options)
     return list(_stream_part(wanted, rows, limit))
 
-# %% ../nbs/02d_choose.ipynb #cddfe851
+# %% ../nbs/02d_choose.ipynb #05b6d71f
 def stream_chosen(
     source, # this and all others as for `load_chosen`
     split: str = "train",
@@ -749,7 +749,7 @@ def stream_chosen(
     subset: str | None = None,
     revision: str | None = None,
     encoding: str | None = None,
-    columns = None,
+    columns: str | dict | None = None,
     where: str = "",
     sample: int = 0,
     sample_by: str = "",
@@ -764,7 +764,7 @@ def stream_chosen(
     wanted.check_columns(f"the first {_count_rows(wanted.looked_at)}")
     return _stream_part(wanted, rows, limit)
 
-# %% ../nbs/02d_choose.ipynb #14701512
+# %% ../nbs/02d_choose.ipynb #f6bd08f9
 def _written_sources(source):
     "The names of the sources with their shares"
     parts = _parts_of(source)
@@ -777,7 +777,7 @@ def describe_source(
     source, # this and all others as for `load_chosen`
     subset: str | None = None,
     revision: str | None = None,
-    columns = None,
+    columns: str | dict | None = None,
     where: str = "",
     sample: int = 0,
     sample_by: str = "",
