@@ -3,7 +3,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 PICTURE = Path(__file__).parents[1] / "nbs" / "images" / "architecture.svg"
-TITLE = "The modules of llmdata_nb in eleven floors, and the way of a row and of a call"
+TITLE = "The modules of llmdata_nb in twelve floors, and the way of a row and of a call"
 WIDTH, FLOOR, GAP = 1040, 58, 8
 FLOORS = [  # from the top: name, what it is for, color, modules
     ("Doors", "and the notebooks in nbs/pipelines", "#fde9d9", "cli doctor"),
@@ -20,7 +20,8 @@ FLOORS = [  # from the top: name, what it is for, color, modules
     ("One request", "where it goes, how it is said, what comes back", "#f6e6ea",
      "options address transport dialect answers structured reach"),
     ("Memory and pace", "what was paid for, and how fast to ask", "#f6e6ea", "store progress limits"),
-    ("Texts", "what can be told without a model", "#f4f1de", "languages checks files messages layouts sources dedup rows scrub waiting")]
+    ("Rows", "read, chosen, told apart", "#f4f1de", "files messages layouts sources dedup rows choose"),
+    ("Texts", "what can be told without a model", "#f4f1de", "languages checks scrub waiting")]
 ROWS, CALLS, RECIPE, KEPT = "#f4f1de", "#f6e6ea", "#dbe9f6", "#e8f1e4"
 
 
