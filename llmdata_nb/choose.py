@@ -237,9 +237,10 @@ _MISSING = object()
 def _column_value(row, column, missing=None):
     "What `row` has in `column`, whose dots lead into structs; `missing` where there is no such column"
     if column in row: return row[column]
-    if "." not in column: return missing
+    top, *below = column.split(".")
+    if top not in row and top in OUR_COLUMNS: top = f"source_{top}"  # where loading moved it
     value = row
-    for name in column.split("."):
+    for name in (top, *below):
         if not isinstance(value, dict) or name not in value: return missing
         value = value[name]
     return value

@@ -318,3 +318,9 @@ def test_what_the_card_says():
     assert describe_source(["a:7", "b:3"], sample=1000, seed=2) == "a:7, b:3 (sample 1,000, seed 2)"
     assert describe_source("o/n", revision="abc", columns={"prompt": "q"}, where=" a==1 ") == "o/n (revision abc, columns prompt=q, where a==1)"
     assert describe_source([PAIR]) == "a list"
+
+
+def test_a_column_that_loading_moved_is_found_by_its_own_name(capsys):
+    rows = [{"text": f"row {n}", "category": "ab"[n % 2], "tags": {"level": n}} for n in range(4)]
+    assert [row["text"] for row in load_chosen(rows, where="category==a and tags.level>=2")] == ["row 2"]
+    assert len(load_chosen(rows, sample=2, sample_by="category")) == 2
