@@ -1,4 +1,5 @@
 "The pipeline notebooks, through papermill and the `llmdata` command, on the real small model."
+import ast
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from datasets import load_dataset
 from scripted_server import serve, translator_and_judge, wrote
 
-from llmdata_nb.cli import main
+from llmdata_nb.cli import main, pipelines
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
@@ -26,7 +27,53 @@ def manifest(folder): return json.loads((folder / "manifest.json").read_text())
 
 def test_parameters_have_types_and_defaults():
     found = pm.inspect_notebook(str(NOTEBOOK))
-    assert list(found) == PARAMETERS and all(p["inferred_type_name"] in ("str", "int", "bool") for p in found.values())
+    assert list(found) == PARAMETERS and all(p["inferred_type_name"] in ("str", "int", "bool", "float") for p in found.values())
+
+
+FIRST = "globals().update(check_parameters(globals()))"
+
+
+def given(recipe, values):
+    "What the first cells of a pipeline make of `values`, put between them as papermill does"
+    cells = [cell for cell in nbformat.read(pipelines()[recipe], 4).cells if cell.cell_type == "code"]
+    assert "parameters" in cells[0].metadata.tags
+    lines = ast.parse(cells[1].source).body
+    first = next(line for line in lines if not isinstance(line, ast.Import | ast.ImportFrom))
+    assert ast.unparse(first) == FIRST, f"{recipe}: a parameter is used before all are checked"
+    space = {}
+    for source in (cells[0].source, values, f"from llmdata_nb.parameters import check_parameters\n{FIRST}"):
+        exec(source, space) if isinstance(source, str) else space.update(source)
+    return space
+
+
+@pytest.mark.parametrize("recipe", pipelines())
+def test_each_pipeline_reads_its_parameters_by_their_types(recipe):
+    space = given(recipe, {"out_dir": 2024})
+    assert space["out_dir"] == "2024"
+    switches = {name: "false" for name, kind in space["__annotations__"].items() if kind is bool}
+    numbers = {name: "3" for name, kind in space["__annotations__"].items() if kind in (int, float)}
+    space = given(recipe, switches | numbers)
+    assert all(space[name] is False for name in switches) and all(space[name] == 3 for name in numbers)
+    if "min_score" in numbers: assert given(recipe, {"min_score": 3.5})["min_score"] == 3.5
+
+
+@pytest.mark.parametrize("values, reads", [
+    ({"multi_turn": "TRUE", "limit": 2.0, "seed": "7", "min_score": "3.5"}, {"multi_turn": True, "limit": 2, "seed": 7, "min_score": 3.5}),
+    ({"budget": 2.50, "source": ["a.jsonl", "b c.jsonl"], "judge_model": None, "wait": None, "limit": None}, {"budget": "2.5", "source": "a.jsonl,b c.jsonl", "judge_model": "", "wait": False, "limit": 0}),
+    ({"prompts": Path("mine.toml"), "skip_checks": ()}, {"prompts": "mine.toml", "skip_checks": ""})])
+def test_what_can_only_mean_one_thing_is_read_so(values, reads):
+    space = given("translate_and_judge", values)
+    assert {name: space[name] for name in reads} == reads and all(type(space[name]) is type(value) for name, value in reads.items())
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"multi_turn": 1}, "parameter multi_turn: expected true or false, got 1"), ({"limit": 2.5}, "parameter limit: expected int, got 2.5"),
+    ({"limit": True}, "limit: expected int, got True"), ({"limit": ""}, "expected int, got ''"), ({"min_score": "nan"}, "expected float, got 'nan'"),
+    ({"min_score": [3]}, r"expected float, got \[3\]"), ({"language": False}, "expected text, got False .YAML takes no"), ({"skip_checks": ["a", True]}, "YAML takes no"),
+    ({"source": ["a, b.jsonl"]}, "no text may have a comma"), ({"source": {"a": 1}}, "expected text, got {'a': 1}")])
+def test_what_fits_no_type_is_an_error_in_one_line(values, message):
+    with pytest.raises(ValueError, match=message) as caught: given("translate_and_judge", values)
+    assert "\n" not in str(caught.value)
 
 
 def test_papermill_on_the_real_small_model(project):
@@ -76,7 +123,6 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     (["translate_and_judge", "-p", "limit"], "expected name=value"),
     (["translate_and_judges"], f"no recipe 'translate_and_judges'; there are: {', '.join(sorted(p.stem for p in NOTEBOOK.parent.glob('*.ipynb')))}"),
     (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only"),
-    (["translate_and_judge", "--language", "zh,zh-Hant"], "share a folder"),
     (["translate_and_judge", "--language", "it", "-p", "language=es"], "given twice"),
     (["translate_and_judge", "--language", ""], "unknown language ''"),
     (["translate_and_judge", "-p", "multi_turn=yes"], "expected true or false")])
