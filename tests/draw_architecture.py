@@ -20,7 +20,7 @@ FLOORS = [  # from the top: name, what it is for, color, modules
     ("One request", "where it goes, how it is said, what comes back", "#f6e6ea",
      "options address transport dialect answers structured reach"),
     ("Memory and pace", "what was paid for, and how fast to ask", "#f6e6ea", "store progress limits"),
-    ("Texts", "what can be told without a model", "#f4f1de", "languages checks files dedup rows scrub waiting")]
+    ("Texts", "what can be told without a model", "#f4f1de", "languages checks files dedup rows choose scrub waiting")]
 ROWS, CALLS, RECIPE, KEPT = "#f4f1de", "#f6e6ea", "#dbe9f6", "#e8f1e4"
 
 
