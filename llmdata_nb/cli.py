@@ -114,12 +114,21 @@ def _recipe_list():
     return f"Recipes:\n{names}\n\n{more}"
 
 # %% ../nbs/40_cli.ipynb #8ed23e32
+def _source_example(notebook, takes):
+    "A command that reads only some rows of a source, with columns of other names, where the recipe can"
+    if "columns" not in takes: return ""
+    return (f"Some rows of a source whose columns have names of their own:\n"
+            f"  llmdata {notebook.stem} -p source=my-name/exams -p subset=physics -p revision=v1.2 \\\n"
+            f"    -p columns=prompt=question,response=answer -p 'where=grade>=4 and checked==true' -p sample=1000 -p limit=0\n\n")
+
 def _recipe_help(notebook):
     "What `llmdata RECIPE --help` says"
-    rows = [(name, p["type"], p["default"], p["help"]) for name, p in parameters(notebook).items()]
+    takes = parameters(notebook)
+    rows = [(name, p["type"], p["default"], p["help"]) for name, p in takes.items()]
     return (f"llmdata {notebook.stem} [--language it,es] [-p NAME=VALUE ...] [--parallel N] [--wait]\n\n"
             f"{textwrap.fill(purpose(notebook), _terminal_width())}\n\n"
             f"Parameters, with their types and defaults:\n{_in_columns(rows)}\n\n"
+            f"{_source_example(notebook, takes)}"
             f"With several languages, a budget is that of all together. The notebook: {_short_path(notebook)}")
 
 # %% ../nbs/40_cli.ipynb #3db96f3f
@@ -165,9 +174,9 @@ def _check_files(notebook, values):
     "ValueError or OSError where what the `values` of one of our notebooks name is not there"
     if notebook.stem not in pipelines():
         return  # what another one means by these names is its own affair
+    from llmdata_nb.choose import check_sources
     from llmdata_nb.playground import read_prompts
-    from llmdata_nb.rows import check_source
-    if "source" in values: check_source(values["source"])
+    if "source" in values: check_sources(values["source"])
     if values.get("prompts"): read_prompts(values["prompts"])
 
 # %% ../nbs/40_cli.ipynb #a9beedf5

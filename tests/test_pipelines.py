@@ -15,11 +15,11 @@ import pytest
 from datasets import load_dataset
 from scripted_server import serve, translator_and_judge, wrote
 
-from llmdata_nb.cli import main, pipelines
+from llmdata_nb.cli import main, parameters, pipelines
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
-PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "skip_checks", "prompts", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
+PARAMETERS = ["language", "source", "split", "subset", "revision", "encoding", "columns", "model", "judge_model", "limit", "where", "sample", "sample_by", "min_score", "multi_turn", "english_rubrics", "fidelity", "near", "skip_checks", "prompts", "license", "tags", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
 
 
 def manifest(folder): return json.loads((folder / "manifest.json").read_text())
@@ -50,6 +50,7 @@ def given(recipe, values):
 def test_each_pipeline_reads_its_parameters_by_their_types(recipe):
     space = given(recipe, {"out_dir": 2024})
     assert space["out_dir"] == "2024"
+    assert list(space["__annotations__"]) == list(parameters(pipelines()[recipe])), "papermill does not see a line whose comment has an ="
     switches = {name: "false" for name, kind in space["__annotations__"].items() if kind is bool}
     numbers = {name: "3" for name, kind in space["__annotations__"].items() if kind in (int, float)}
     space = given(recipe, switches | numbers)
