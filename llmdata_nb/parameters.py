@@ -7,7 +7,9 @@ __all__ = ['KINDS', 'checked_value', 'check_parameters']
 
 # %% ../nbs/15a_parameters.ipynb #32246ab2
 import ast, math, os
-from numbers import Integral, Real
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 # %% ../nbs/15a_parameters.ipynb #c0a3c38e
 def _number_in_text(text):
@@ -21,7 +23,7 @@ def _read_float(value):
     "A number from a number, or from the text of one; None where it is none"
     if isinstance(value, str): value = _number_in_text(value)
     if isinstance(value, bool) or not isinstance(value, Real): return None
-    return value if math.isfinite(value) else None
+    return value if isinstance(value, int) or math.isfinite(value) else None
 
 def _read_int(value):
     "A whole number, also from 2.0 or the text of one; None where it is none"
@@ -46,7 +48,7 @@ def _read_text(value):
     return ",".join(parts)
 
 # %% ../nbs/15a_parameters.ipynb #f5e20b91
-KINDS = {  # type, as written in the notebook → what is expected, how it is read, what stands for None
+KINDS: dict[str, tuple[str, Callable, Any]] = {  # type, as written in the notebook → what is expected, how it is read, what stands for None
     "int": ("int", _read_int, 0), "float": ("float", _read_float, 0.0),
     "bool": ("true or false", _read_bool, False), "str": ("text", _read_text, "")}
 

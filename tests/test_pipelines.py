@@ -157,6 +157,31 @@ def test_a_failed_run_leaves_the_last_one_as_it_was(project, capsys):
     assert all(p.read_bytes() == data for p, data in before.items()) and (out / "run-unfinished.ipynb").exists() and len(bodies) == 4
 
 
+def answers_and_judges(body, n=0):
+    "Answers a request; rates the longer of two answers higher"
+    if "ratings" not in str(body.get("response_format")): return "Roma è la capitale d'Italia, e la sua città più grande."
+    return json.dumps({"ratings": [{"rationale": "Va bene.", "score": 2 + i} for i in range(2)]})
+
+
+def test_a_machine_without_a_home_and_rows_that_are_no_answers(project, monkeypatch, capsys):
+    "A lone message and a bare text fail, with the reason, and stop nothing; the last cell needs no cache"
+    monkeypatch.setenv("HOME", "/proc/nohome")
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR"): monkeypatch.delenv(name, raising=False)
+    def talk(*texts): return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts)]
+    rows = [{"id": f"{i}", "language": "it", "grade": i, "messages": talk(f"Qual è la capitale numero {i}?", "Roma.")} for i in range(3)]
+    rows += [{"id": "lone", "language": "it", "messages": talk("Ciao?")}, {"id": "bare", "language": "it", "text": "Un testo."}]
+    rows += [{"id": "nl", "language": "nl", "grade": 2, "messages": talk("Wat is de hoofdstad?", "Rome.")}]
+    (project / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with serve(answers_and_judges) as (model, bodies):
+        main(["aya_preferences", "-p", f"model={model}", "-p", "source=a.jsonl", "-p", "license=cc0-1.0", "-p", "tags=law", "-p", "tie=shorter"])
+    out = project / "outputs" / "it" / "aya_preferences"
+    shown = capsys.readouterr()
+    assert "3 rows kept of 5" in shown.out, shown
+    assert {r["id"] for r in load_dataset("parquet", data_files=str(out / "failed.parquet"), split="train", cache_dir=str(project / "cache"))} == {"lone", "bare"}
+    assert "Dataset({\n    features: ['id'" in nbformat.read(out / "run.ipynb", 4).cells[-1].outputs[0].text
+    assert "license: cc0-1.0" in (out / "README.md").read_text() and "- law\n" in (out / "README.md").read_text()
+
+
 def test_checks_left_out_by_name(project, capsys):
     "A name that no check has is refused before anything is paid; one that is left out keeps what it would have dropped"
     row = {"instruction": "Please tell me about the number 1 and why people like it", "output": "People like the number 1 because of its many friends 1"}
