@@ -467,7 +467,7 @@ def _sample_rows(rows, sample, sample_by, seed, counted, whole=""):
     if sample_by: said += f", by {sample_by}: {_said_parts(parts)}"
     return [row for place, row in enumerate(rows) if place in chosen or _was_lost(row)], said
 
-# %% ../nbs/02d_choose.ipynb #4817a647
+# %% ../nbs/02d_choose.ipynb #17fa4761
 def _check_parameters(where, sample, sample_by, seed, limit=None):
     "ValueError for what no rows could be chosen by"
     _parse_where(where)
@@ -479,24 +479,21 @@ def _check_parameters(where, sample, sample_by, seed, limit=None):
     if not isinstance(sample_by, str): raise ValueError(f"sample_by={sample_by!r}: expected the name of a column")
     if sample_by and not sample: raise ValueError(f"sample_by={sample_by!r}: how many rows? Give sample as well")
 
-def _say_chosen(wanted, sampled=""):
-    "Print how many rows were chosen, where any could be left out"
-    parts = [sampled] if sampled else []
-    if wanted.test: parts.insert(0, _said_of_where(wanted))
+def _say_chosen(wanted, *said):
+    "Print how many rows were chosen, where any could be left out, and what else is to be `said`"
+    parts = [_said_of_where(wanted)] if wanted.test else []
+    parts += filter(None, said)
     if parts and wanted.lost: parts.append(f"{_count_rows(wanted.lost)} failed or dropped before, and stay")
     if parts: print("; ".join(parts))
 
 def _sampled_of(rows, wanted, sample, sample_by, seed):
-    "A sample of the chosen `rows`, or all where `sample` is 0; the line about them is printed"
-    said = ""
-    if sample:
-        whole = "them" if wanted.test else ""
-        rows, said = _sample_rows(rows, sample, sample_by, seed, wanted.counted, whole)
-        said = f"sample: {said}"
-    _say_chosen(wanted, said)
-    return rows
+    "A sample of the chosen `rows`, or all where `sample` is 0, and what is to be said of it"
+    if not sample: return rows, ""
+    whole = "them" if wanted.test else ""
+    rows, said = _sample_rows(rows, sample, sample_by, seed, wanted.counted, whole)
+    return rows, f"sample: {said}"
 
-# %% ../nbs/02d_choose.ipynb #61d0c826
+# %% ../nbs/02d_choose.ipynb #0217a1e8
 def choose_rows(
     rows: Iterable, # dicts with an `id`, as `load_rows` gives them
     where: str = "", # condition on columns, such as "quality>=4 and language==en"; empty for all rows
@@ -511,7 +508,9 @@ def choose_rows(
     wanted = _Wanted(where, sample_by, rows[:_LOOK_AHEAD])
     chosen = list(_wanted_rows(rows, wanted))
     _check_wanted(wanted)
-    return _sampled_of(chosen, wanted, sample, sample_by, seed)
+    sampled, said = _sampled_of(chosen, wanted, sample, sample_by, seed)
+    _say_chosen(wanted, said)
+    return sampled
 
 # %% ../nbs/02d_choose.ipynb #cc47b5f8
 _SHARE = re.compile(r"(.+):\s*((?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?))", re.A | re.S)
@@ -662,7 +661,7 @@ def _mix_groups(groups, shares, asked, sample_by, seed, wanted):
     short = f" ({asked:,} asked for, but that is all there is with these shares)" if asked and total < asked else ""
     return mixed, f"mixed {_count_rows(total)}{short}, of {', of '.join(said)}"
 
-# %% ../nbs/02d_choose.ipynb #6a854688
+# %% ../nbs/02d_choose.ipynb #35c30589
 def _read_limit(parts, limit, where):
     "The `limit` for reading: with a condition, nobody knows how many rows it takes, but there is one, so a Hub dataset is streamed"
     if limit is None or parts[0].share is not None: return None
@@ -682,6 +681,12 @@ def _open_parts(parts, limit, where, sample_by, options):
     if several: streams = [_with_own_ids(rows, seen) for rows in streams]
     return _Wanted(where, sample_by, first), streams
 
+def _said_origins(rows, parts):
+    "How many of the `rows` come from each of several sources, those that were lost among them"
+    if len(parts) == 1: return ""
+    origins = Counter(row["from_source"] for row in rows)
+    return "mixed: " + ", ".join(f"{origins[part.name]:,} from {part.name}" for part in parts)
+
 def _load_parts(parts, limit, where, sample, sample_by, seed, options):
     "The rows chosen of several sources, or a sample of one"
     wanted, streams = _open_parts(parts, limit, where, sample_by, options)
@@ -689,11 +694,15 @@ def _load_parts(parts, limit, where, sample, sample_by, seed, options):
     most = None if shares else limit
     groups = {part.name: list(islice(_wanted_rows(rows, wanted), most)) for part, rows in zip(parts, streams)}
     _check_wanted(wanted)
-    if not shares: return _sampled_of(_interleave([*groups.values()])[:most], wanted, sample, sample_by, seed)
-    asked = min(filter(None, [limit, sample]), default=None)
-    mixed, said = _mix_groups(groups, shares, asked, sample_by, seed, wanted)
-    _say_chosen(wanted, said)
-    return _interleave(mixed)
+    if shares:
+        asked = min(filter(None, [limit, sample]), default=None)
+        mixed, said = _mix_groups(groups, shares, asked, sample_by, seed, wanted)
+        _say_chosen(wanted, said)
+        return _interleave(mixed)
+    rows = _interleave([*groups.values()])[:most]
+    rows, said = _sampled_of(rows, wanted, sample, sample_by, seed)
+    _say_chosen(wanted, said, _said_origins(rows, parts))
+    return rows
 
 def _stream_part(wanted, rows, limit):
     "The rows chosen of one source, as they are read"
@@ -701,7 +710,7 @@ def _stream_part(wanted, rows, limit):
     _check_wanted(wanted)
     _say_chosen(wanted)
 
-# %% ../nbs/02d_choose.ipynb #527e3197
+# %% ../nbs/02d_choose.ipynb #f9c46299
 def _given_options(**options): return {name: value for name, value in options.items() if value is not None}
 
 def _check_all(source, where, sample, sample_by, seed, limit):
@@ -717,7 +726,7 @@ def load_chosen(
     subset: str | None = None,
     revision: str | None = None,
     encoding: str | None = None,
-    columns = None, # as for `load_rows`, as are those above
+    columns: str | dict | None = None, # as for `load_rows`, as are those above
     where: str = "", # as for `choose_rows`
     sample: int = 0, # of the rows that `limit` and `where` leave
     sample_by: str = "",
@@ -732,7 +741,7 @@ def load_chosen(
     wanted, (rows,) = _open_parts(parts, limit, where, sample_by, options)
     return list(_stream_part(wanted, rows, limit))
 
-# %% ../nbs/02d_choose.ipynb #355f8150
+# %% ../nbs/02d_choose.ipynb #05b6d71f
 def stream_chosen(
     source, # this and all others as for `load_chosen`
     split: str = "train",
@@ -740,7 +749,7 @@ def stream_chosen(
     subset: str | None = None,
     revision: str | None = None,
     encoding: str | None = None,
-    columns = None,
+    columns: str | dict | None = None,
     where: str = "",
     sample: int = 0,
     sample_by: str = "",
@@ -755,7 +764,7 @@ def stream_chosen(
     wanted.check_columns(f"the first {_count_rows(wanted.looked_at)}")
     return _stream_part(wanted, rows, limit)
 
-# %% ../nbs/02d_choose.ipynb #eafb71a2
+# %% ../nbs/02d_choose.ipynb #f6bd08f9
 def _written_sources(source):
     "The names of the sources with their shares"
     parts = _parts_of(source)
@@ -768,7 +777,7 @@ def describe_source(
     source, # this and all others as for `load_chosen`
     subset: str | None = None,
     revision: str | None = None,
-    columns = None,
+    columns: str | dict | None = None,
     where: str = "",
     sample: int = 0,
     sample_by: str = "",

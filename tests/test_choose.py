@@ -211,6 +211,13 @@ def sources(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_of_each_source_it_is_said_how_many_rows_are_left(sources, capsys):
+    write(sources / "d.jsonl", many(3, half=lambda n: 2))
+    load_chosen(["a.jsonl", "d.jsonl"], where="half==1", sample=20)
+    assert "where half==1: 150 of 303 rows; sample: 20 of them; mixed: 20 from a.jsonl, 0 from d.jsonl" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="d.jsonl: no row is left"): load_chosen("a.jsonl:1,d.jsonl:1", where="half==1")
+
+
 def origins(rows): return Counter(row["from_source"] for row in rows)
 
 
