@@ -43,17 +43,22 @@ def of_language(
     return found
 
 # %% ../nbs/13_aya.ipynb #99fc78cc
+def _ends_with_answer(row):
+    "Whether the messages of `row` end with a request and an answer"
+    return [message["role"] for message in (row.get("messages") or [])[-2:]] == ["user", "assistant"]
+
 def overview(
-    rows: list, # with `messages`, the last one the human answer
+    rows: list, # with `messages`, of which the last is a person's answer
 ) -> dict:
     "How many rows there are, how many people wrote them, original or edited, and how many characters requests and answers have"
     rows = [row for row in rows if not row.get("failed")]
     annotators = {row["user_id"] for row in rows if row.get("user_id")}
     kinds = Counter(row.get("annotation_type") or "not given" for row in rows)
     figures = {"rows": len(rows), "annotators": len(annotators), **kinds}
-    for name, place in (("request", -2), ("answer", -1)):
-        lengths = [len(row["messages"][place]["content"]) for row in rows]
-        figures |= {f"{name} (median)": round(median(lengths)), f"{name} (longest)": max(lengths)}
+    pairs = [row["messages"][-2:] for row in rows if _ends_with_answer(row)]
+    for name, place in (("request", 0), ("answer", 1)):
+        lengths = [len(pair[place]["content"]) for pair in pairs]
+        if lengths: figures |= {f"{name} (median)": round(median(lengths)), f"{name} (longest)": max(lengths)}
     return figures
 
 # %% ../nbs/13_aya.ipynb #21006d39
@@ -127,8 +132,7 @@ async def aya_preferences(
     "Make a preference pair of a person's answer and those of models"
     check_choices(tie, min_score, min_margin, orders)
     if tie == "original" or answers < 1 or isinstance(generators, str) or not generators: raise ValueError(f"tie {tie!r}, answers {answers}, generators {generators!r}: expected drop or shorter, one answer or more, and a list of roles")
-    said_by = [m["role"] for m in row.get("messages") or []]
-    if said_by[-2:] != ["user", "assistant"]: raise ValueError("expected messages that end with a request and a person's answer (load_rows reads Aya's inputs and targets so)")
+    if not _ends_with_answer(row): raise ValueError("expected messages that end with a request and a person's answer (load_rows reads Aya's inputs and targets so)")
 
     sampling = dict(temperature=temperature, max_tokens=max_tokens)
     await _add_answers(row, ask, language, generators, answers, sampling, in_language)

@@ -9,12 +9,12 @@ __all__ = ['UNFINISHED', 'SUMMARY_COLUMNS', 'pipelines', 'purpose', 'copy_notebo
 # %% ../nbs/40_cli.ipynb #c0504930
 import argparse, ast, asyncio, difflib, json, logging, os, re, shutil, signal, sqlite3, subprocess, sys
 import tempfile, textwrap, threading, time, traceback
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .languages import language as find_language
+from .parameters import checked_value
 from .progress import Progress, duration, money, one_line, visible
 from .recipes import RECIPES
 from .store import outputs_folder, store_path
@@ -73,10 +73,6 @@ def parameters(
 def _default_value(takes, name): return ast.literal_eval(takes[name]["default"])
 
 # %% ../nbs/40_cli.ipynb #36281c96
-def _read_bool(text): return {"true": True, "false": False}[text.lower()]
-
-_TYPES: dict[str, Callable] = {"int": int, "float": float, "bool": _read_bool, "str": str}  # as written in the notebook → how it is read
-
 def read_parameter(
     text: str,   # as typed: "limit=20"
     takes: dict, # as from `parameters`
@@ -88,11 +84,7 @@ def read_parameter(
         near = difflib.get_close_matches(name, takes, 1)
         meant = f", did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no parameter {name!r}{meant} This recipe takes: {', '.join(takes)}")
-    kind = takes[name]["type"]
-    try: return name, _TYPES[kind](value)
-    except (ValueError, KeyError):
-        expected = kind.replace("bool", "true or false")
-        raise ValueError(f"parameter {name}: expected {expected}, got {value!r}") from None
+    return name, checked_value(name, takes[name]["type"], value)
 
 # %% ../nbs/40_cli.ipynb #88da24e4
 def _terminal_width(): return shutil.get_terminal_size().columns - 1
@@ -122,12 +114,21 @@ def _recipe_list():
     return f"Recipes:\n{names}\n\n{more}"
 
 # %% ../nbs/40_cli.ipynb #8ed23e32
+def _source_example(notebook, takes):
+    "A command that reads only some rows of a source, with columns of other names, where the recipe can"
+    if "columns" not in takes: return ""
+    return (f"Some rows of a source whose columns have names of their own:\n"
+            f"  llmdata {notebook.stem} -p source=my-name/exams -p subset=physics -p revision=v1.2 \\\n"
+            f"    -p columns=prompt=question,response=answer -p 'where=grade>=4 and checked==true' -p sample=1000 -p limit=0\n\n")
+
 def _recipe_help(notebook):
     "What `llmdata RECIPE --help` says"
-    rows = [(name, p["type"], p["default"], p["help"]) for name, p in parameters(notebook).items()]
+    takes = parameters(notebook)
+    rows = [(name, p["type"], p["default"], p["help"]) for name, p in takes.items()]
     return (f"llmdata {notebook.stem} [--language it,es] [-p NAME=VALUE ...] [--parallel N] [--wait]\n\n"
             f"{textwrap.fill(purpose(notebook), _terminal_width())}\n\n"
             f"Parameters, with their types and defaults:\n{_in_columns(rows)}\n\n"
+            f"{_source_example(notebook, takes)}"
             f"With several languages, a budget is that of all together. The notebook: {_short_path(notebook)}")
 
 # %% ../nbs/40_cli.ipynb #3db96f3f
@@ -173,9 +174,9 @@ def _check_files(notebook, values):
     "ValueError or OSError where what the `values` of one of our notebooks name is not there"
     if notebook.stem not in pipelines():
         return  # what another one means by these names is its own affair
+    from llmdata_nb.choose import check_sources
     from llmdata_nb.playground import read_prompts
-    from llmdata_nb.rows import check_source
-    if "source" in values: check_source(values["source"])
+    if "source" in values: check_sources(values["source"])
     if values.get("prompts"): read_prompts(values["prompts"])
 
 # %% ../nbs/40_cli.ipynb #a9beedf5
@@ -192,19 +193,17 @@ def _run_without_language(args, notebook, values):
 
 # %% ../nbs/40_cli.ipynb #b86e8a01
 def _languages_asked(args, values, default):
-    "Code → name as it was typed; ValueError where two would write to one folder"
+    "Tag → name as it was typed; ValueError where two would write to one folder"
     typed = args.language is not None
     if typed and "language" in values:
         raise ValueError("language is given twice, by --language and by -p")
     if "language" in values: names = [values["language"]]
     else: names = (args.language if typed else default).split(",")
     found = {name.strip(): find_language(name.strip()) for name in names}
-    codes = {language.code: name for name, language in found.items()}
-    if len(codes) < len(set(found.values())):
-        raise ValueError(f"language {args.language}: two of them share a folder; run one, move its folder, then run the other")
-    if values.get("out_dir") and len(codes) > 1:
+    tags = {language.tag: name for name, language in found.items()}
+    if values.get("out_dir") and len(tags) > 1:
         raise ValueError("out_dir: give it for one language only, or the runs would overwrite each other")
-    return codes
+    return tags
 
 # %% ../nbs/40_cli.ipynb #87d9b6ec
 def plan(
@@ -222,8 +221,8 @@ def plan(
     if "language" not in takes: return [_run_without_language(args, notebook, values)]
     if args.wait: values["wait"] = True
     runs = []
-    for code, name in _languages_asked(args, values, _default_value(takes, "language")).items():
-        out = _folder_of(values, code, notebook.stem)
+    for tag, name in _languages_asked(args, values, _default_value(takes, "language")).items():
+        out = _folder_of(values, tag, notebook.stem)
         runs.append((notebook, out, values | {"language": name, "out_dir": str(out)}))
     return runs
 
@@ -297,7 +296,7 @@ def _result(language, out, started, status, error=""):
     code = status or int(not made["rows"]["kept"])
     seconds = time.monotonic() - started
     line = one_line(error.partition("\n")[0])
-    return dict(language=language and language.code, folder=out, seconds=seconds, made=made, code=code, error=line)
+    return dict(language=language and language.tag, folder=out, seconds=seconds, made=made, code=code, error=line)
 
 # %% ../nbs/40_cli.ipynb #853fdf89
 def _print_outcome(notebook, made, values, out):
@@ -347,7 +346,7 @@ def run_one(
 class _Running:
     "A language that runs in a process of its own"
     process: subprocess.Popen
-    code: str
+    tag: str  # of the language
     out: Path  # the folder of its dataset
     line: Path  # the file with its progress line
     log: Path  # the file with what else it says
@@ -357,23 +356,23 @@ class _Running:
 def _start_run(run, folder):
     "Start a run of `plan` in a process, with its files in `folder`"
     notebook, out, values = run
-    code = find_language(values["language"]).code
+    tag = find_language(values["language"]).tag
     recipe = notebook.stem if notebook in pipelines().values() else str(notebook)
     command = [sys.executable, "-m", "llmdata_nb", recipe, "--language", values["language"]]
     for name, value in values.items():
         if name not in ("language", "out_dir"): command += ["-p", f"{name}={value}"]
-    line, log = folder/f"{code}.line", folder/f"{code}.log"
+    line, log = folder/f"{tag}.line", folder/f"{tag}.log"
     environment = {**os.environ, "LLMDATA_PROGRESS": str(line), "LLMDATA_PARENT": str(os.getpid())}
     with open(log, "wb") as file:
         process = subprocess.Popen(command, env=environment, start_new_session=True,
                                    stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-    return _Running(process, code, out, line, log, time.monotonic())
+    return _Running(process, tag, out, line, log, time.monotonic())
 
 # %% ../nbs/40_cli.ipynb #3884b7ad
 def _progress_text(run):
     "The progress line of a run, without the name and language that stand before it"
     text = run.line.read_text(encoding="utf-8") if run.line.exists() else ""
-    text = re.sub(rf"^\w+ {run.code}  ", "", text)
+    text = re.sub(rf"^\w+ {run.tag}  ", "", text)
     return one_line(text) or f"starting, {duration(time.monotonic() - run.started)}"
 
 # %% ../nbs/40_cli.ipynb #49ee5419
@@ -384,7 +383,7 @@ def _ended_run(run):
     error = errors[0] if errors else ""
     if not error and not any("rows kept of" in line for line in log):
         error = f"ended with {status}: {one_line(log[-1]) if log else 'no word'}"
-    return _result(find_language(run.code), run.out, run.started, status if status in (0, 130) else 1, error)
+    return _result(find_language(run.tag), run.out, run.started, status if status in (0, 130) else 1, error)
 
 # %% ../nbs/40_cli.ipynb #800bbd78
 def _stop_runs(running):
@@ -397,7 +396,7 @@ def _stop_runs(running):
     for run in running.values():
         run.process.kill()
         run.process.wait()
-    return [_result(find_language(run.code), run.out, run.started, 130) for run in running.values()]
+    return [_result(find_language(run.tag), run.out, run.started, 130) for run in running.values()]
 
 # %% ../nbs/40_cli.ipynb #ce73a423
 def _ended_text(result):
@@ -414,7 +413,8 @@ def run_parallel(
     most: int, # so many at a time
 ) -> list: # what became of each that was begun, in the order of `runs`
     "Do the `runs`, several at a time"
-    waiting, running, done, lines = list(runs), {}, [], _LanguageLines()
+    tags = [find_language(values["language"]).tag for _, _, values in runs]
+    waiting, running, done, lines = list(runs), {}, [], _LanguageLines(tags)
     notebook, kept_in = runs[0][0], _short_path(store_path())
     _say(f"{notebook.stem} · {len(runs)} languages, {most} at a time (finished calls are kept in {kept_in})", sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
@@ -422,35 +422,36 @@ def run_parallel(
             while waiting or running:
                 while waiting and len(running) < most:
                     run = _start_run(waiting.pop(0), Path(folder))
-                    running[run.code] = run
+                    running[run.tag] = run
                 time.sleep(0.2)
-                ended = [code for code, run in running.items() if run.process.poll() is not None]
-                for code in ended:
-                    done.append(_ended_run(running.pop(code)))
-                    lines.end(code, _ended_text(done[-1]))
-                lines.show({code: _progress_text(run) for code, run in running.items()})
+                ended = [tag for tag, run in running.items() if run.process.poll() is not None]
+                for tag in ended:
+                    done.append(_ended_run(running.pop(tag)))
+                    lines.end(tag, _ended_text(done[-1]))
+                lines.show({tag: _progress_text(run) for tag, run in running.items()})
         except KeyboardInterrupt:
             lines.clear()
             _say("llmdata: stopping …", sys.stderr)
             done += _stop_runs(running)
-    order = [find_language(values["language"]).code for _, _, values in runs]
-    return sorted(done, key=lambda result: order.index(result["language"]))
+    return sorted(done, key=lambda result: tags.index(result["language"]))
 
 # %% ../nbs/40_cli.ipynb #83001a70
 class _LanguageLines:
     "A line for each language that runs"
-    def __init__(self): self.drawn, self.time, self.terminal = [], time.monotonic(), sys.stderr.isatty()
+    def __init__(self, tags):
+        self.drawn, self.time, self.terminal = [], time.monotonic(), sys.stderr.isatty()
+        self.width = max(4, *map(len, tags))
 
     def clear(self):
         if self.drawn: sys.stderr.write(f"\x1b[{len(self.drawn)}A\r\x1b[J")  # up, and empty from there on
         self.drawn = []
 
-    def end(self, code, text):
+    def end(self, tag, text):
         self.clear()
-        _say(f"{code:4} {one_line(text)}", sys.stderr)
+        _say(f"{tag:{self.width}} {one_line(text)}", sys.stderr)
 
     def show(self, texts):
-        lines = [f"{code:4} {one_line(text)}" for code, text in texts.items()]
+        lines = [f"{tag:{self.width}} {one_line(text)}" for tag, text in texts.items()]
         if self.terminal:
             size = shutil.get_terminal_size()
             lines = [line[:size.columns - 1] for line in lines[:size.lines - 2]]

@@ -196,13 +196,18 @@ def _settings_of(manifest):
             **{name: value for name, value in arguments.items() if name != "language"}}
 
 # %% ../nbs/21f_compare.ipynb #8cbb67c3
+def _setting_text(value):
+    "A setting as text, in which 3.0 is 3"
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else str(value)
+
 def _differing_settings(names, settings):
     "A sentence for each setting that is not the same for all of the `names`"
     sentences = []
     for what in dict.fromkeys(key for each in settings for key in each):
         by_value = {}
         for name, each in zip(names, settings):
-            value = str(each.get(what))
+            value = _setting_text(each.get(what))
             by_value.setdefault(value, []).append(name)
         if len(by_value) > 1: sentences.append(f"not the same {what}: {_list_values(by_value)}")
     return sentences

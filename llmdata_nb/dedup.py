@@ -150,12 +150,14 @@ def _near_duplicates_in_groups(texts, threshold, engine, groups):
 # %% ../nbs/02_dedup.ipynb #e3a691fc
 def request(
     row: dict,
-) -> tuple: # system message ("" when there is none) and first user message
+    multi_turn: bool = False, # all user messages; else the first
+) -> tuple: # system message ("" when there is none) and what the user says
     "What `row` asks; of a row without a conversation, its `text`"
     messages = row.get("messages") or [{"role": "user", "content": row.get("text", "")}]
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    user = next((message["content"] for message in messages if message["role"] == "user"), "")
-    return system, user
+    said = [message["content"] for message in messages if message["role"] == "user"]
+    asked = said if multi_turn else said[:1]
+    return system, "\n\n".join(asked)
 
 # %% ../nbs/02_dedup.ipynb #1f44334e
 def mark_duplicates(
@@ -163,11 +165,12 @@ def mark_duplicates(
     threshold: float = 0.8, # as in `near_duplicates`, as is
     engine: str = "rensa",  # this
     find: Callable = near_duplicates, # or `cluster.near_duplicates`, which has the same result
+    multi_turn: bool = False, # compare all that the user says, as in `request`
 ) -> list:                  # new rows, as many and in the same order
     "Copies of `rows` in which each one that repeats an earlier one has the reason in `dropped`"
     rows = [dict(row) for row in rows]
     asking = [row for row in rows if not row.get("dropped") and not row.get("failed")]
-    requests = [request(row) for row in asking]
+    requests = [request(row, multi_turn) for row in asking]
     texts, groups = [user for _, user in requests], [_group_of(*each) for each in requests]
     for i, copy in enumerate(find(texts, threshold, engine, groups)):
         if copy is not None: asking[i]["dropped"] = _repeat_reason(texts[i], texts[copy], asking[copy]["id"])

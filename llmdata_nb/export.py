@@ -7,7 +7,7 @@ __all__ = ['HUB_TASKS', 'CALL_COLUMNS', 'read_manifest', 'data_files', 'check_fi
            'rows_by_file', 'was_dropped', 'verdict_in', 'reason_groups', 'escaped', 'fenced', 'markdown_table',
            'size_category', 'title', 'license_fields', 'tag_fields', 'front_matter', 'funnel_table', 'verdict_table',
            'calls_table', 'prompts_table', 'messages_in', 'sample', 'judge_warnings', 'limits', 'dataset_card',
-           'check_card', 'write_card']
+           'check_card', 'write_card', 'dataset_text']
 
 # %% ../nbs/21_export.ipynb #a1c363dd
 import hashlib, json, re
@@ -725,3 +725,14 @@ def write_card(
     part = folder / "README.md.new"
     part.write_text(card + _card_ending(folder), encoding="utf-8")
     return part.replace(folder / "README.md")
+
+# %% ../nbs/21_export.ipynb #a38c244b
+def dataset_text(
+    folder: str | Path # one that `run` wrote, with kept rows
+) -> str:
+    "What `load_dataset` shows of `folder`: the columns and the number of the kept rows"
+    import pyarrow.parquet as pq
+    paths = sorted(Path(folder).glob("data/*.parquet"))
+    columns = pq.read_schema(paths[0]).names
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    return f"Dataset({{\n    features: {columns},\n    num_rows: {rows}\n}})"

@@ -6,7 +6,7 @@ PICTURE = Path(__file__).parents[1] / "nbs" / "images" / "architecture.svg"
 TITLE = "The modules of llmdata_nb in twelve floors, and the way of a row and of a call"
 WIDTH, FLOOR, GAP = 1040, 58, 8
 FLOORS = [  # from the top: name, what it is for, color, modules
-    ("Doors", "and the notebooks in nbs/pipelines", "#fde9d9", "cli doctor"),
+    ("Doors", "and the notebooks in nbs/pipelines", "#fde9d9", "parameters doctor cli"),
     ("Many machines", "the same recipes on Ray", "#fde9d9", "shares dedup_at_scale cluster"),
     ("Results", "card, training files, pictures, comparison", "#e8f1e4",
      "export formats tables figures plots judge_plots compare report playground"),

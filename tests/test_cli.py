@@ -15,7 +15,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from scripted_server import said, serve, translator_and_judge, wrote
 
+from llmdata_nb import cli
 from llmdata_nb.cli import _result, main, parameters, pipelines, summary
+from llmdata_nb.compare import read_runs
+from llmdata_nb.run import run
 
 def quick(rows=12):
     "The cells of a notebook that asks a word for each of its rows, and draws nothing"
@@ -122,6 +125,36 @@ def test_what_ends_the_command_ends_all_languages(project, notebook, end):
     text = b"".join(shown).decode()
     assert end == "kill" or status == 130 and text.count("   stopped") == 3 and "run again to go on" in text and "Traceback" not in text, text
     assert re.search("\x1b\\[3A\r\x1b\\[Jit   [^\n]*\r\nnl   [^\n]*\r\nes   [^\n]*\r\n", text)  # three lines, drawn anew in place
+
+
+def planned(argv): return cli.plan(cli._parse_arguments(argv))
+
+
+def test_what_is_typed_reaches_each_of_several_languages_as_it_was(project, monkeypatch):
+    "Commas, spaces, equals signs and numbers; two varieties of a language have files of their own"
+    (project / "a b.jsonl").write_text("{}")
+    (project / "c.jsonl").write_text("{}")
+    typed = {"source": "a b.jsonl:0.5,c.jsonl:0.5", "where": "quality>=4 and name=='a, b'", "columns": "prompt=the question,response=answer",
+             "min_score": "3.5", "multi_turn": "TRUE", "sample": "20", "skip_checks": "length_ratio, lost_numbers", "budget": "2.50"}
+    runs = planned(["translate_and_judge", "--language", "pt,pt-BR", "--wait", *(word for name, text in typed.items() for word in ("-p", f"{name}={text}"))])
+    started = []
+    monkeypatch.setattr(cli.subprocess, "Popen", lambda command, **_: started.append(command[3:]))
+    running = [cli._start_run(run, project) for run in runs]
+    assert [run.tag for run in running] == ["pt", "pt-BR"] and running[0].log != running[1].log
+    assert [planned(command) for command in started] == [[run] for run in runs]
+    assert runs[0][2]["min_score"] == 3.5 and runs[0][2]["multi_turn"] is True and runs[0][2]["where"] == typed["where"]
+    running[1].line.write_text("translate_and_judge pt-BR  3/9 rows")
+    assert cli._progress_text(running[1]) == "3/9 rows" and cli._progress_text(running[0]).startswith("starting")
+
+
+def test_varieties_of_a_language_have_folders_of_their_own(project, capsys):
+    "And are found there, each under its own name"
+    runs = planned(["magpie", "--language", "pt,pt-BR,zh,zh-Hant,Chinese (Traditional)"])
+    assert [out.parts[-2:] for _, out, _ in runs] == [(tag, "magpie") for tag in ("pt", "pt-BR", "zh", "zh-Hant")]
+    async def same(row, ask, language): return row
+    for _, out, values in runs[:2]: run([{"id": "1"}], same, model="http://127.0.0.1:9/v1#m", out=out, language=values["language"])
+    assert [(found["language"], found["rows"]["kept"]) for found in read_runs(project / "outputs")] == [("pt-BR", 1), ("pt", 1)]
+    assert [found["language"] for found in read_runs(project / "outputs", languages="pt-BR")] == ["pt-BR"]
 
 
 def read_all(terminal):

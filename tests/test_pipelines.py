@@ -1,4 +1,5 @@
 "The pipeline notebooks, through papermill and the `llmdata` command, on the real small model."
+import ast
 import json
 import os
 import signal
@@ -14,11 +15,11 @@ import pytest
 from datasets import load_dataset
 from scripted_server import serve, translator_and_judge, wrote
 
-from llmdata_nb.cli import main
+from llmdata_nb.cli import main, parameters, pipelines
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
-PARAMETERS = ["language", "source", "split", "model", "judge_model", "limit", "min_score", "multi_turn", "english_rubrics", "fidelity", "skip_checks", "prompts", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
+PARAMETERS = ["language", "source", "split", "subset", "revision", "encoding", "columns", "model", "judge_model", "limit", "where", "sample", "sample_by", "min_score", "multi_turn", "english_rubrics", "fidelity", "near", "skip_checks", "prompts", "license", "tags", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
 
 
 def manifest(folder): return json.loads((folder / "manifest.json").read_text())
@@ -26,7 +27,54 @@ def manifest(folder): return json.loads((folder / "manifest.json").read_text())
 
 def test_parameters_have_types_and_defaults():
     found = pm.inspect_notebook(str(NOTEBOOK))
-    assert list(found) == PARAMETERS and all(p["inferred_type_name"] in ("str", "int", "bool") for p in found.values())
+    assert list(found) == PARAMETERS and all(p["inferred_type_name"] in ("str", "int", "bool", "float") for p in found.values())
+
+
+FIRST = "globals().update(check_parameters(globals()))"
+
+
+def given(recipe, values):
+    "What the first cells of a pipeline make of `values`, put between them as papermill does"
+    cells = [cell for cell in nbformat.read(pipelines()[recipe], 4).cells if cell.cell_type == "code"]
+    assert "parameters" in cells[0].metadata.tags
+    lines = ast.parse(cells[1].source).body
+    first = next(line for line in lines if not isinstance(line, ast.Import | ast.ImportFrom))
+    assert ast.unparse(first) == FIRST, f"{recipe}: a parameter is used before all are checked"
+    space = {}
+    for source in (cells[0].source, values, f"from llmdata_nb.parameters import check_parameters\n{FIRST}"):
+        exec(source, space) if isinstance(source, str) else space.update(source)
+    return space
+
+
+@pytest.mark.parametrize("recipe", pipelines())
+def test_each_pipeline_reads_its_parameters_by_their_types(recipe):
+    space = given(recipe, {"out_dir": 2024})
+    assert space["out_dir"] == "2024"
+    assert list(space["__annotations__"]) == list(parameters(pipelines()[recipe])), "papermill does not see a line whose comment has an ="
+    switches = {name: "false" for name, kind in space["__annotations__"].items() if kind is bool}
+    numbers = {name: "3" for name, kind in space["__annotations__"].items() if kind in (int, float)}
+    space = given(recipe, switches | numbers)
+    assert all(space[name] is False for name in switches) and all(space[name] == 3 for name in numbers)
+    if "min_score" in numbers: assert given(recipe, {"min_score": 3.5})["min_score"] == 3.5
+
+
+@pytest.mark.parametrize("values, reads", [
+    ({"multi_turn": "TRUE", "limit": 2.0, "seed": "7", "min_score": "3.5"}, {"multi_turn": True, "limit": 2, "seed": 7, "min_score": 3.5}),
+    ({"budget": 2.50, "source": ["a.jsonl", "b c.jsonl"], "judge_model": None, "wait": None, "limit": None}, {"budget": "2.5", "source": "a.jsonl,b c.jsonl", "judge_model": "", "wait": False, "limit": 0}),
+    ({"prompts": Path("mine.toml"), "skip_checks": ()}, {"prompts": "mine.toml", "skip_checks": ""})])
+def test_what_can_only_mean_one_thing_is_read_so(values, reads):
+    space = given("translate_and_judge", values)
+    assert {name: space[name] for name in reads} == reads and all(type(space[name]) is type(value) for name, value in reads.items())
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"multi_turn": 1}, "parameter multi_turn: expected true or false, got 1"), ({"limit": 2.5}, "parameter limit: expected int, got 2.5"),
+    ({"limit": True}, "limit: expected int, got True"), ({"limit": ""}, "expected int, got ''"), ({"min_score": "nan"}, "expected float, got 'nan'"),
+    ({"min_score": [3]}, r"expected float, got \[3\]"), ({"language": False}, "expected text, got False .YAML takes no"), ({"skip_checks": ["a", True]}, "YAML takes no"),
+    ({"source": ["a, b.jsonl"]}, "no text may have a comma"), ({"source": {"a": 1}}, "expected text, got {'a': 1}")])
+def test_what_fits_no_type_is_an_error_in_one_line(values, message):
+    with pytest.raises(ValueError, match=message) as caught: given("translate_and_judge", values)
+    assert "\n" not in str(caught.value)
 
 
 def test_papermill_on_the_real_small_model(project):
@@ -76,7 +124,6 @@ def test_command_makes_a_dataset_for_each_language(project, capsys):
     (["translate_and_judge", "-p", "limit"], "expected name=value"),
     (["translate_and_judges"], f"no recipe 'translate_and_judges'; there are: {', '.join(sorted(p.stem for p in NOTEBOOK.parent.glob('*.ipynb')))}"),
     (["translate_and_judge", "--language", "it,es", "-p", "out_dir=x"], "one language only"),
-    (["translate_and_judge", "--language", "zh,zh-Hant"], "share a folder"),
     (["translate_and_judge", "--language", "it", "-p", "language=es"], "given twice"),
     (["translate_and_judge", "--language", ""], "unknown language ''"),
     (["translate_and_judge", "-p", "multi_turn=yes"], "expected true or false")])
@@ -108,6 +155,31 @@ def test_a_failed_run_leaves_the_last_one_as_it_was(project, capsys):
     err = capsys.readouterr().err
     assert "min_score 9: expected 1 to 5" in err and "holds the dataset made from a.jsonl" in err and "Traceback" not in err
     assert all(p.read_bytes() == data for p, data in before.items()) and (out / "run-unfinished.ipynb").exists() and len(bodies) == 4
+
+
+def answers_and_judges(body, n=0):
+    "Answers a request; rates the longer of two answers higher"
+    if "ratings" not in str(body.get("response_format")): return "Roma è la capitale d'Italia, e la sua città più grande."
+    return json.dumps({"ratings": [{"rationale": "Va bene.", "score": 2 + i} for i in range(2)]})
+
+
+def test_a_machine_without_a_home_and_rows_that_are_no_answers(project, monkeypatch, capsys):
+    "A lone message and a bare text fail, with the reason, and stop nothing; the last cell needs no cache"
+    monkeypatch.setenv("HOME", "/proc/nohome")
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR"): monkeypatch.delenv(name, raising=False)
+    def talk(*texts): return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts)]
+    rows = [{"id": f"{i}", "language": "it", "grade": i, "messages": talk(f"Qual è la capitale numero {i}?", "Roma.")} for i in range(3)]
+    rows += [{"id": "lone", "language": "it", "messages": talk("Ciao?")}, {"id": "bare", "language": "it", "text": "Un testo."}]
+    rows += [{"id": "nl", "language": "nl", "grade": 2, "messages": talk("Wat is de hoofdstad?", "Rome.")}]
+    (project / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with serve(answers_and_judges) as (model, bodies):
+        main(["aya_preferences", "-p", f"model={model}", "-p", "source=a.jsonl", "-p", "license=cc0-1.0", "-p", "tags=law", "-p", "tie=shorter"])
+    out = project / "outputs" / "it" / "aya_preferences"
+    shown = capsys.readouterr()
+    assert "3 rows kept of 5" in shown.out, shown
+    assert {r["id"] for r in load_dataset("parquet", data_files=str(out / "failed.parquet"), split="train", cache_dir=str(project / "cache"))} == {"lone", "bare"}
+    assert "Dataset({\n    features: ['id'" in nbformat.read(out / "run.ipynb", 4).cells[-1].outputs[0].text
+    assert "license: cc0-1.0" in (out / "README.md").read_text() and "- law\n" in (out / "README.md").read_text()
 
 
 def test_checks_left_out_by_name(project, capsys):
