@@ -185,6 +185,11 @@ def _table_records(value):
     if not numbered or any(column.keys() != index for column in columns): return []
     return [{name: column[key] for name, column in value.items()} for key in index]
 
+def _viewer_record(row):
+    "The record in a `row` of the Hub's viewer, which cuts long cells"
+    cut = row.get("truncated_cells")
+    return Unreadable(f"the viewer has cut {', '.join(map(str, cut))}: download the dataset itself") if cut else row["row"]
+
 def _json_records(value, split):
     "The records in the `value` of a .json file"
     if isinstance(value, list): return value
@@ -194,11 +199,11 @@ def _json_records(value, split):
     if splits: return splits[split]
     if split != "train": raise ValueError(f"no split {split!r}: this file has no splits; leave out `split`")
     rows = value.get("rows")
-    if _is_objects(rows) and all("row" in row for row in rows): return [row["row"] for row in rows]
+    if _is_objects(rows) and all("row" in row for row in rows): return list(map(_viewer_record, rows))
     if isinstance(value.get("data"), list): return value["data"]
     return _table_records(value) or [value]
 
-# %% ../nbs/01b_files.ipynb #ce23f2a5
+# %% ../nbs/01b_files.ipynb #c7323bbf
 def _following_values(text):
     "The JSON values that follow each other in `text`; an empty list where one of them cannot be read"
     decoder, values, start = json.JSONDecoder(), [], 0
@@ -277,7 +282,7 @@ def _ways_of_quoting(lines, whole, delimiter):
     if doubled or not _reads_well(lines, whole, delimiter=delimiter, **_BACKSLASH): return {}
     return _BACKSLASH
 
-# %% ../nbs/01b_files.ipynb #29b54312
+# %% ../nbs/01b_files.ipynb #5b5739ed
 def _next_cells(cells, encoding):
     "The next cells of the CSV reader, none for a blank line and at the end"
     try: return [check_bytes(cell, encoding) for cell in next(cells, [])]
@@ -347,7 +352,7 @@ def _table_options(path, encoding):
     spaced = any(name.startswith(" ") for name in head.split(delimiter)[1:])
     return dict(delimiter=delimiter, skipinitialspace=spaced) | ways, int(bool(named))
 
-# %% ../nbs/01b_files.ipynb #df1c931f
+# %% ../nbs/01b_files.ipynb #e73533b9
 def _read_csv_file(path, encoding=None, split="train"):
     "The records of a table"
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long answer
@@ -447,7 +452,7 @@ def _read_parquet_file(path, encoding=None, split="train"):
         _check_repeated_values(path, f)
         yield from _numbered_batches(file.iter_batches(batch_size=1000))
 
-# %% ../nbs/01b_files.ipynb #09285954
+# %% ../nbs/01b_files.ipynb #49822b03
 def _arrow_batches(f):
     "The batches of an open Arrow file or stream, a thousand rows at most each"
     import pyarrow as pa
@@ -514,6 +519,15 @@ def kind_of(
     return kind if kind in _READERS else None
 
 # %% ../nbs/01b_files.ipynb #638831cf
+_PACKED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+
+def _check_packing(path):
+    "ValueError where a file is compressed, and its name does not say so"
+    if path.suffix.lower() in _COMPRESSED: return
+    with open(path, "rb") as f: start = f.read(6)
+    suffix = next((suffix for mark, suffix in _PACKED.items() if start.startswith(mark)), None)
+    if suffix: raise ValueError(f"{path.name}: it is compressed: name it {path.name}{suffix}")
+
 def read_file(
     path: Path,
     encoding: str | None = None, # of a text file, where it is not UTF-8
@@ -523,6 +537,7 @@ def read_file(
     kind = kind_of(path)
     if not kind:
         raise ValueError(f"{path.name}: unknown kind of file, expected {', '.join(FILE_KINDS)}, or one of them with {', '.join(_COMPRESSED)}")
+    _check_packing(path)
     if encoding and kind in _BINARY: raise ValueError(f"encoding={encoding!r}: {path.name} is no text file; leave it out")
     if split != "train" and kind != ".json": raise ValueError(f"no split {split!r}: {path.name} has no splits; leave out `split`")
     try:

@@ -21,7 +21,7 @@ from .languages import language as find_language, pack
 from .models import Ask, CallFailed, EndpointError
 from .rerank import rerank_preferences
 from .run import Dropped, drop, run
-from .tags import DIFFICULTIES, QUALITIES, at_least, nearest, safety, tag
+from .tags import check_levels, keep_by_tags, nearest, safety
 from .templates import fetch, find_template, pre_query
 from .translate import keep_from, translate
 
@@ -272,9 +272,7 @@ def check_options(
     check_rule_names(skip_checks)
     if answers > 1 and n_turns > 1: raise ValueError(f"n_turns {n_turns} and answers {answers}: a preference pair has one turn")
     if min_margin and answers < 2: raise ValueError(f"min_margin {min_margin:g}: there is a margin only between several answers")
-    levels = ("min_quality", min_quality, QUALITIES), ("min_difficulty", min_difficulty, DIFFICULTIES)
-    for name, value, scale in levels:
-        if value and value not in scale: raise ValueError(f"{name} {value!r}: expected {', '.join(scale)}")
+    check_levels(min_quality, min_difficulty)
 
 # %% ../nbs/12_magpie.ipynb #b17bc6f9
 async def instruct(
@@ -357,14 +355,6 @@ async def _more_turns(row, ask, language, template, system, n_turns, near, answe
         request = row["user_turns"][-1]["instruction"]
         row["messages"] += [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
 
-# %% ../nbs/12_magpie.ipynb #cf5977e3
-async def _keep_by_tags(row, ask, request, min_quality, min_difficulty):
-    "Tag the request, and drop the row when it is below the least quality or difficulty"
-    row["tags"] = tags = await tag(request, ask)
-    for name, least, scale in (("quality", min_quality, QUALITIES), ("difficulty", min_difficulty, DIFFICULTIES)):
-        if not least or at_least(tags[name], least, scale): continue
-        drop(f"instruction: {name} {tags[name]}, kept from {least}")
-
 # %% ../nbs/12_magpie.ipynb #7576045f
 async def _drop_unsafe(row, ask, messages):
     "Drop the row when the model in the role `guard`, if there is one, finds `messages` unsafe"
@@ -424,7 +414,7 @@ async def magpie(
     row = await instruct(row, ask, language, steering, temperature, top_p, max_tokens, categories,
                          near=near, template=template, skip_checks=skip_checks)
     request = row["messages"][0]["content"]
-    if tags or min_quality or min_difficulty: await _keep_by_tags(row, ask, request, min_quality, min_difficulty)
+    if tags or min_quality or min_difficulty: await keep_by_tags(row, ask, request, min_quality, min_difficulty)
 
     if response_temperature is None: response_temperature = 0.8 if answers > 1 else 0.2
     sampling = dict(temperature=response_temperature, max_tokens=response_max_tokens)

@@ -14,6 +14,7 @@ from .marks import with_marked, without_marks
 from .models import Ask, CallFailed, object_schema
 from .rows import single_turn
 from .run import drop
+from .tags import check_levels, keep_by_tags
 
 # %% ../nbs/10_translate.ipynb #7a2bc84f
 TASK = """Translate the message between <message> and </message> into {language}. It comes from a chat between a person and an assistant.
@@ -142,16 +143,19 @@ async def translate_and_judge(
     english_rubrics: bool = False, # write the rubrics in English even where `language` has a pack
     fidelity: bool = False,      # also judge each whole translation against its source, and keep it from `min_score` up
     skip_checks: tuple = (),     # names of checks that are left out, as in `translate`
+    min_quality: str = "",       # tag the request first, one call more, and keep it from this one of `tags.QUALITIES` up
 ) -> dict:
     "Translate a conversation and keep it when the judge finds it good; adds `source_messages`, the verdicts and the language found"
     check_score(min_score)
     check_rule_names(skip_checks)
+    check_levels(min_quality)
     if "rejected" in row and "chosen" not in row: drop("the answer is marked as a bad one (label false)")
     source = _turns_to_translate(row.get("messages", []), multi_turn)
     row["source_messages"], row["messages"] = source, []
     rubrics = {name: rubric(name, language, english_rubrics) for name in ("instruction", "response", "fidelity")}
     first_response = [m["role"] for m in source].index("assistant")
 
+    if min_quality: await keep_by_tags(row, ask, _joined_text(source[:first_response]), min_quality)
     await _translate_into(row, ask, source[:first_response], language, "instruction", skip_checks)
     request = row["messages"][-1]["content"]
     verdict = await rate(rubrics["instruction"], [request], ask, step="judge instruction")

@@ -58,6 +58,9 @@ def test_the_same_rows_in_every_kind_of_file(tmp_path):
         data = (tmp_path/name).read_bytes()
         with pytest.raises(ValueError, match="cannot be read to its end"): load_rows(write(tmp_path/f"cut-{name}", data[:-20]))
         with pytest.raises(ValueError, match="cannot be read to its end"): load_rows(write(tmp_path/f"not-{name}", b"plain text"))
+    with pytest.raises(ValueError, match="it is compressed: name it packed.jsonl.gz"): load_rows(write(tmp_path/"packed.jsonl", gzip.compress(LINES.encode())))
+    cut = {"rows": [{"row": RECORDS[0], "truncated_cells": ["completion"]}, {"row": RECORDS[1], "truncated_cells": []}]}
+    assert "the viewer has cut completion" in load_rows(write(tmp_path/"cut.json", json.dumps(cut)))[0]["failed"]
     with pytest.raises(ValueError, match="not an Arrow or Feather file"): load_rows(write(tmp_path/"no.feather", b"plain text"))
 
 
@@ -178,6 +181,8 @@ def test_subsets_are_named_or_told(tmp_path):
     write(tmp_path/"plain/x/t.jsonl", '{"text": "t"}')
     assert texts(tmp_path/"plain") == ["de", "it"] and texts(tmp_path/"plain", split="test") == ["t"] and texts(tmp_path/"plain", subset="it") == ["it"]
     with pytest.raises(ValueError, match="no split 'dev': there are train, test"): load_rows(tmp_path/"plain", split="dev")
+    write(tmp_path/"plain/README.md", "---\nconfigs:\n- config_name: all\n  data_files: ../*.jsonl\n---\n")
+    with pytest.raises(ValueError, match="its README names files outside of it"): load_rows(tmp_path/"plain")
     write(tmp_path/"plain/README.md", "---\n: [\n---\n")
     with pytest.raises(ValueError, match="its header is not YAML"): load_rows(tmp_path/"plain", subset="it")
     for source in ([{"text": "a"}], write(tmp_path/"one.jsonl", '{"text": "a"}')):
