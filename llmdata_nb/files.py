@@ -200,7 +200,9 @@ def _json_records(value, split):
     if split != "train": raise ValueError(f"no split {split!r}: this file has no splits; leave out `split`")
     rows = value.get("rows")
     if _is_objects(rows) and all("row" in row for row in rows): return list(map(_viewer_record, rows))
-    if isinstance(value.get("data"), list): return value["data"]
+    data, names = value.get("data"), value.get("columns")
+    if isinstance(data, list) and isinstance(names, list): return [dict(zip(names, cells)) for cells in data]
+    if isinstance(data, list): return data
     return _table_records(value) or [value]
 
 # %% ../nbs/01b_files.ipynb #c7323bbf
@@ -275,14 +277,22 @@ def _reads_well(lines, whole, **ways):
 _BACKSLASH = dict(escapechar="\\", doublequote=False)
 _NO_QUOTES = dict(quoting=csv.QUOTE_NONE, quotechar=None)
 
+def _has_backslashes(lines, whole, delimiter):
+    "Whether the `lines` read well with backslashes before quotes, and all have as many cells as the first"
+    if not _reads_well(lines, whole, delimiter=delimiter, **_BACKSLASH): return False
+    rows = list(csv.reader(lines, delimiter=delimiter, **_BACKSLASH))
+    if not whole: rows = rows[:-1]
+    return len({len(row) for row in rows if row}) == 1
+
 def _ways_of_quoting(lines, whole, delimiter):
     "How quotes are meant in a table that begins with `lines`: options of `csv.reader`"
-    doubled = _reads_well(lines, whole, delimiter=delimiter)
-    if delimiter == "\t": return {} if doubled and _needs_quotes(lines, delimiter) else _NO_QUOTES
-    if doubled or not _reads_well(lines, whole, delimiter=delimiter, **_BACKSLASH): return {}
-    return _BACKSLASH
+    escaped = any('\\"' in line for line in lines)
+    if escaped and _has_backslashes(lines, whole, delimiter): return _BACKSLASH
+    if delimiter != "\t": return {}
+    doubled = _reads_well(lines, whole, delimiter=delimiter) and _needs_quotes(lines, delimiter)
+    return {} if doubled else _NO_QUOTES
 
-# %% ../nbs/01b_files.ipynb #5b5739ed
+# %% ../nbs/01b_files.ipynb #b904872c
 def _next_cells(cells, encoding):
     "The next cells of the CSV reader, none for a blank line and at the end"
     try: return [check_bytes(cell, encoding) for cell in next(cells, [])]
@@ -296,10 +306,10 @@ def _next_record(cells, names, width, encoding):
     "The next record of the CSV reader `cells`: its columns are `names`, and the header has `width` of them, with those without a name"
     row = _next_cells(cells, encoding)
     if _is_blank_line(row): return {}
-    if not len(names) <= len(row) <= width:
+    unnamed = {f"Unnamed: {n}": cell for n, cell in enumerate(row) if n >= len(names) and cell.strip()}
+    if len(row) < len(names) or len(row) > width and any(map(str.strip, row[width:])):
         raise Unreadable(f"{len(row)} cells, but the header names {len(names)} columns")
-    if any(map(str.strip, row[len(names):])): raise Unreadable("a value stands in a column that has no name")
-    return dict(zip(names, row))
+    return dict(zip(names, row)) | unnamed
 
 # %% ../nbs/01b_files.ipynb #40b3f160
 def _header_names(path, cells, encoding):

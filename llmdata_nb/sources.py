@@ -38,8 +38,8 @@ def _means_split(name, split):
     same = ("validation", "valid", "val", "dev")
     return name == split or split == "validation" and name in same
 
-# %% ../nbs/01e_sources.ipynb #1f734336
-_INFO = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "manifest.json", "config.json", "croissant.json", "README*", "LICENSE*")
+# %% ../nbs/01e_sources.ipynb #8abccc4c
+_INFO = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "manifest.json", "config.json", "croissant.json", "README*", "LICENSE*", "*.left_out.log")
 
 def _is_info(file): return any(fnmatch(file.name, info) for info in _INFO)
 
@@ -62,7 +62,7 @@ def _files_of_split(files, folder, split):
     if split != "train": raise ValueError(f"no split {split!r}: the files are not named after splits; leave out `split`")
     return files
 
-# %% ../nbs/01e_sources.ipynb #fa32ddf8
+# %% ../nbs/01e_sources.ipynb #dae39feb
 def _configs_in(folder):
     "The configurations that the README in `folder` lists: dicts with config_name and data_files"
     from yaml import YAMLError, safe_load
@@ -104,8 +104,8 @@ def _matched_files(folder, patterns):
     "The files in `folder` that match one of the `patterns`"
     outside = [pattern for pattern in map(str, patterns) if pattern.startswith("/") or ".." in Path(pattern).parts]
     if outside: raise ValueError(f"its README names files outside of it ({outside[0]})")
-    found = chain.from_iterable(folder.glob(str(pattern)) for pattern in patterns)
-    return sorted(file for file in found if file.is_file())
+    found = chain.from_iterable(sorted(folder.glob(str(pattern))) for pattern in patterns)
+    return [file for file in found if file.is_file()]
 
 def _config_files(folder, config, split):
     "The files of a `split` of a configuration of `folder`"

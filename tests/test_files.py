@@ -122,9 +122,9 @@ def test_tables_as_spreadsheets_write_them(table, tmp_path):
     assert [m["content"] for m in row["messages"]] == ["che?", "sì"] and {*row} <= {"id", "messages", "a,b,c,d"}
 
 
-def test_a_value_without_a_name_fails_its_row(tmp_path):
-    rows = load_rows(write(tmp_path/"a.csv", "instruction;output;;\nche?;sì;;x\nche?;no;;\n"))
-    assert "a value stands in a column that has no name" in rows[0]["failed"] and len(rows) == 2
+def test_a_value_without_a_name_is_kept(tmp_path):
+    rows = load_rows(write(tmp_path/"a.csv", "instruction;output;;\nche?;sì;;x\nche?;no;;;;\nche?;no;;;;y\n"))
+    assert rows[0]["Unnamed: 3"] == "x" and {*rows[1]} == {"id", "messages"} and "6 cells, but the header names 2 columns" in rows[2]["failed"]
     assert load_rows(write(tmp_path/"b.csv", ",instruction,output\n0,che?,sì\n"))[0][""] == "0"
     with pytest.raises(ValueError, match="carriage returns alone"): load_rows(write(tmp_path/"c.csv", "instruction,output\rche?,sì\r"))
 
@@ -134,6 +134,11 @@ def test_quotes_are_what_the_file_means_by_them(tmp_path):
     for name, options in (("a.tsv", dict(sep="\t")), ("b.csv", {}), ("c.csv", dict(sep="\t")), ("d.tsv", dict(sep="\t", quoting=1))):
         frame.to_csv(tmp_path/name, index=False, **options)
         assert asked(load_rows(tmp_path/name)) == list(frame["prompt"]), name
+    for name, sep in (("s.csv", ","), ("s.tsv", "\t")):
+        frame.to_csv(tmp_path/name, index=False, sep=sep, escapechar="\\", doublequote=False)
+        assert asked(load_rows(tmp_path/name)) == list(frame["prompt"]), name
+    paths = write(tmp_path/"p.csv", 'prompt,completion\n"C:\\","D:\\"\n')
+    assert [m["content"] for m in load_rows(paths)[0]["messages"]] == ["C:\\", "D:\\"]
     plain = write(tmp_path/"e.tsv", 'prompt\tcompletion\n"Ciao" disse.\tsì\n"Tutto"\tIl disco da 5"\n"Mai chiusa\tno\n')
     assert asked(load_rows(plain)) == ['"Ciao" disse.', '"Tutto"', '"Mai chiusa']
     slashes = write(tmp_path/"f.csv", 'prompt,completion\n"Di\' \\"ciao\\", dai","sì"\n"b","c\\\\d"\n')
