@@ -204,6 +204,13 @@ def size_category(
     return f"{marks[thousands - 1]}<n<{marks[thousands]}"
 
 # %% ../nbs/21_export.ipynb #4429ba01
+_CHOICE = re.compile(r" \(((?:subset|revision|columns|where|sample|seed) .*)\)\Z", re.S)
+
+def _choice_of(source):
+    "What was chosen of a `source`, as its description says; empty for all"
+    found = _CHOICE.search(source or "")
+    return found[1] if found else ""
+
 def title(
     manifest: dict # the run's numbers, as in manifest.json
 ) -> str:
@@ -212,7 +219,7 @@ def title(
         raise ValueError(f"manifest: no language, since the recipe {manifest['recipe']} takes none: add it, as in language: it")
     name = f"{language(manifest['language']).name} rows"
     if not manifest["source"]: return name
-    source = Path(manifest["source"])
+    source = Path(_CHOICE.sub("", manifest["source"]))
     return f"{name} from {source.name if source.is_absolute() else source}"  # no folders of the user's machine
 
 # %% ../nbs/21_export.ipynb #21c00002
@@ -580,6 +587,8 @@ def _opening_lines(manifest, license):
         gave_up = manifest.get("gave_up")
         ended = f"; this ended before, for {gave_up}" if gave_up else ""
         lines.append(f"Rows were made until {manifest['until']:,} were kept{ended}.")
+    choice = _choice_of(manifest["source"])
+    if choice: lines.append(f"Chosen of the source: {escaped(choice)}.")
     if not license: lines.append("Licence of the source: not stated, check before publishing.")
     return lines
 

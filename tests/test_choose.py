@@ -324,3 +324,15 @@ def test_a_column_that_loading_moved_is_found_by_its_own_name(capsys):
     rows = [{"text": f"row {n}", "category": "ab"[n % 2], "tags": {"level": n}} for n in range(4)]
     assert [row["text"] for row in load_chosen(rows, where="category==a and tags.level>=2")] == ["row 2"]
     assert len(load_chosen(rows, sample=2, sample_by="category")) == 2
+
+
+def test_the_card_says_what_was_chosen_of_the_source(tmp_path):
+    from llmdata_nb.export import write_card
+    from llmdata_nb.run import run
+    async def keep(row, ask, language="it"): return row
+    source = describe_source("me/set", subset="all", where="quality > 3")
+    rows = load_rows([{"id": str(n), "text": f"riga {n}"} for n in range(3)])
+    run(rows, keep, model="http://localhost:9/v1#none", out=tmp_path / "out", store=tmp_path / "s.db", language="it", source=source)
+    write_card(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Italian rows from me/set\n" in card and "Chosen of the source: subset all, where quality &gt; 3." in card

@@ -19,7 +19,7 @@ from llmdata_nb.cli import main, parameters, pipelines
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "pipelines" / "translate_and_judge.ipynb"
-PARAMETERS = ["language", "source", "split", "subset", "revision", "encoding", "columns", "model", "judge_model", "limit", "where", "sample", "sample_by", "min_score", "multi_turn", "english_rubrics", "fidelity", "near", "skip_checks", "prompts", "license", "tags", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
+PARAMETERS = ["language", "source", "split", "subset", "revision", "encoding", "columns", "model", "judge_model", "limit", "where", "sample", "sample_by", "min_quality", "min_score", "multi_turn", "english_rubrics", "fidelity", "near", "skip_checks", "prompts", "license", "tags", "out_dir", "seed", "concurrency", "budget", "per_day", "per_minute", "wait"]
 
 
 def manifest(folder): return json.loads((folder / "manifest.json").read_text())
