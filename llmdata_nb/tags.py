@@ -10,7 +10,6 @@ __all__ = ['DIFFICULTIES', 'QUALITIES', 'CATEGORIES', 'TASK', 'read_tags', 'tag'
 import re
 from .marks import with_marked
 from .models import Ask, after_thinking, object_schema, read_json
-from .run import drop
 
 # %% ../nbs/08_tags.ipynb #3ef96215
 DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
@@ -93,7 +92,7 @@ def at_least(
         if level not in scale: raise ValueError(f"level {level!r}: expected {', '.join(scale)}")
     return scale.index(value) >= scale.index(least)
 
-# %% ../nbs/08_tags.ipynb #fccce5c7
+# %% ../nbs/08_tags.ipynb #00b94e72
 def check_levels(
     min_quality: str = "", # one of `QUALITIES`; empty for any
     min_difficulty: str = "", # one of `DIFFICULTIES`; empty for any
@@ -111,6 +110,7 @@ async def keep_by_tags(
     min_difficulty: str = "",
 ) -> None:
     "Tag the request of a row, and drop the row when it is below the least quality or difficulty"
+    from llmdata_nb.run import drop
     row["tags"] = tags = await tag(request, ask)
     for name, least, scale in (("quality", min_quality, QUALITIES), ("difficulty", min_difficulty, DIFFICULTIES)):
         if not least or at_least(tags[name], least, scale): continue
