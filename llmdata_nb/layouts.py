@@ -204,10 +204,11 @@ def _answer_text(message, column):
     if not more: return message["content"]
     raise ValueError(f"{column} has {', '.join(more)}, which an answer in a column cannot hold: leave it out, or write it into the text")
 
-# %% ../nbs/01d_layouts.ipynb #4fd30e9d
+# %% ../nbs/01d_layouts.ipynb #8d22da11
 def _has_request(before, value):
     "Whether the turns `before` an answer begin with a request, and the one in a column is only its text (perhaps in a template)"
-    return bool(before) and isinstance(value, str) and before[0]["role"] != "assistant"
+    if not before or before[0]["role"] == "assistant": return False
+    return isinstance(value, str) and not _messages_in_text(value)
 
 def _with_request(request, before):
     "The turns that lead to an answer: those of the request, and those `before` the answer"
@@ -255,14 +256,15 @@ def _read_preference(record, shape, left_out):
     texts = {side: _answer_text(message, side) for side, message in zip(_SIDES, (chosen, rejected))}
     return {"messages": messages} | texts
 
-# %% ../nbs/01d_layouts.ipynb #7a268d89
+# %% ../nbs/01d_layouts.ipynb #2618aa30
 def _read_refused(record, shape, left_out):
     "The prompt and the two answers of a conversation with a `rejected_response`"
     if len(shape) == 2: messages = conversation_in(record[shape[0]], shape[0], left_out)
     else: messages = _read_pair(record, shape, left_out)["messages"]
     *before, chosen = messages
     if chosen["role"] != "assistant": raise ValueError(f"{shape[0]} ends with a {chosen['role']} message, expected the chosen answer")
-    _, rejected = _answer_in(record["rejected_response"], "rejected_response", left_out)
+    other, rejected = _answer_in(record["rejected_response"], "rejected_response", left_out)
+    if other and other != before: raise ValueError("the chosen and the rejected answer belong to different conversations")
     return {"messages": before, "chosen": _answer_text(chosen, "chosen"), "rejected": _answer_text(rejected, "rejected_response")}
 
 # %% ../nbs/01d_layouts.ipynb #76aad9b5

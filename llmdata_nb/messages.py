@@ -48,8 +48,8 @@ def text_of(
     if not content.strip(): raise ValueError(f"{what} is empty")
     return content
 
-# %% ../nbs/01c_messages.ipynb #7fd769e7
-_MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|speech|video)s?(_(url|path|file|byte|data)s?)?", re.I)
+# %% ../nbs/01c_messages.ipynb #20ad3efd
+_MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|speech|video|pixel_value)s?(_(url|path|file|byte|data)s?)?", re.I)
 @lru_cache(4000)
 def _names_media(name): return _MEDIA.fullmatch(name) is not None
 
@@ -57,11 +57,22 @@ def says_nothing(value) -> bool:
     "Whether `value` is null or empty"
     return value is None or isinstance(value, (str, list, dict)) and not value
 
+def _holds_bytes(value):
+    "Whether a value is bytes, or has them as `datasets` keeps the bytes of an image"
+    if isinstance(value, (str, int, float)) or value is None: return False
+    if isinstance(value, dict): return isinstance(value.get("bytes"), bytes)
+    if isinstance(value, list): return bool(value) and _holds_bytes(value[0])
+    return isinstance(value, (bytes, bytearray))
+
 def media_in(
     fields: dict, # a message or a record
 ) -> list: # their names
     "The fields of images, audio and other media that hold something"
-    return [name for name, value in fields.items() if _names_media(str(name)) and not says_nothing(value)]
+    found = []
+    for name, value in fields.items():
+        if isinstance(value, dict) and not any(value.values()): continue  # an image that is not there
+        if _names_media(str(name)) and not says_nothing(value) or _holds_bytes(value): found.append(name)
+    return found
 
 # %% ../nbs/01c_messages.ipynb #92efb0b4
 def _call_fault(what): return ValueError(f"{what}: expected a list of calls, each with a function's name and arguments")
@@ -89,21 +100,24 @@ def _read_calls(value, what):
     if not calls: raise _call_fault(what)
     return [_one_call(call, what) for call in calls]
 
-# %% ../nbs/01c_messages.ipynb #0b3cecc1
+# %% ../nbs/01c_messages.ipynb #0e52ef42
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _TRAINED = ("weight", "train", "training", "trainable", "loss")
 _CALLS = ("tool_calls", "function_call")
 
+_WRITTEN_WEIGHTS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+
 def _weight_field(key, value, role, what):
     "The field `weight` of a message where it must not be trained on; nobody trains on the others than the assistant's"
-    if value not in (0, 1):
-        raise ValueError(f"{what}: {key} is {value!r}, expected 0 (not to be trained on) or 1")
-    return {"weight": 0} if role == "assistant" and value == 0 else {}
+    if isinstance(value, str): value = _WRITTEN_WEIGHTS.get(value.strip().lower(), value)
+    if value in (0, 1): return {"weight": 0} if role == "assistant" and value == 0 else {}
+    if key != "weight": return None
+    raise ValueError(f"{what}: {key} is {value!r}, expected 0 (not to be trained on) or 1")
 
 def _carried_field(key, value, role, what):
     "What a message keeps of its field `key`; None where it is not carried"
     from_assistant = role == "assistant"
-    if key in _TRAINED and isinstance(value, (bool, int, float)): return _weight_field(key, value, role, what)
+    if key in _TRAINED: return _weight_field(key, value, role, what)
     if key in _THOUGHTS and from_assistant: return {"reasoning_content": text_of(value, f"{what}: {key}")}
     if key in _CALLS and from_assistant: return {"tool_calls": _read_calls(value, f"{what}: {key}")}
     if key == "tool_call_id" and role == "tool": return {key: str(value)}

@@ -52,6 +52,13 @@ def test_both_sides_of_a_pair_in_any_way_of_writing(write):
     assert read({"prompt": write(TALK[:1]), "chosen": write(TALK[1:]), "rejected": write(LOST[1:])}) == row
 
 
+def test_a_system_message_in_a_written_prompt_is_kept():
+    prompt, sides = [system("Be kind"), TALK[0]], {"chosen": json.dumps(TALK), "rejected": json.dumps(LOST)}
+    for written in (prompt, json.dumps(prompt), str(prompt)): assert read({"prompt": written} | sides)["messages"] == prompt
+    assert read({"messages": TALK, "rejected_messages": LOST})["rejected"] == "The lamp broke."
+    with pytest.raises(ValueError, match="different conversations"): read({"messages": TALK, "rejected_messages": [user("Who?"), assistant("I.")]})
+
+
 def test_pairs_saved_as_csv(tmp_path):
     file = tmp_path/"pairs.csv"
     pd.DataFrame({"chosen": [TALK] * 2, "rejected": [LOST] * 2}).to_csv(file, index=False)
@@ -206,6 +213,8 @@ def test_fields_of_messages_are_carried_counted_or_refused(capsys):
     assert rows[0]["messages"] == [user("Why?") | {"name": "Anna"}, assistant("") | {"tool_calls": calls}, {"role": "tool", "content": "dark", "tool_call_id": "1"}, assistant("Night.") | {"reasoning_content": "Hm.", "weight": 0}]
     said = capsys.readouterr().out
     assert "left out while reading: " in said and "timestamp of messages (2)" in said and "toxic of messages (2)" in said
+    for unwanted in ({"weight": "0"}, {"train": "False"}, {"loss": 0}, {"trainable": False}): assert read({"messages": [TALK[0], TALK[1] | unwanted]})["messages"][1]["weight"] == 0
+    assert read({"messages": [TALK[0], TALK[1] | {"loss": 0.73}]})["messages"] == TALK
     for bad, words in (({"weight": 0.5}, "weight is 0.5"), ({"audio": {"id": 1}}, "has audio, and only text"), ({"tool_calls": ["x"]}, "expected a list of calls")):
         assert words in load_rows([{"messages": [user("Why?"), assistant("So.") | bad]}, {"messages": TALK}])[0]["failed"]
     for side in ("chosen", "rejected"):
@@ -223,9 +232,9 @@ def test_calls_of_tools_in_many_ways_of_writing(call, name):
     with pytest.raises(ValueError, match="answers no call"): read({"messages": [user("Why?"), assistant("<tool_call>"), {"role": "tool", "content": "dark"}, assistant("Night.")]})
 
 
-@pytest.mark.parametrize("media", [{"images": ["a.png"]}, {"image": {"bytes": b"\x89PNG", "path": None}}, {"audio": "a.wav"}, {"video_url": "http://x"}])
+@pytest.mark.parametrize("media", [{"images": ["a.png"]}, {"image": {"bytes": b"\x89PNG", "path": None}}, {"audio": "a.wav"}, {"video_url": "http://x"}, {"jpg": b"\xff\xd8"}, {"shown": [{"bytes": b"\xff\xd8", "path": None}]}])
 def test_rows_with_media_fail_by_name(media):
-    rows = load_rows([{"messages": TALK} | media, {"messages": TALK} | dict.fromkeys(media)])
+    rows = load_rows([{"messages": TALK} | media, {"messages": TALK} | dict.fromkeys(media, {"bytes": None, "path": None})])
     assert f"the row has {[*media][0]}, and only text is supported" in rows[0]["failed"] and rows[1]["messages"] == TALK
 
 
