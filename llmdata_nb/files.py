@@ -205,7 +205,7 @@ def _json_records(value, split):
     if isinstance(data, list): return data
     return _table_records(value) or [value]
 
-# %% ../nbs/01b_files.ipynb #ce23f2a5
+# %% ../nbs/01b_files.ipynb #c7323bbf
 def _following_values(text):
     "The JSON values that follow each other in `text`; an empty list where one of them cannot be read"
     decoder, values, start = json.JSONDecoder(), [], 0
@@ -292,7 +292,7 @@ def _ways_of_quoting(lines, whole, delimiter):
     doubled = _reads_well(lines, whole, delimiter=delimiter) and _needs_quotes(lines, delimiter)
     return {} if doubled else _NO_QUOTES
 
-# %% ../nbs/01b_files.ipynb #19ca7d25
+# %% ../nbs/01b_files.ipynb #b904872c
 def _next_cells(cells, encoding):
     "The next cells of the CSV reader, none for a blank line and at the end"
     try: return [check_bytes(cell, encoding) for cell in next(cells, [])]
@@ -362,7 +362,7 @@ def _table_options(path, encoding):
     spaced = any(name.startswith(" ") for name in head.split(delimiter)[1:])
     return dict(delimiter=delimiter, skipinitialspace=spaced) | ways, int(bool(named))
 
-# %% ../nbs/01b_files.ipynb #df1c931f
+# %% ../nbs/01b_files.ipynb #e73533b9
 def _read_csv_file(path, encoding=None, split="train"):
     "The records of a table"
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long answer
@@ -462,7 +462,7 @@ def _read_parquet_file(path, encoding=None, split="train"):
         _check_repeated_values(path, f)
         yield from _numbered_batches(file.iter_batches(batch_size=1000))
 
-# %% ../nbs/01b_files.ipynb #09285954
+# %% ../nbs/01b_files.ipynb #49822b03
 def _arrow_batches(f):
     "The batches of an open Arrow file or stream, a thousand rows at most each"
     import pyarrow as pa

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHAPES', 'read_columns', 'name_columns', 'is_tree_line', 'trees_of', 'to_messages', 'single_turn']
 
-# %% ../nbs/01d_layouts.ipynb #1bb2b14d
-import difflib, json, re
+# %% ../nbs/01d_layouts.ipynb #e4176309
+import json, re
 from collections import Counter
 from functools import lru_cache
 from itertools import islice
@@ -14,7 +14,7 @@ from .files import Unreadable
 from .messages import (conversation_in, dialogue_in, is_like_message, joined_turns, listed_in, media_in,
                                  rows_of_struct, says_nothing, split_system, text_of)
 
-# %% ../nbs/01d_layouts.ipynb #5a7f7bbf
+# %% ../nbs/01d_layouts.ipynb #72b805f3
 _REQUESTS = ("prompt", "question", "instruction", "query", "problem", "inputs", "input", "user")
 _ANSWERS = ("output", "response", "completion", "answer", "generation", "solution", "targets", "assistant")
 _CONVERSATIONS = ("messages", "conversations", "conversation", "contents")
@@ -23,7 +23,7 @@ _SIDES = ("chosen", "rejected")
 _TWO_BASES = ("response", "output", "completion", "answer", "generation")
 _TWO_ENDINGS = (("1", "2"), ("_1", "_2"), ("_0", "_1"), ("_a", "_b"), ("_A", "_B"))
 
-# %% ../nbs/01d_layouts.ipynb #ea9dbad2
+# %% ../nbs/01d_layouts.ipynb #77fe1c07
 _USUAL_PAIRS = [("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
                 ("question", "answer"), ("question", "response"), ("inputs", "targets")]
 
@@ -46,7 +46,7 @@ _SEVERAL = [(request, answers) for request in (*_REQUESTS, "messages") for answe
 _TREES = [("prompt",), ("text", "replies")]
 SHAPES: list[tuple[str, ...]] = [*_PREFERENCES, *_REFUSED, *_TWOS, *_ALONE, *_PAIRS, *_SEVERAL, *_TREES, ("text",)]
 
-# %% ../nbs/01d_layouts.ipynb #3633719a
+# %% ../nbs/01d_layouts.ipynb #2c68bef6
 _BESIDE = ("system", "system_prompt", "history", "input", "context", "label", "kto_tag", "models", "generation_models", "tools")
 _OTHER_WORDS = {"chosen_response": "chosen", "response_chosen": "chosen", "response_rejected": "rejected",
                 "chosen_answer": "chosen", "rejected_answer": "rejected", "rejected_messages": "rejected_response",
@@ -73,7 +73,7 @@ def _usual_names(columns):
         if usual not in columns and usual not in renamed.values(): renamed[column] = usual
     return renamed
 
-# %% ../nbs/01d_layouts.ipynb #350102ab
+# %% ../nbs/01d_layouts.ipynb #510f7d92
 @lru_cache(1000)
 def _possible_shapes(columns, wanted):
     "The shapes that these `columns` make, with all of those that are `wanted`"
@@ -89,7 +89,7 @@ def _shape_of(record, wanted=frozenset()):
         if all(record[column] is not None for column in shape): return shape
     return shapes[0]
 
-# %% ../nbs/01d_layouts.ipynb #fdf2abd2
+# %% ../nbs/01d_layouts.ipynb #f44ccdb1
 def _is_tree(record):
     "Whether `record` is a tree of messages with replies, as OpenAssistant exports them"
     root = record.get("prompt", record)
@@ -114,9 +114,14 @@ def _unknown_shape(record):
     example = _suggested_columns({str(name): value for name, value in islice(record.items(), 30)})
     return f"no known shape: the columns found are {columns}; expected {known}. Name yours with columns, such as columns=\"{example}\""
 
-# %% ../nbs/01d_layouts.ipynb #4206dae2
+# %% ../nbs/01d_layouts.ipynb #e53ba6c9
 _NO_SHAPE = {*_BESIDE, "id", "human", "language", "language_code"}  # columns that no shape needs
 _MAPPABLE = _KNOWN | _NO_SHAPE
+
+def _near_names(name, names, most):
+    "At most so many of the `names` that are like `name`"
+    from difflib import get_close_matches
+    return get_close_matches(name, names, most)
 
 def _checked_pair(pair, columns):
     "Our name and the source's in a part of `columns` such as prompt=question"
@@ -124,7 +129,7 @@ def _checked_pair(pair, columns):
     if not equals or not ours or not theirs:
         raise ValueError(f"columns {columns!r}: expected ours=theirs, such as \"prompt=question,response=answer\"")
     if ours in _MAPPABLE: return ours, theirs
-    near = difflib.get_close_matches(ours, _MAPPABLE, 1)
+    near = _near_names(ours, _MAPPABLE, 1)
     meant = f", did you mean {near[0]!r}?" if near else ""
     usual = ", ".join(("prompt", "response", "messages", "system", "history", *_SIDES, "responses", "text", "label", "id"))
     raise ValueError(f"columns {columns!r}: no column of ours is called {ours!r}{meant} The usual ones are {usual}")
@@ -138,14 +143,14 @@ def read_columns(
     if len({ours for ours, _ in pairs}) < len(pairs): raise ValueError(f"columns {columns!r}: one of ours is given twice")
     return dict(pairs)
 
-# %% ../nbs/01d_layouts.ipynb #5c805c6d
+# %% ../nbs/01d_layouts.ipynb #09eb59f7
 def _value_at(record, path):
     "What stands in `record` under a column, or under a path with dots into structs"
     if path in record: return record[path]
     value = record
     for name in path.split("."):
         if not isinstance(value, dict) or name not in value:
-            near = difflib.get_close_matches(path, list(map(str, record)), 1)
+            near = _near_names(path, list(map(str, record)), 1)
             meant = f", did you mean {near[0]!r}?" if near else ""
             raise Unreadable(f"columns: there is no column {path!r}{meant} The columns found are {', '.join(map(str, islice(record, 30)))}")
         value = value[name]
@@ -163,7 +168,7 @@ def name_columns(
         if ours in others: others[f"source_{ours}"] = others.pop(ours)
     return found | others
 
-# %% ../nbs/01d_layouts.ipynb #67824362
+# %% ../nbs/01d_layouts.ipynb #5b0cf41d
 _ROLE_KEY = re.compile(r"""['"](?:role|from)['"]\s*:""")
 
 def _messages_in_text(text):
@@ -190,7 +195,7 @@ def _request_in(record, column, left_out):
     given = [text_of(record[c], c) for c in filled]
     return [{"role": "user", "content": "\n\n".join([text_of(value, column), *given])}]
 
-# %% ../nbs/01d_layouts.ipynb #93b9d258
+# %% ../nbs/01d_layouts.ipynb #c202b887
 def _answer_in(value, column, left_out):
     "The turns before the answer in `value` (none when it is plain text), and the message of the answer"
     if not _is_messages(value): return [], {"role": "assistant", "content": text_of(value, column)}
@@ -204,7 +209,7 @@ def _answer_text(message, column):
     if not more: return message["content"]
     raise ValueError(f"{column} has {', '.join(more)}, which an answer in a column cannot hold: leave it out, or write it into the text")
 
-# %% ../nbs/01d_layouts.ipynb #7f7737a3
+# %% ../nbs/01d_layouts.ipynb #8d22da11
 def _has_request(before, value):
     "Whether the turns `before` an answer begin with a request, and the one in a column is only its text (perhaps in a template)"
     if not before or before[0]["role"] == "assistant": return False
@@ -227,7 +232,7 @@ def _read_pair(record, shape, left_out):
     before, answer = _answer_in(value, shape[1], left_out)
     return {"messages": [*_with_request(request, before), answer]}
 
-# %% ../nbs/01d_layouts.ipynb #6e1f30f5
+# %% ../nbs/01d_layouts.ipynb #4d338f7b
 def _side_values(record, sides):
     "The values of both `sides`; lists of messages where both are such lists written as text"
     values = [record[side] for side in sides]
@@ -256,7 +261,7 @@ def _read_preference(record, shape, left_out):
     texts = {side: _answer_text(message, side) for side, message in zip(_SIDES, (chosen, rejected))}
     return {"messages": messages} | texts
 
-# %% ../nbs/01d_layouts.ipynb #e623fee2
+# %% ../nbs/01d_layouts.ipynb #2618aa30
 def _read_refused(record, shape, left_out):
     "The prompt and the two answers of a conversation with a `rejected_response`"
     if len(shape) == 2: messages = conversation_in(record[shape[0]], shape[0], left_out)
@@ -267,7 +272,7 @@ def _read_refused(record, shape, left_out):
     if other and other != before: raise ValueError("the chosen and the rejected answer belong to different conversations")
     return {"messages": before, "chosen": _answer_text(chosen, "chosen"), "rejected": _answer_text(rejected, "rejected_response")}
 
-# %% ../nbs/01d_layouts.ipynb #48adfaec
+# %% ../nbs/01d_layouts.ipynb #76aad9b5
 _ANSWER_KEYS = ("response", "text", "content", "generation", "answer", "output", "value")
 
 def _answer_and_model(answer, left_out):
@@ -296,7 +301,7 @@ def _filled_answers(answers, names, models, left_out):
     if not found: raise ValueError(f"{names[0] if names else 'the list of answers'}: no answer says anything")
     return [text for text, _ in found], [model for _, model in found]
 
-# %% ../nbs/01d_layouts.ipynb #e4313eff
+# %% ../nbs/01d_layouts.ipynb #a223210f
 def _read_several(record, shape, left_out):
     "The prompt, the texts of all answers, and in `models` who wrote them, where it is known"
     column = shape[1]
@@ -308,7 +313,7 @@ def _read_several(record, shape, left_out):
     row = {"messages": _request_in(record, shape[0], left_out), "responses": texts}
     return row | ({"models": models} if any(models) else {})
 
-# %% ../nbs/01d_layouts.ipynb #5c47338c
+# %% ../nbs/01d_layouts.ipynb #b846fe39
 _SIGNED = ("overall_preference", "preference_strength")  # HelpSteer: below 0 the first is better
 _PREFERRED = ("winner", "better_response_id", "preference", "preferred", "rank", "choice", "label")
 
@@ -330,7 +335,7 @@ def _preferred_answer(record, endings):
     found = (_preferred_of(value, endings) for value in values if not isinstance(value, (bool, list, dict)))
     return next((answer for answer in found if answer is not None), None)
 
-# %% ../nbs/01d_layouts.ipynb #dae68282
+# %% ../nbs/01d_layouts.ipynb #a8334f6e
 def _read_two(record, shape, left_out):
     "The prompt and two answers that are columns of their own, who wrote them, and which one people preferred"
     *asked, one, other = shape
@@ -347,7 +352,7 @@ def _read_two(record, shape, left_out):
     preferred = _preferred_answer(record, (one[start:], other[start:]))
     return row | ({} if preferred is None or "human" in record else {"human": preferred})
 
-# %% ../nbs/01d_layouts.ipynb #d5b0f97f
+# %% ../nbs/01d_layouts.ipynb #1cb5c11a
 def _best_reply(replies):
     "The reply that people ranked first"
     return min(replies, key=lambda reply: reply["rank"] if isinstance(reply.get("rank"), (int, float)) else len(replies))
@@ -374,7 +379,7 @@ def _read_tree(record, shape, left_out):
     language = {"language": root["lang"]} if root.get("lang") and "language" not in record else {}
     return {"messages": conversation_in(turns, "the tree", left_out)} | language
 
-# %% ../nbs/01d_layouts.ipynb #6a200245
+# %% ../nbs/01d_layouts.ipynb #fad114ac
 _TREE_LINE = ("message_id", "parent_id", "text", "role")
 
 def is_tree_line(record) -> bool:
@@ -408,7 +413,7 @@ def trees_of(
         else: yield place, raw, record
     if lines: yield _grown_tree(lines)
 
-# %% ../nbs/01d_layouts.ipynb #1e495770
+# %% ../nbs/01d_layouts.ipynb #f0f9f528
 def _system_column(record):
     "The column with a system prompt, a text or null; None where there is none"
     for column in ("system", "system_prompt"):
@@ -439,7 +444,7 @@ def _after_history(history, messages):
     if history[-1]["role"] == "user" and turns[0] == history[-1]: history = history[:-1]
     return [*(system or earlier_system), *history, *turns]
 
-# %% ../nbs/01d_layouts.ipynb #8a8eead3
+# %% ../nbs/01d_layouts.ipynb #4a1f8941
 _TRUTHS = {True: True, False: False, "true": True, "false": False, "True": True, "False": False}
 
 def _kto_label(record, shape):
@@ -457,7 +462,7 @@ def _with_label(row, good):
     if not before: raise ValueError("a rejected answer (label false) without a request")
     return row | {"messages": before, "rejected": _answer_text(answer, "the rejected answer")}
 
-# %% ../nbs/01d_layouts.ipynb #8388f157
+# %% ../nbs/01d_layouts.ipynb #2e597978
 def _read_alone(record, shape, left_out):
     "The conversation that is a column"
     return {"messages": conversation_in(record[shape[0]], shape[0], left_out)}
@@ -480,14 +485,14 @@ def _read_text(record, left_out):
     others = {column: value for column, value in record.items() if column != "text"}
     return {"messages": conversation_in(turns, "text", left_out)} | others
 
-# %% ../nbs/01d_layouts.ipynb #dab3187a
+# %% ../nbs/01d_layouts.ipynb #5a8b6b3a
 def _check_media(record, shape):
     "ValueError where `record` has images, audio or video: the text speaks of them (beside a document, an address of a picture is no more than a note)"
     media = media_in(record)
     if media and shape == ("text",): media = [column for column in media if not isinstance(record[column], str)]
     if media: raise ValueError(f"the row has {', '.join(media)}, and only text is supported")
 
-# %% ../nbs/01d_layouts.ipynb #e8602053
+# %% ../nbs/01d_layouts.ipynb #40505964
 def _used_columns(record, shape):
     "The columns of `record` that go into its row"
     used = {*shape}
@@ -537,7 +542,7 @@ def to_messages(
         if column not in used and column not in row: row[column] = value
     return row
 
-# %% ../nbs/01d_layouts.ipynb #1246bdc9
+# %% ../nbs/01d_layouts.ipynb #97e49114
 def _joined_messages(messages):
     "Several `messages` of one role as one, joined by a blank line; none for none"
     if len(messages) < 2: return messages

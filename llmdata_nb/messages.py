@@ -6,14 +6,14 @@
 __all__ = ['ROLES', 'text_of', 'says_nothing', 'media_in', 'is_like_message', 'listed_in', 'dialogue_in', 'rows_of_struct',
            'conversation_in', 'split_system', 'joined_turns']
 
-# %% ../nbs/01c_messages.ipynb #c0a1a5bf
-import ast, json, re, warnings
+# %% ../nbs/01c_messages.ipynb #b00728a0
+import json, re, warnings
 from collections import Counter
 from functools import lru_cache
 from itertools import chain
 from .files import NESTED, Unreadable
 
-# %% ../nbs/01c_messages.ipynb #0219322b
+# %% ../nbs/01c_messages.ipynb #72fa8b97
 _OTHER_NAMES = {  # role → what else it is called
     "system": ["developer"],
     "user": ["human", "prompter"],
@@ -22,7 +22,7 @@ _OTHER_NAMES = {  # role → what else it is called
 ROLES = {name: role for role, names in _OTHER_NAMES.items() for name in [role, *names]}
 _CALL_ROLES = ("function_call", "tool_call", "tool_calls")  # an assistant's message that is nothing but a call
 
-# %% ../nbs/01c_messages.ipynb #b61155d0
+# %% ../nbs/01c_messages.ipynb #6a631ffb
 def _part_text(part):
     "The text of a part of a content; None where it is no text"
     text = part.get("text") if isinstance(part, dict) else part
@@ -48,7 +48,7 @@ def text_of(
     if not content.strip(): raise ValueError(f"{what} is empty")
     return content
 
-# %% ../nbs/01c_messages.ipynb #c6e44ef0
+# %% ../nbs/01c_messages.ipynb #20ad3efd
 _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|speech|video|pixel_value)s?(_(url|path|file|byte|data)s?)?", re.I)
 @lru_cache(4000)
 def _names_media(name): return _MEDIA.fullmatch(name) is not None
@@ -74,7 +74,7 @@ def media_in(
         if _names_media(str(name)) and not says_nothing(value) or _holds_bytes(value): found.append(name)
     return found
 
-# %% ../nbs/01c_messages.ipynb #5da6b9f3
+# %% ../nbs/01c_messages.ipynb #92efb0b4
 def _call_fault(what): return ValueError(f"{what}: expected a list of calls, each with a function's name and arguments")
 
 def _parsed_json(text, what):
@@ -100,7 +100,7 @@ def _read_calls(value, what):
     if not calls: raise _call_fault(what)
     return [_one_call(call, what) for call in calls]
 
-# %% ../nbs/01c_messages.ipynb #5e391733
+# %% ../nbs/01c_messages.ipynb #0e52ef42
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _TRAINED = ("weight", "train", "training", "trainable", "loss")
 _CALLS = ("tool_calls", "function_call")
@@ -136,7 +136,7 @@ def _carried_fields(message, used, role, what, left_out):
         else: fields |= carried
     return fields
 
-# %% ../nbs/01c_messages.ipynb #23740a05
+# %% ../nbs/01c_messages.ipynb #20de7d70
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text", "parts")
 
 def _given_key(message, keys):
@@ -163,7 +163,7 @@ def _plain_message(message):
     role = ROLES.get(said_role) if said_role.__class__ is str else None
     return {"role": role, "content": content} if role and role != "tool" else None
 
-# %% ../nbs/01c_messages.ipynb #fffc1082
+# %% ../nbs/01c_messages.ipynb #54e0916a
 def _call_message(message, content, used, what, left_out):
     "The assistant's message for one whose text is nothing but a call"
     calls = {"tool_calls": _read_calls(content, what)}
@@ -186,7 +186,7 @@ def _read_message(message, n, left_out):
     text = "" if silent_call else text_of(content, what)
     return {"role": role, "content": text} | fields
 
-# %% ../nbs/01c_messages.ipynb #d5b5ecab
+# %% ../nbs/01c_messages.ipynb #e2b3625d
 _PYTHON_TEXTS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\}\s+\{|\barray\(|,\s*dtype=object\)""", re.S)
 
 def _without_numpy(match):
@@ -198,6 +198,7 @@ def _without_numpy(match):
 
 def _python_value(text):
     "The value of a Python literal, or of what NumPy shows of a list; ValueError where `text` is neither"
+    import ast
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash in a text
         for candidate in (text, _PYTHON_TEXTS.sub(_without_numpy, text)):
@@ -216,7 +217,7 @@ def listed_in(
     try: return _python_value(text.strip())
     except ValueError: raise Unreadable(f"{column} is a text that is not JSON ({fault}), nor a list as Python writes it") from None
 
-# %% ../nbs/01c_messages.ipynb #d0deda29
+# %% ../nbs/01c_messages.ipynb #9f9a98b4
 _DIALOGUES = {  # how the dialogue begins → what stands before each of its turns
     re.compile(r"\s*\n\n(?:Human|System):|(?:Human|System): .*\n\nAssistant:", re.S): re.compile(r"(?:\A|\n\n)(Human|Assistant|System): ?"),
     re.compile(r"\s*### (?:Human|System):"): re.compile(r"### (Human|Assistant|System): ?")}
@@ -235,7 +236,7 @@ def dialogue_in(
         return turns
     return []
 
-# %% ../nbs/01c_messages.ipynb #f87f4b9d
+# %% ../nbs/01c_messages.ipynb #c6e2d086
 _TURN_PAIRS = [("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("question", "answer"),
                ("instruction", "response"), ("instruction", "output"), ("prompt", "response"), ("query", "response")]
 _HOLDERS = ("messages", "conversations", "conversation", "turns")  # what a dict around a list of messages calls it
@@ -260,7 +261,7 @@ def _turn_messages(turn, n, left_out):
         if key not in keys and not says_nothing(value): left_out[f"{str(key)[:40]} of turns"] += 1
     return _pair_messages(turn[keys[0]], turn[keys[1]])
 
-# %% ../nbs/01c_messages.ipynb #c795f9d4
+# %% ../nbs/01c_messages.ipynb #362f337a
 def rows_of_struct(
     value: dict,
 ) -> list: # of dicts; empty where the lists are not of one length
@@ -290,7 +291,7 @@ def _listed_turns(value, column):
         raise ValueError(f"{column} is not a list of messages but {type(value).__name__}")
     return value
 
-# %% ../nbs/01c_messages.ipynb #9f354762
+# %% ../nbs/01c_messages.ipynb #2c1763cd
 def _is_blank_system(message):
     if not isinstance(message, dict) or _known_role(message.get(_given_key(message, _ROLE_KEYS))) != "system": return False
     return says_nothing(message.get("tool_calls")) and not str(message.get(_given_key(message, _CONTENT_KEYS)) or "").strip()
@@ -337,7 +338,7 @@ def conversation_in(
     if turns is None: turns = _read_turns(value, column, left_out)
     return _without_double(turns, left_out)
 
-# %% ../nbs/01c_messages.ipynb #7069a29e
+# %% ../nbs/01c_messages.ipynb #1295e159
 def split_system(
     messages: list,
 ) -> tuple: # two lists

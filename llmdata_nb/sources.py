@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['DEMOS', 'HubSource', 'hub_source', 'records_of', 'matching_files', 'check_source']
 
-# %% ../nbs/01e_sources.ipynb #0b142732
+# %% ../nbs/01e_sources.ipynb #611f96cb
 import glob, re
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from .files import FILE_KINDS, SPLIT_WORDS, check_encoding, kind_of, read_file
 
-# %% ../nbs/01e_sources.ipynb #fdbb49c4
+# %% ../nbs/01e_sources.ipynb #70f00a48
 _SHARD = re.compile(r"([A-Za-z]\w*(?:\.\w+)*)-\d{5}-of-\d{5}")
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})((?:_[a-z]+)?)(?![a-z])", re.I)
 _NO_ENDINGS = {"", "_part", "_shard", "_data", "_dataset", "_set", "_split", "_file", "_chunk", "_rows", "_examples", "_final", "_clean", "_v"}
@@ -38,7 +38,7 @@ def _means_split(name, split):
     same = ("validation", "valid", "val", "dev")
     return name == split or split == "validation" and name in same
 
-# %% ../nbs/01e_sources.ipynb #8abccc4c
+# %% ../nbs/01e_sources.ipynb #09f5814c
 _INFO = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "manifest.json", "config.json", "croissant.json", "README*", "LICENSE*", "*.left_out.log")
 
 def _is_info(file): return any(fnmatch(file.name, info) for info in _INFO)
@@ -62,7 +62,7 @@ def _files_of_split(files, folder, split):
     if split != "train": raise ValueError(f"no split {split!r}: the files are not named after splits; leave out `split`")
     return files
 
-# %% ../nbs/01e_sources.ipynb #dae39feb
+# %% ../nbs/01e_sources.ipynb #7f65e1c3
 def _configs_in(folder):
     "The configurations that the README in `folder` lists: dicts with config_name and data_files"
     from yaml import YAMLError, safe_load
@@ -115,7 +115,7 @@ def _config_files(folder, config, split):
     if not names: raise ValueError(f"no split {split!r}: there are {', '.join(patterns)}")
     return _matched_files(folder, patterns[names[0]])
 
-# %% ../nbs/01e_sources.ipynb #19146e85
+# %% ../nbs/01e_sources.ipynb #4807623d
 def _subset_folders(files, folder):
     "Name → folder of those folders in `folder` that are configurations: not named after a split, and no file stands beside them"
     tops = {file.relative_to(folder).parts[0] for file in files}
@@ -144,9 +144,8 @@ def _files_in_folder(folder, split, subset=None):
     if len(subsets) > 1: raise ValueError(f"{folder}: it has several subsets, of which one is to be named in `subset`: {', '.join(subsets)}")
     return _one_kind(_files_of_split(files, inside, split), folder)
 
-# %% ../nbs/01e_sources.ipynb #8ea8705c
-@dataclass(frozen=True)
-class HubSource:
+# %% ../nbs/01e_sources.ipynb #86ff5814
+class HubSource(NamedTuple):
     "A dataset on the Hub, and what of it is wanted"
     name: str
     revision: str | None = None
@@ -188,7 +187,7 @@ def _hf_source(address):
     if not found: raise ValueError(f"{address}: expected hf://datasets/owner/name, perhaps with @revision and the path of a file")
     return HubSource(found[1], revision=found[2] and unquote(found[2]), file=found[3])
 
-# %% ../nbs/01e_sources.ipynb #11663768
+# %% ../nbs/01e_sources.ipynb #73a07ea3
 def hub_source(
     source: str, # as somebody typed or pasted it
 ) -> HubSource | None: # None where it is no dataset of the Hub
@@ -208,7 +207,7 @@ def _local_path(source):
     if str(source).startswith("file://"): source = unquote(urlsplit(str(source)).path)
     return Path(source).expanduser()
 
-# %% ../nbs/01e_sources.ipynb #ce591bb9
+# %% ../nbs/01e_sources.ipynb #86325c9a
 def _numbered(records): return ((f"row {n}", record, record) for n, record in enumerate(records, 1))
 
 def _read_frame(frame):
@@ -225,7 +224,7 @@ def _read_dataset(data, split):
         raise ValueError(f"no split {split!r}: this dataset is one split by itself; leave out `split`")
     return _numbered(data)
 
-# %% ../nbs/01e_sources.ipynb #d310e1b0
+# %% ../nbs/01e_sources.ipynb #23079d1a
 def _on_one_line(error): return " ".join(str(error).split())
 
 def _download_dataset(wanted, split, stream):
@@ -238,7 +237,7 @@ def _download_dataset(wanted, split, stream):
         reason = _on_one_line(e).partition(" Example of usage")[0]
         raise ValueError(f"{wanted.name}, split={split!r}, subset={wanted.subset!r}: {reason}") from e
 
-# %% ../nbs/01e_sources.ipynb #c41cb73e
+# %% ../nbs/01e_sources.ipynb #34141caf
 def _read_hub_dataset(wanted, split, stream):
     "The records of a dataset on the Hub, a `HubSource`"
     from datasets.exceptions import DatasetsError
@@ -256,7 +255,7 @@ def _read_hub_dataset(wanted, split, stream):
     except (DatasetsError, ArrowInvalid, RuntimeError) as e:
         raise ValueError(f"{name} cannot be read: {_on_one_line(e.__cause__ or e)}. Download its files and give their path: broken lines become failed rows") from e
 
-# %% ../nbs/01e_sources.ipynb #9b436ad9
+# %% ../nbs/01e_sources.ipynb #55bfd37d
 DEMOS = ("demo", "demo_pairs", "demo_aya", "demo_texts")  # conversations, preferences, people's answers, native texts
 
 def _library_of(source): return type(source).__module__.split(".")[0]
@@ -286,7 +285,7 @@ def _refuse_options(**options):
 _OPTION_NEEDS = {"subset": "only datasets on the Hub, and folders, have subsets", "revision": "only datasets on the Hub have revisions",
                  "encoding": "only text files have an encoding"}
 
-# %% ../nbs/01e_sources.ipynb #41d09949
+# %% ../nbs/01e_sources.ipynb #90f7f38b
 def records_of(
     source, # as for `load_rows`
     split: str = "train", # as for `load_rows`
@@ -320,7 +319,7 @@ def _local_records(source, split, subset, revision, encoding):
     if split != "train" and not named: raise ValueError(f"no split {split!r}: this source has no splits; leave out `split`")
     return path, chain.from_iterable(read_file(file, encoding, split) for file in files)
 
-# %% ../nbs/01e_sources.ipynb #b1726b40
+# %% ../nbs/01e_sources.ipynb #9e34c81a
 def _demo_path(name):
     "The path of the demo rows `name` in the package"
     from importlib.resources import files
@@ -346,7 +345,7 @@ def matching_files(
         raise FileNotFoundError(f"{path}: no such file or folder, and no dataset name (owner/name) or \"demo\" either")
     return files
 
-# %% ../nbs/01e_sources.ipynb #5cdedc31
+# %% ../nbs/01e_sources.ipynb #4b4703fb
 def check_source(
     source: str, # a path, a pattern, a Hub name or a name in `DEMOS`, as for `load_rows`
 ) -> None:
