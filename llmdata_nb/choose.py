@@ -17,7 +17,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
-from .rows import DEMOS, OUR_COLUMNS, check_source, load_rows, stream_rows
+from .rows import DEMOS, OUR_COLUMNS, check_source, load_rows, stream_rows, unique_name, with_unique_ids
 
 # %% ../nbs/02d_choose.ipynb #b8b308c3
 EXAMPLE = 'where="quality>=4 and (language==en or language==it) and not title contains draft"'
@@ -553,15 +553,6 @@ def _shown_name(source):
     path = Path(source)
     return path.name if path.is_absolute() else str(source)
 
-def _unique_name(name, seen):
-    "`name`, with -2, -3 … where it is among those `seen`: name → the last number that was added to it"
-    new = name
-    while new in seen:
-        seen[name] += 1
-        new = f"{name}-{seen[name]}"
-    seen[new] = 1
-    return new
-
 def _problem_of_shares(parts):
     "What is wrong with the shares of several sources, or None"
     with_share = [part for part in parts if part.share is not None]
@@ -591,7 +582,7 @@ def _parts_of(source):
     parts, seen = [], {}
     for piece in pieces:
         name, written = (piece, "") if isinstance(piece, Path) else _without_share(piece.strip())
-        parts.append(_Part(name, _unique_name(_shown_name(name), seen), _share_of(written), written))
+        parts.append(_Part(name, unique_name(_shown_name(name), seen), _share_of(written), written))
     _check_parts(parts, source)
     return parts
 
@@ -603,26 +594,9 @@ def check_sources(
         if isinstance(part.source, (str, Path)): check_source(str(part.source))
 
 # %% ../nbs/02d_choose.ipynb #5c226474
-def _moved_name(row):
-    "The name under which the column from_source of `row` goes on"
-    new = "source_from_source"
-    while new in row or new in OUR_COLUMNS: new = f"source_{new}"
-    return new
-
 def _with_names(rows, name):
-    "`rows` with the `name` of their source; a column that was called from_source before is moved to source_…"
-    said = set()
-    for row in rows:
-        if "from_source" in row:
-            new = _moved_name(row)
-            if new not in said: print(f"{name}: its column from_source goes on as {new}, since rows of several sources have one of ours")
-            said.add(new)
-            row = {new if column == "from_source" else column: value for column, value in row.items()}
-        yield row | {"from_source": name}
-
-def _with_own_ids(rows, seen):
-    "`rows` with -2, -3 … added to ids that are among those `seen`"
-    return (row | {"id": _unique_name(row["id"], seen)} for row in rows)
+    "`rows` with the `name` of their source"
+    return (row | {"from_source": name} for row in rows)
 
 # %% ../nbs/02d_choose.ipynb #4c9013c0
 def _interleave(groups):
@@ -679,7 +653,7 @@ def _open_parts(parts, limit, where, sample_by, options):
         first += looked_at
         streams.append(chain(looked_at, rows))
     seen = {}
-    if several: streams = [_with_own_ids(rows, seen) for rows in streams]
+    if several: streams = [with_unique_ids(rows, seen) for rows in streams]
     return _Wanted(where, sample_by, first), streams
 
 def _said_origins(rows, parts):
@@ -767,9 +741,10 @@ def stream_chosen(
 
 # %% ../nbs/02d_choose.ipynb #f6bd08f9
 def _written_sources(source):
-    "The names of the sources with their shares"
-    parts = _parts_of(source)
-    return ", ".join(f"{part.name}:{part.written}" if part.written else part.name for part in parts)
+    "The sources with their shares, each with its folders: two files of one name are not the same source"
+    names = [part.name if _pieces_of(source) is None else str(part.source) for part in _parts_of(source)]
+    shares = [f":{part.written}" if part.written else "" for part in _parts_of(source)]
+    return ", ".join(map("".join, zip(names, shares)))
 
 def _written_columns(columns):
     return ", ".join(f"{name}={value}" for name, value in columns.items()) if isinstance(columns, dict) else str(columns)

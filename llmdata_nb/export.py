@@ -211,6 +211,11 @@ def _choice_of(source):
     found = _CHOICE.search(source or "")
     return found[1] if found else ""
 
+def _without_folders(source):
+    "The name of a `source`, without the folders of the user's machine"
+    path = Path(source)
+    return path.name if path.is_absolute() else source
+
 def title(
     manifest: dict # the run's numbers, as in manifest.json
 ) -> str:
@@ -219,8 +224,8 @@ def title(
         raise ValueError(f"manifest: no language, since the recipe {manifest['recipe']} takes none: add it, as in language: it")
     name = f"{language(manifest['language']).name} rows"
     if not manifest["source"]: return name
-    source = Path(_CHOICE.sub("", manifest["source"]))
-    return f"{name} from {source.name if source.is_absolute() else source}"  # no folders of the user's machine
+    sources = _CHOICE.sub("", manifest["source"]).split(", ")
+    return f"{name} from {', '.join(map(_without_folders, sources))}"
 
 # %% ../nbs/21_export.ipynb #21c00002
 @cache

@@ -123,17 +123,24 @@ def file_text(
     return data.decode("utf-8-sig", "surrogateescape")
 
 # %% ../nbs/01b_files.ipynb #bfd4a6fa
+def _likely_encoding(text):
+    "The encoding that a `text` read as UTF-8 might have: one with zero bytes where it has many, else that of Western Windows"
+    zeros = text.count("\0") / max(len(text), 1)
+    if zeros < 1 / 3: return "cp1252"
+    width = "utf-32" if zeros > 0.6 else "utf-16"
+    return width + ("-be" if text.startswith("\0") else "-le")
+
 def check_bytes(
     text: str, # as `file_text` reads it
     encoding: str | None = None, # as it was given there
 ) -> str:
     "`text` itself; raises `Unreadable` naming the first byte in it that does not fit its encoding"
     m = re.search("[\udc80-\udcff]", text)
-    if not m and text.count("\0") <= len(text) // 3: return text
-    if not m: raise Unreadable("zero bytes stand between its letters: give the encoding, such as encoding=\"utf-16-le\"")
+    likely = _likely_encoding(text)
+    if not m and likely == "cp1252": return text
+    if not m: raise Unreadable(f"zero bytes stand between its letters: give the encoding, such as encoding=\"{likely}\"")
     place = f"byte 0x{ord(m[0]) - 0xDC00:02x} at character {m.start() + 1}"
     if encoding: raise Unreadable(f"{place} is not {encoding}: give the encoding of the file")
-    likely = "utf-16-le" if text.count("\0") > len(text) // 3 else "cp1252"
     raise Unreadable(f"{place} is not UTF-8: save the file as UTF-8, or give its encoding, such as encoding=\"{likely}\"")
 
 def _read_or_error(read, *args):

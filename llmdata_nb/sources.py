@@ -105,7 +105,9 @@ def _matched_files(folder, patterns):
     outside = [pattern for pattern in map(str, patterns) if pattern.startswith("/") or ".." in Path(pattern).parts]
     if outside: raise ValueError(f"its README names files outside of it ({outside[0]})")
     found = chain.from_iterable(sorted(folder.glob(str(pattern))) for pattern in patterns)
-    return [file for file in found if file.is_file()]
+    files = [file for file in found if file.is_file()]
+    if files: return files
+    raise ValueError(f"its README names files that are not there ({', '.join(map(str, patterns))})")
 
 def _config_files(folder, config, split):
     "The files of a `split` of a configuration of `folder`"

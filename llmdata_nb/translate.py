@@ -97,21 +97,20 @@ def _is_json(text):
     try: return isinstance(json.loads(text), (dict, list))
     except (ValueError, RecursionError): return False
 
-async def _translated_message(message, translated):
-    "A copy of `message` with the texts in it `translated`; that is a function of the text and its kind"
-    if message["role"] == "tool" and _is_json(message["content"]): return dict(message)
-    new = message | {"content": await translated(message["content"], "")}
-    thought = message.get("reasoning_content")
-    if thought: new["reasoning_content"] = await translated(thought, " reasoning")
+async def _translated_message(message, ask, language, part, **options):
+    "A copy of `message` with the texts in it translated; `options` are those of `translate`"
+    role, thought = message["role"], message.get("reasoning_content")
+    if role == "tool" and _is_json(message["content"]): return dict(message)
+    options["role"] = "assistant" if role == "tool" else role  # a tool answers, it asks for nothing
+    new = message | {"content": await translate(message["content"], ask, language, part=part, **options)}
+    if thought: new["reasoning_content"] = await translate(thought, ask, language, part=f"{part} reasoning", **options)
     return new
 
 async def _translate_into(row, ask, messages, language, part, skip_checks=()):
     "Add the `messages`, translated, to those of the row"
     for message in messages:
-        async def translated(text, kind):
-            options = dict(part=part + kind, role=message["role"], row=row, skip_checks=skip_checks)
-            return await translate(text, ask, language, **options)
-        row["messages"].append(await _translated_message(message, translated))
+        translated = await _translated_message(message, ask, language, part, row=row, skip_checks=skip_checks)
+        row["messages"].append(translated)
 
 # %% ../nbs/10_translate.ipynb #d2673f19
 def _record_verdict(row, part, verdict):

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from llmdata_nb import choose
+from llmdata_nb.export import title
 from llmdata_nb.choose import check_sources, choose_rows, describe_source, load_chosen, stream_chosen
-from llmdata_nb.rows import OUR_COLUMNS, load_rows
+from llmdata_nb.rows import load_rows
 
 PAIR = {"instruction": "Say hi", "output": "Hi"}
 ROWS = [{"id": str(n), **found} for n, found in enumerate([
@@ -269,12 +270,10 @@ def test_a_file_that_is_called_like_a_mix_is_one_source(sources):
 
 
 def test_a_column_from_source_of_the_source_is_kept(sources, capsys):
-    assert "from_source" not in OUR_COLUMNS
     write(sources / "d.jsonl", many(2, from_source=lambda n: "web", source=lambda n: "x", source_from_source=lambda n: "older"))
     rows = [row for row in load_chosen(["a.jsonl", "d.jsonl"]) if row["from_source"] == "d.jsonl"]
     assert [(row["source_source_from_source"], row["source"], row["source_from_source"]) for row in rows] == [("web", "x", "older")] * 2
-    assert "source_source_from_source" in capsys.readouterr().out
-    assert load_chosen(["d.jsonl"])[0]["from_source"] == "web"
+    assert "from_source → source_source_from_source" in capsys.readouterr().out
 
 
 def test_no_folder_of_this_machine_goes_into_rows_or_card(sources):
@@ -282,7 +281,10 @@ def test_no_folder_of_this_machine_goes_into_rows_or_card(sources):
     write(sources / "it" / "a.jsonl", many(2))
     whole = [str(sources / "a.jsonl"), sources / "it" / "a.jsonl"]
     assert origins(load_chosen(whole)) == {"a.jsonl": 300, "a.jsonl-2": 2}
-    assert str(sources) not in describe_source(whole, where="turns==1")
+    described = [describe_source(source, where="turns==1") for source in (whole, whole[:1], whole[1:])]
+    assert len({*described}) == 3, "two files of one name are not the same source"
+    manifest = {"language": "it", "recipe": "keep", "source": described[0]}
+    assert title(manifest) == "Italian rows from a.jsonl, a.jsonl"
 
 
 def test_rows_that_were_lost_stay_and_limit_counts_what_comes_out(sources):

@@ -96,10 +96,8 @@ def test_an_encoding_that_is_named(encoding, kind, tmp_path):
     rows = load_rows(file, encoding=encoding)
     assert (texts(file, encoding=encoding) if kind == "txt" else asked(rows)) == ["Perché?"]
     if encoding == "utf-8": assert load_rows(file) == rows
-    elif encoding == "cp1252":
-        with pytest.raises(ValueError, match='give its encoding, such as encoding="cp1252"'): load_rows(file)
     else:
-        with pytest.raises(ValueError, match='encoding="utf-16-le"|not JSON|no known shape|names a column twice|cannot be read'): load_rows(file)
+        with pytest.raises(ValueError, match=f'give (its|the) encoding, such as encoding="{encoding}"'): load_rows(file)
 
 
 def test_an_encoding_that_does_not_fit(tmp_path):

@@ -232,6 +232,27 @@ def test_calls_of_tools_in_many_ways_of_writing(call, name):
     with pytest.raises(ValueError, match="answers no call"): read({"messages": [user("Why?"), assistant("<tool_call>"), {"role": "tool", "content": "dark"}, assistant("Night.")]})
 
 
+def test_parts_of_other_kinds_fail_even_with_a_text():
+    for part in ({"type": "image", "text": "", "image": "x.png"}, {"type": "input_audio", "text": "hi"}, {"text": "What?", "image": {"bytes": b"0"}}, {"type": "tool_use", "text": "…"}):
+        rows = load_rows([{"messages": [user([{"type": "text", "text": "So: "}, part]), TALK[1]]}, {"messages": TALK}])
+        assert "parts that are not text" in rows[0]["failed"], part
+    assert read({"messages": [user([{"type": "text", "text": "Why is it dark?", "image": None}]), TALK[1]]})["messages"] == TALK
+
+
+def test_what_the_conversation_does_not_say_stays_or_is_counted():
+    pair = {"chosen": TALK, "rejected": LOST}
+    assert read({"instruction": "Why is it dark?", "input": "a text of its own"} | pair)["input"] == "a text of its own"
+    assert read({"prompt": json.dumps(TALK[:1]), "completion": "It's night.", "context": "a note"})["context"] == "a note"
+    assert "input" not in read({"instruction": "Sum up.", "input": "A text.", "output": "So."})
+    for record in ({"messages": TALK, "Input": 1, "Label": "x"}, {"text": "Rain.", "Label": "x"}): assert read(record) == record
+    counted = Counter()
+    read({"prompt": "<s>something else"} | pair, left_out=counted)
+    read({"prompt": "Why is it dark?", "messages": [user("Who?")]} | pair, left_out=counted)
+    assert counted == {"texts of prompt that the conversation does not have": 1, "the column messages beside the conversation": 1}
+    for prompt, talk in (("Why is it dark?", TALK), ("Why is it dark?", TALK[:1]), ("Why", [])): read({"prompt": prompt, "messages": talk} | pair, left_out=counted)
+    assert sum(counted.values()) == 2
+
+
 @pytest.mark.parametrize("media", [{"images": ["a.png"]}, {"image": {"bytes": b"\x89PNG", "path": None}}, {"audio": "a.wav"}, {"video_url": "http://x"}, {"jpg": b"\xff\xd8"}, {"shown": [{"bytes": b"\xff\xd8", "path": None}]}])
 def test_rows_with_media_fail_by_name(media):
     rows = load_rows([{"messages": TALK} | media, {"messages": TALK} | dict.fromkeys(media, {"bytes": None, "path": None})])
@@ -250,11 +271,9 @@ def test_settled_columns_that_are_false_say_nothing():
 
 
 def test_every_shape_is_read():
-    values = {"messages": TALK, "conversations": TALK, "conversation": TALK, "contents": TALK, "conversation_a": TALK, "conversation_b": LOST, "replies": [{"role": "assistant", "text": "It's night."}], "text": "Why is it dark?"}
+    values = {"messages": TALK, "conversations": TALK, "conversation": TALK, "contents": TALK, "conversation_a": TALK, "conversation_b": LOST, "text": "Why is it dark?"}
     for shape in SHAPES:
-        if shape == ("prompt",): record = {"prompt": {"role": "prompter", "text": "Why is it dark?", "replies": values["replies"]}}
-        else: record = {column: values.get(column, ["a", "b"] if column in ("responses", "completions", "generations", "answers") else f"the {column}") for column in shape}
-        if shape == ("text", "replies"): record["role"] = "prompter"
+        record = {column: values.get(column, ["a", "b"] if column in ("responses", "completions", "generations", "answers") else f"the {column}") for column in shape}
         if shape == ("chosen", "rejected"): record = {"chosen": TALK, "rejected": LOST}
         if len(shape) == 3 and shape[1:] == ("chosen", "rejected") and shape[0] in values: record["chosen"] = "It's night."
         assert {"messages", "text"} & {*to_messages(record)}, shape

@@ -71,3 +71,18 @@ def test_tools_reasons_and_weights_reach_the_training_file(tmp_path):
     assert json.loads(made["messages"][1]["tool_calls"][0]["function"]["arguments"]) == {"city": "Oslo"} and made["messages"][3]["weight"] == 0
     assert made["messages"][3]["reasoning_content"].startswith("Questa è") and made["tools"][0]["function"]["name"] == "weather"
     assert "images" not in json.dumps([body["messages"] for body in bodies]) and load_rows(path)[0]["messages"][3]["weight"] == 0
+
+
+def test_a_request_of_low_quality_is_not_translated(tmp_path):
+    tags = {"intent": "a fact", "knowledge": "biology", "difficulty": "easy", "quality_explanation": "So.", "category": "information seeking", "other_categories": []}
+    def tagging(body, n=0):
+        if "quality_explanation" not in json.dumps(body.get("response_format")): return translator_and_judge(body, n)
+        return json.dumps(tags | {"quality": "poor" if "number 2" in body["messages"][0]["content"] else "good"})
+    rows = load_rows([{"id": str(n), "messages": messages(n)} for n in range(1, 4)])
+    with serve(tagging) as (model, bodies):
+        outcome = run(rows, translate_and_judge, model=model, language="it", min_quality="average", out=tmp_path / "out", store=tmp_path / "s.sqlite")
+    assert [row["id"] for row in outcome.kept] == ["1", "3"] and [row["reason"] for row in outcome.dropped] == ["instruction: quality poor, kept from average"]
+    calls = {line["step"]: line["calls"] for line in json.loads((tmp_path / "out" / "manifest.json").read_text())["calls"]}
+    assert calls["tag"] == 3 and calls["translate instruction"] == 2 and len(bodies) == sum(calls.values()) == 3 + 2 * 4
+    wrong = run(rows, translate_and_judge, model=model, language="it", min_quality="best", store=tmp_path / "s.sqlite")
+    assert len(wrong.failed) == 3 and "min_quality 'best': expected very poor" in wrong.failed[0]["reason"] and not any(line["calls"] for line in wrong.ledger)
