@@ -25,18 +25,21 @@ _CALL_ROLES = ("function_call", "tool_call", "tool_calls")  # an assistant's mes
 # %% ../nbs/01c_messages.ipynb #20ad3efd
 _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|speech|video|pixel_value)s?(_(url|path|file|byte|data)s?)?", re.I)
 @lru_cache(4000)
-def _names_media(name): return _MEDIA.fullmatch(name) is not None
+def _names_media(name): return _MEDIA.fullmatch(str(name)) is not None
 
 def says_nothing(value) -> bool:
     "Whether `value` is null or empty"
     return value is None or isinstance(value, (str, list, dict)) and not value
 
 def _holds_bytes(value):
-    "Whether a value is bytes, or has them as `datasets` keeps the bytes of an image"
-    if isinstance(value, (str, int, float)) or value is None: return False
-    if isinstance(value, dict): return isinstance(value.get("bytes"), bytes)
-    if isinstance(value, list): return bool(value) and _holds_bytes(value[0])
+    "Whether a value, or the first of several, is bytes, or has them as `datasets` keeps the bytes of an image"
+    if isinstance(value, list) and value: value = value[0]
+    if isinstance(value, dict): value = value.get("bytes")
     return isinstance(value, (bytes, bytearray))
+
+def _is_absent(value):
+    "Whether a value is nothing, or an image that is not there, as `datasets` keeps it"
+    return says_nothing(value) or isinstance(value, dict) and not any(value.values())
 
 def media_in(
     fields: dict, # a message or a record
@@ -44,8 +47,8 @@ def media_in(
     "The fields of images, audio and other media that hold something"
     found = []
     for name, value in fields.items():
-        if isinstance(value, dict) and not any(value.values()): continue  # an image that is not there
-        if _names_media(str(name)) and not says_nothing(value) or _holds_bytes(value): found.append(name)
+        named = _names_media(name) and not _is_absent(value)
+        if named or _holds_bytes(value): found.append(name)
     return found
 
 # %% ../nbs/01c_messages.ipynb #6a631ffb

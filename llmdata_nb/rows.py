@@ -127,17 +127,22 @@ def content_id(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/02a_rows.ipynb #b7c5f3e5
-def _as_object(record):
-    "`record` as a dict of plain values; a list of messages is a conversation without a column"
+def _is_plain_text(raw):
+    "Whether what a line of text holds is plain by itself: no half of a surrogate pair, no NaN and no deep nest can be in it"
+    if not isinstance(raw, str) or not raw or "\\u" in raw or "NaN" in raw: return False
+    return raw.count("[") + raw.count("{") < 200
+
+def _as_object(record, raw):
+    "`record`, which was read from `raw`, as a dict of plain values; a list of messages is a conversation without a column"
     if isinstance(record, Unreadable): raise record
     if isinstance(record, list) and record and all(map(is_like_message, record)): record = {"messages": record}
     if not isinstance(record, dict):
         raise Unreadable(f"not an object but {type(record).__name__}")
-    return _plain_value(record)
+    return dict(record) if _is_plain_text(raw) else _plain_value(record)
 
-def _read_record(record, named=None, left_out=None):
+def _read_record(raw, record, named=None, left_out=None):
     "The row that `record` makes, without an id; raises what is wrong with it"
-    record = _as_object(record)
+    record = _as_object(record, raw)
     for column in ("dropped", "failed"):
         if record.get(column) in (None, "", False): record.pop(column, None)
     settled = [column for column in ("dropped", "failed") if column in record]
@@ -176,9 +181,9 @@ def _failed_row(place, raw, record, error):
 # %% ../nbs/02a_rows.ipynb #5d58ed5a
 _CONTENT = ("messages", "text", "chosen", "rejected", "responses")  # what the id of a row without one depends on
 
-def _good_row(record, named, left_out):
+def _good_row(raw, record, named, left_out):
     "The row for one record, with an id; raises what is wrong with it"
-    row = _read_record(record, named, left_out)
+    row = _read_record(raw, record, named, left_out)
     content = {column: row[column] for column in _CONTENT if column in row}
     row_id = _own_id(row) or content_id(content)
     row.pop("id", None)
@@ -186,7 +191,7 @@ def _good_row(record, named, left_out):
 
 def _row_of(place, raw, record, named=None, left_out=None):
     "The row for one record; a failed row when it cannot be read"
-    try: return _good_row(record, named, left_out)
+    try: return _good_row(raw, record, named, left_out)
     except Exception as e: return _failed_row(place, raw, record, e)
 
 # %% ../nbs/02a_rows.ipynb #6d304327
@@ -246,9 +251,9 @@ def _saying_notes(rows, name, moved, left_out):
     finally: _say_left_out(name, left_out)
 
 # %% ../nbs/02a_rows.ipynb #a5b05b33
-def _shape_problem(record, named):
+def _shape_problem(raw, record, named):
     "Why `record` is no object of a known shape; None for one that is, even if its row will be a failed one"
-    try: _read_record(record, named)
+    try: _read_record(raw, record, named)
     except Unreadable as e: return e
     except RecursionError: return NESTED
     except Exception: return None  # its shape is known, and its row says what is wrong with it
@@ -256,7 +261,7 @@ def _shape_problem(record, named):
 def _check_first(name, records, named):
     "Raise `ValueError` when there are no `records` or none of them is readable"
     if not records: raise ValueError(f"{name} is empty: no rows in it")
-    problems = [_shape_problem(record, named) for _, _, record in records]
+    problems = [_shape_problem(raw, record, named) for _, raw, record in records]
     if all(problems):
         place, _, _ = records[0]
         raise ValueError(f"{name}: not one of the first records ({len(records)}) can be read. {place}: {problems[0]}")
